@@ -1,0 +1,56 @@
+"""What every binary shares: a user's mistake ends with one clear line and an exit code, not with a traceback."""
+
+import sys
+from collections.abc import Callable
+
+from absl import app, flags, logging
+
+from cmd_jax.config import ConfigError
+from cmd_jax.data.decode import BadImage
+from cmd_jax.training.checkpoint import CheckpointError
+from cmd_jax.training.health import NonFinite
+
+BAD_CONFIG, BAD_DATA, SICK_RUN = 64, 65, 70  # 0 is success; launchers retry on any other code
+
+_DEBUG = flags.DEFINE_bool("debug", False, "show the traceback of an error")
+
+
+def run(main: Callable[[], None], usage: str) -> None:
+    """Parses the flags and runs a binary.
+
+    Args:
+        main: reads the parsed flags.
+        usage: shown by --help above the flags.
+    """
+    sys.modules["__main__"].__doc__ = usage
+    app.run(lambda _: _guarded(main), flags_parser=_parse)
+
+
+def _parse(arguments: list[str]) -> list[str]:
+    try:
+        rest = flags.FLAGS(arguments)
+    except (flags.Error, KeyError, AttributeError, ValueError, OSError) as error:
+        _stop(BAD_CONFIG, error)
+    if flags.FLAGS["help"].value or flags.FLAGS["helpfull"].value:
+        app.usage()
+        sys.exit(0)
+    if len(rest) > 1:
+        _stop(BAD_CONFIG, ConfigError(f"unexpected argument {rest[1]!r}; every option starts with --"))
+    logging.set_verbosity(logging.WARNING)
+    return rest
+
+
+def _guarded(main: Callable[[], None]) -> None:
+    codes = {ConfigError: BAD_CONFIG, BadImage: BAD_DATA, CheckpointError: BAD_DATA, NonFinite: SICK_RUN}
+    try:
+        main()
+    except tuple(codes) as error:
+        if _DEBUG.value:
+            raise
+        _stop(codes[type(error)], error)
+
+
+def _stop(code: int, error: Exception) -> None:
+    text = str(error.args[0] if error.args else error)
+    print(f"error: {text}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,311 @@
+"""The configuration: every key with its default, the rules that fill what is left open, and checks with a remedy.
+
+A file in `configs/` calls `default()` and changes what its experiment needs; `--config.section.key=value` changes single
+values. Keys that are None are filled by `resolve` from the method and from the number of training images, so the
+written `config.json` holds every value that was used.
+"""
+
+import json
+import os
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from cmd_jax.models.vit import SIZES
+
+# Below this many images the field uses fewer prototypes, a colder teacher and a faster EMA (see `resolve`).
+SMALL_DATASET = 20_000
+
+# What a method's name stands for: weights of the four terms, pooling of the image level, weights of the regions.
+METHODS = {
+    "cmd": {
+        "intra_image": 0.5,
+        "intra_region": 0.5,
+        "inter": 1.0,
+        "image_pool": "mil",
+        "region_weights": "teacher_mil",
+    },
+    "esvit": {"intra_image": 0.5, "intra_region": 0.5, "inter": 0.0, "image_pool": "mean", "region_weights": "uniform"},
+    "dino": {"intra_image": 1.0, "intra_region": 0.0, "inter": 0.0, "image_pool": "cls", "region_weights": "uniform"},
+}
+SOURCES = ("synthetic_birds", "cub", "folder")
+
+
+class ConfigError(ValueError):
+    """A value that cannot work; the message names the key, the value, the rule and the remedy."""
+
+
+def default() -> ConfigDict:
+    """Every key with its default; None means that `resolve` decides."""
+    config = ConfigDict()
+    config.seed = 0  # the run is a function of (config, data, seed)
+
+    config.method = ConfigDict()
+    config.method.name = "cmd"  # cmd | esvit | dino: fills the None below
+    config.method.image_pool = placeholder(str)  # mil | cls | mean: how patches become the image embedding
+    config.method.region_weights = placeholder(str)  # teacher_mil | uniform
+    config.method.intra_image_weight = placeholder(float)  # of L_I
+    config.method.intra_region_weight = placeholder(float)  # of L_R
+    config.method.inter_student_weight = placeholder(float)  # of L_S, the paper's lambda
+    config.method.inter_teacher_weight = placeholder(float)  # of L_T, the paper's lambda
+    config.method.student_temp = 0.1
+    config.method.teacher_temp = placeholder(float)  # by the size of the data
+    config.method.warmup_teacher_temp = placeholder(float)  # None: no warm-up
+    config.method.warmup_teacher_temp_epochs = 0
+    config.method.teacher_momentum = placeholder(float)  # of the EMA at the start, by the size of the data
+    config.method.teacher_momentum_end = 1.0
+    config.method.center_momentum = 0.9
+    config.method.mil_temp = 1.0  # of the MIL weights' softmax
+    config.method.mil_hidden_dim = 128
+
+    config.model = ConfigDict()
+    config.model.name = "vit_small"  # one of cmd_jax.models.vit.SIZES
+    config.model.patch_size = 16  # pixels
+    config.model.drop_path = 0.1  # student only
+    config.model.dtype = "float32"  # of activations: float32 | bfloat16; losses, norms and EMA stay float32
+
+    config.head = ConfigDict()
+    config.head.prototypes = placeholder(int)  # K, by the size of the data
+    config.head.share_prototypes = False  # one W for the image and the region level
+    config.head.hidden_dim = 2048
+    config.head.bottleneck_dim = 256
+    config.head.layers = 3
+    config.head.batch_norm = False  # batch statistics in the heads, an option of DINO's
+    config.head.norm_last_layer = True  # False learns a gain for every prototype
+
+    config.data = ConfigDict()
+    config.data.source = "synthetic_birds"  # one of SOURCES
+    config.data.data_dir = os.path.join("~", "tensorflow_datasets")  # prepared TFDS datasets
+    config.data.manual_dir = placeholder(str)  # archives that only you can download; default DATA_DIR/downloads/manual
+    config.data.folder = placeholder(str)  # of source "folder": train/CLASS/*, test/CLASS/*, or flat and unlabelled
+    config.data.canvas_px = 512  # longer sides are shrunk to this when an image is decoded
+    config.data.decode_threads = 4
+
+    config.views = ConfigDict()  # the multi-crop recipe of DINO, EsViT and CMD
+    config.views.global_px = 224
+    config.views.global_scale = (0.4, 1.0)  # share of the image's area
+    config.views.local_px = 96
+    config.views.local_scale = (0.05, 0.4)
+    config.views.local_count = 8
+    config.views.jitter_prob = 0.8
+    config.views.brightness = 0.4
+    config.views.contrast = 0.4
+    config.views.saturation = 0.2
+    config.views.hue = 0.1  # share of the circle
+    config.views.grayscale_prob = 0.2
+    config.views.blur_sigma = (0.1, 2.0)  # pixels of the view
+    config.views.global_blur_prob = (1.0, 0.1)  # of the two global views
+    config.views.local_blur_prob = 0.5
+    config.views.global_solarize_prob = (0.0, 0.2)
+
+    config.optim = ConfigDict()
+    config.optim.lr = 5e-4  # for a batch of 256; scaled linearly with the batch
+    config.optim.min_lr = 1e-6
+    config.optim.warmup_epochs = 10.0
+    config.optim.weight_decay = 0.04
+    config.optim.weight_decay_end = 0.4
+    config.optim.clip_grad = 3.0  # norm of each parameter's gradient; 0 does not clip
+    config.optim.freeze_last_layer_epochs = 1.0
+
+    config.train = ConfigDict()
+    config.train.batch_size = 64  # of all devices together
+    config.train.epochs = 100.0
+    config.train.log_every_steps = 10
+    config.train.checkpoint_every_epochs = 10.0
+    config.train.keep_checkpoints = 3
+
+    config.eval = ConfigDict()
+    config.eval.every_epochs = 0.0  # 0: only of the untrained and of the final teacher
+    config.eval.batch_size = 64
+    config.eval.resize_px = placeholder(int)  # shorter side; None: 8/7 of crop_px, the references' 256 for 224
+    config.eval.crop_px = placeholder(int)  # None: views.global_px
+    config.eval.features = placeholder(str)  # cls | mean | mil, or a concatenation like cls+mean; None: the method's pool
+    config.eval.knn_k = (10, 20)
+    config.eval.knn_temp = 0.07
+    return config
+
+
+def resolve(config: ConfigDict, train_images: int) -> ConfigDict:
+    """Fills every open value.
+
+    Args:
+        config: as given.
+        train_images: number of training images.
+
+    Returns:
+        A copy without None among the learning values; frozen against unknown keys.
+    """
+    config = config.copy_and_resolve_references()
+    small = train_images < SMALL_DATASET
+    method = METHODS[config.method.name]
+    rules: dict[str, Any] = {
+        "method.image_pool": method["image_pool"],
+        "method.region_weights": method["region_weights"],
+        "method.intra_image_weight": method["intra_image"],
+        "method.intra_region_weight": method["intra_region"],
+        "method.inter_student_weight": method["inter"],
+        "method.inter_teacher_weight": method["inter"],
+        # Few images cannot fill 65,536 prototypes: most would never be the teacher's choice, and each costs memory.
+        "head.prototypes": 4096 if small else 65_536,
+        # With few prototypes and few images the teacher's distribution stays flat for long; a colder one sharpens it.
+        "method.teacher_temp": 0.02 if small else 0.04,
+        # Short runs: with 0.996 the teacher averages over 250 steps, a large share of all the steps there are.
+        "method.teacher_momentum": 0.99 if small else 0.996,
+        "eval.crop_px": config.views.global_px,
+    }
+    for key, value in rules.items():
+        _fill(config, key, value)
+    _fill(config, "method.warmup_teacher_temp", config.method.teacher_temp)
+    _fill(config, "eval.resize_px", round(config.eval.crop_px * 8 / 7))
+    _fill(config, "eval.features", config.method.image_pool)
+    config.lock()
+    return config
+
+
+def _fill(config: ConfigDict, key: str, value: Any) -> None:
+    section, name = key.split(".")
+    if config[section][name] is None:
+        config[section][name] = value
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks every value that can be checked without data or devices.
+
+    Raises:
+        ConfigError: naming the first key that breaks a rule.
+    """
+    _choice("method.name", config.method.name, METHODS)
+    _choice("method.image_pool", config.method.image_pool, ("mil", "cls", "mean", None))
+    _choice("method.region_weights", config.method.region_weights, ("teacher_mil", "uniform", None))
+    _choice("model.name", config.model.name, SIZES)
+    _choice("model.dtype", config.model.dtype, ("float32", "bfloat16"))
+    _choice("data.source", config.data.source, SOURCES)
+    if config.data.source == "folder" and not config.data.folder:
+        raise ConfigError(
+            "data.source=folder needs data.folder; pass --config.data.folder=DIR with train/CLASS/* or flat images in it"
+        )
+    for key in [
+        "head.prototypes",
+        "head.hidden_dim",
+        "head.bottleneck_dim",
+        "head.layers",
+        "method.mil_hidden_dim",
+        "model.patch_size",
+        "data.canvas_px",
+        "data.decode_threads",
+        "views.global_px",
+        "views.local_px",
+        "train.batch_size",
+        "train.log_every_steps",
+        "train.keep_checkpoints",
+        "eval.batch_size",
+        "eval.resize_px",
+        "eval.crop_px",
+    ]:
+        _range(config, key, low=1)
+    for key in [
+        "method.intra_image_weight",
+        "method.intra_region_weight",
+        "method.inter_student_weight",
+        "method.inter_teacher_weight",
+        "method.warmup_teacher_temp_epochs",
+        "views.local_count",
+        "views.brightness",
+        "views.contrast",
+        "views.saturation",
+        "optim.min_lr",
+        "optim.warmup_epochs",
+        "optim.weight_decay",
+        "optim.weight_decay_end",
+        "optim.clip_grad",
+        "optim.freeze_last_layer_epochs",
+        "eval.every_epochs",
+    ]:
+        _range(config, key, low=0)
+    for key in [
+        "method.teacher_momentum",
+        "method.teacher_momentum_end",
+        "method.center_momentum",
+        "views.jitter_prob",
+        "views.grayscale_prob",
+        "views.local_blur_prob",
+    ]:
+        _range(config, key, low=0, high=1)
+    _range(config, "views.hue", low=0, high=0.5)
+    for key in [
+        "method.student_temp",
+        "method.teacher_temp",
+        "method.warmup_teacher_temp",
+        "method.mil_temp",
+        "optim.lr",
+        "train.epochs",
+        "train.checkpoint_every_epochs",
+        "eval.knn_temp",
+    ]:
+        _range(config, key, low=0, open_low=True)
+    _range(config, "model.drop_path", low=0, high=0.99)
+    for key in ("views.global_scale", "views.local_scale"):
+        section, name = key.split(".")
+        low, high = config[section][name]
+        if not 0 < low <= high <= 1:
+            raise ConfigError(
+                f"{key} is ({low}, {high}); it needs 0 < low <= high <= 1, a share of the image's area, for example (0.4, 1.0)"
+            )
+    for key in ("views.global_px", "views.local_px", "eval.crop_px"):
+        section, name = key.split(".")
+        side, patch = config[section][name], config.model.patch_size
+        if side is not None and side % patch:
+            below, above = max(1, side // patch) * patch, (side // patch + 1) * patch
+            raise ConfigError(f"{key} is {side}; it must be a multiple of model.patch_size={patch}; use {below} or {above}")
+    if config.eval.resize_px and config.eval.crop_px and config.eval.resize_px < config.eval.crop_px:
+        raise ConfigError(
+            f"eval.resize_px is {config.eval.resize_px}, less than eval.crop_px={config.eval.crop_px}; raise it to that"
+        )
+    if config.optim.warmup_epochs > config.train.epochs:
+        raise ConfigError(
+            f"optim.warmup_epochs is {config.optim.warmup_epochs}, longer than train.epochs={config.train.epochs}; "
+            "use a tenth of the epochs"
+        )
+    for name in (config.eval.features or "mil").split("+"):
+        _choice("eval.features", name, ("cls", "mean", "mil"))
+    weights = [config.method[f"{term}_weight"] for term in ("intra_image", "intra_region", "inter_student", "inter_teacher")]
+    if all(weight == 0 for weight in weights):
+        raise ConfigError("all four weights of the objective are 0; set method.intra_image_weight or another above 0")
+
+
+def _choice(key: str, value: Any, choices: Any) -> None:
+    if value not in choices:
+        raise ConfigError(
+            f"{key} is {value!r}; choose one of {', '.join(str(choice) for choice in choices if choice is not None)}"
+        )
+
+
+def _range(config: ConfigDict, key: str, low: float, high: float | None = None, open_low: bool = False) -> None:
+    section, name = key.split(".")
+    value = config[section][name]
+    if value is None:
+        return
+    if value < low or (open_low and value == low) or (high is not None and value > high):
+        rule = f"{'above' if open_low else 'at least'} {low}" + (f" and at most {high}" if high is not None else "")
+        raise ConfigError(f"{key} is {value}; it must be {rule}")
+
+
+def save(config: ConfigDict, path: str) -> None:
+    """Writes the resolved configuration as JSON, whole or not at all."""
+    partial = f"{path}.partial"
+    with open(partial, "w", encoding="utf-8") as file:
+        json.dump(config.to_dict(), file, indent=2, sort_keys=True)
+        file.write("\n")
+    os.replace(partial, path)
+
+
+def load(path: str) -> ConfigDict:
+    """Reads a configuration that `save` wrote."""
+    with open(path, encoding="utf-8") as file:
+        stored = json.load(file)
+    config = default()
+    with config.unlocked(), config.ignore_type():
+        config.update(stored)
+    config.lock()
+    return config

@@ -1,0 +1,224 @@
+"""Multi-crop augmentation of DINO on the device: uint8 images in, normalised float views out, inside the jitted step.
+
+The recipe is the one of DINO, EsViT and CMD (random resized crop, flip, colour jitter in random order, grayscale, blur,
+solarize, normalise). A crop is two interpolation products, so nothing gathers. Every image has its own key, a function of
+(seed, step, image index). Images are a canvas [C, C, 3] whose top left [height, width] corner holds the picture.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+Array = jax.Array
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+LUMA = (0.299, 0.587, 0.114)
+CROP_ATTEMPTS = 10
+ASPECT_RATIO = (3 / 4, 4 / 3)
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+
+
+class ViewParams(NamedTuple):
+    """Random parameters of one view of one image.
+
+    Attributes:
+        box: [4] float32, (top, left, height, width) in pixels of the canvas, whole numbers.
+        flip: [] bool.
+        jitter: [] bool, whether the colour jitter applies.
+        factors: [4] float32, brightness, contrast, saturation factors and the hue shift in turns of the circle.
+        order: [4] int32, the order of the four colour operations.
+        grayscale: [] bool.
+        sigma: [] float32, of the Gaussian blur in pixels of the view; 0 for none.
+        solarize: [] bool.
+    """
+
+    box: Array
+    flip: Array
+    jitter: Array
+    factors: Array
+    order: Array
+    grayscale: Array
+    sigma: Array
+    solarize: Array
+
+
+def normalize(pixels: Array) -> Array:
+    """[..., 3] in 0..255 -> float32 with ImageNet's mean and standard deviation taken out."""
+    return (pixels.astype(jnp.float32) / 255 - jnp.array(MEAN)) / jnp.array(STD)
+
+
+def sample_box(key: Array, size: Array, scale: tuple[float, float]) -> Array:
+    """Random resized crop: the first of ten boxes that fits, else a central crop of a clamped aspect ratio.
+
+    Args:
+        key: random key.
+        size: [2] (height, width) of the picture in pixels.
+        scale: range of the area as a share of the picture's.
+
+    Returns:
+        [4] float32 (top, left, height, width), whole numbers.
+    """
+    area_key, ratio_key, top_key, left_key = jax.random.split(key, 4)
+    height, width = size[0].astype(jnp.float32), size[1].astype(jnp.float32)
+    area = height * width * jax.random.uniform(area_key, (CROP_ATTEMPTS,), minval=scale[0], maxval=scale[1])
+    low, high = math.log(ASPECT_RATIO[0]), math.log(ASPECT_RATIO[1])
+    ratio = jnp.exp(jax.random.uniform(ratio_key, (CROP_ATTEMPTS,), minval=low, maxval=high))
+    box_width, box_height = jnp.round(jnp.sqrt(area * ratio)), jnp.round(jnp.sqrt(area / ratio))
+    fits = (box_width >= 1) & (box_height >= 1) & (box_width <= width) & (box_height <= height)
+    first = jnp.argmax(fits)
+
+    picture_ratio = width / height
+    central_width = jnp.where(picture_ratio > ASPECT_RATIO[1], jnp.round(height * ASPECT_RATIO[1]), width)
+    central_height = jnp.where(picture_ratio < ASPECT_RATIO[0], jnp.round(width / ASPECT_RATIO[0]), height)
+    found = jnp.any(fits)
+    box_width = jnp.where(found, box_width[first], central_width)
+    box_height = jnp.where(found, box_height[first], central_height)
+    spare_y, spare_x = height - box_height, width - box_width
+    top = jnp.where(found, jnp.floor(jax.random.uniform(top_key) * (spare_y + 1)), jnp.round(spare_y / 2))
+    left = jnp.where(found, jnp.floor(jax.random.uniform(left_key) * (spare_x + 1)), jnp.round(spare_x / 2))
+    return jnp.stack([top, left, box_height, box_width])
+
+
+def sample_params(
+    key: Array, size: Array, scale: tuple[float, float], blur_prob: float, solarize_prob: float, views: ConfigDict
+) -> ViewParams:
+    """Draws the parameters of one view; `views` is the config's section of that name."""
+    keys = jax.random.split(key, 9)
+    coin = jax.random.uniform(keys[0], (5,))
+    strength = jnp.array([views.brightness, views.contrast, views.saturation, views.hue])
+    spread = jax.random.uniform(keys[2], (4,), minval=-1.0, maxval=1.0) * strength
+    return ViewParams(
+        box=sample_box(keys[1], size, scale),
+        flip=coin[0] < 0.5,
+        jitter=coin[1] < views.jitter_prob,
+        factors=spread + jnp.array([1.0, 1.0, 1.0, 0.0]),
+        order=jax.random.permutation(keys[3], 4),
+        grayscale=coin[2] < views.grayscale_prob,
+        sigma=jnp.where(
+            coin[3] < blur_prob,
+            jax.random.uniform(keys[4], minval=views.blur_sigma[0], maxval=views.blur_sigma[1]),
+            0.0,
+        ),
+        solarize=coin[4] < solarize_prob,
+    )
+
+
+def interpolation_matrix(start: Array, length: Array, out: int, size: int) -> Array:
+    """Pillow's antialiased bicubic resize of the pixels [start, start + length) of an axis to `out` pixels.
+
+    Returns:
+        [out, size] float32, rows sum to 1.
+    """
+    scale = length / out
+    filter_scale = jnp.maximum(scale, 1.0)
+    center = (jnp.arange(out) + 0.5) * scale  # in pixels from `start`
+    # Pillow keeps the taps between these whole numbers, clipped to the box.
+    first = jnp.maximum(jnp.floor(center - 2 * filter_scale + 0.5), 0)
+    last = jnp.minimum(jnp.floor(center + 2 * filter_scale + 0.5), length)
+    pixel = jnp.arange(size) - start
+    x = jnp.abs((pixel + 0.5 - center[:, None]) / filter_scale)
+    cubic = jnp.where(x < 1, (1.5 * x - 2.5) * x * x + 1, jnp.where(x < 2, ((-0.5 * x + 2.5) * x - 4) * x + 2, 0.0))
+    weights = jnp.where((pixel >= first[:, None]) & (pixel < last[:, None]), cubic, 0.0)
+    return weights / jnp.sum(weights, axis=1, keepdims=True)
+
+
+def resized_crop(canvas: Array, box: Array, flip: Array, out: int) -> Array:
+    """[C, C, 3] uint8, box [4] -> [out, out, 3] float32 in 0..255, mirrored where `flip`."""
+    rows = interpolation_matrix(box[0], box[2], out, canvas.shape[0])
+    columns = interpolation_matrix(box[1], box[3], out, canvas.shape[1])
+    columns = jnp.where(flip, columns[::-1], columns)
+    pixels = jnp.einsum("yi,ijc->yjc", rows, canvas.astype(jnp.float32), precision="highest")
+    return jnp.clip(jnp.einsum("xj,yjc->yxc", columns, pixels, precision="highest"), 0, 255)
+
+
+def luma(pixels: Array) -> Array:
+    """[..., 3] -> [..., 1], ITU-R 601 as in Pillow."""
+    return jnp.sum(pixels * jnp.array(LUMA), axis=-1, keepdims=True)
+
+
+def shift_hue(pixels: Array, shift: Array) -> Array:
+    """Turns the hue by `shift` of the circle: [..., 3] in 0..255 -> the same."""
+    high, low = jnp.max(pixels, axis=-1), jnp.min(pixels, axis=-1)
+    chroma = high - low
+    safe = jnp.where(chroma > 0, chroma, 1.0)
+    r, g, b = pixels[..., 0], pixels[..., 1], pixels[..., 2]
+    sixth = jnp.where(high == r, (g - b) / safe, jnp.where(high == g, 2 + (b - r) / safe, 4 + (r - g) / safe))
+    # HSV -> RGB in closed form: channel n is V - V S clip(min(k, 4 - k), 0, 1), k = (n + 6 H) mod 6, with V S = chroma.
+    k = (jnp.array([5.0, 3.0, 1.0]) + (sixth + 6 * shift)[..., None]) % 6
+    return high[..., None] - chroma[..., None] * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
+
+
+def color_jitter(pixels: Array, factors: Array, order: Array) -> Array:
+    """Brightness, contrast, saturation and hue in the given order: [H, W, 3] in 0..255 -> the same."""
+    for position in range(4):
+        operation = order[position]
+        gray = luma(pixels)
+        # The first three blend with black, with the mean grey level, with the own grey: base + factor (x - base).
+        base = jnp.where(operation == CONTRAST, jnp.round(jnp.mean(gray)), gray) * (operation != BRIGHTNESS)
+        blended = jnp.clip(base + factors[jnp.minimum(operation, SATURATION)] * (pixels - base), 0, 255)
+        pixels = jnp.where(operation == HUE, shift_hue(pixels, factors[HUE]), blended)
+    return pixels
+
+
+def gaussian_blur(pixels: Array, sigma: Array, max_sigma: float) -> Array:
+    """Gaussian blur with repeated edges as two products; sigma 0 leaves the picture. [H, W, 3] -> [H, W, 3]."""
+    radius = math.ceil(4 * max_sigma)
+
+    def matrix(size: int) -> Array:
+        offset = jnp.arange(-radius, radius + 1)
+        kernel = jnp.exp(-0.5 * jnp.square(offset / jnp.maximum(sigma, 1e-3)))
+        kernel = kernel / jnp.sum(kernel)
+        source = jnp.clip(jnp.arange(size)[:, None] + offset, 0, size - 1)  # [size, taps]
+        return jnp.einsum("yt,yti->yi", jnp.broadcast_to(kernel, source.shape), jax.nn.one_hot(source, size))
+
+    blurred = jnp.einsum("yi,ijc->yjc", matrix(pixels.shape[0]), pixels, precision="highest")
+    blurred = jnp.einsum("xj,yjc->yxc", matrix(pixels.shape[1]), blurred, precision="highest")
+    return jnp.where(sigma > 0, blurred, pixels)
+
+
+def solarize(pixels: Array) -> Array:
+    """Inverts what is 128 or brighter, in 0..255."""
+    return jnp.where(pixels >= 128, 255 - pixels, pixels)
+
+
+def apply_params(canvas: Array, params: ViewParams, out: int, max_sigma: float) -> Array:
+    """One view of one image: [C, C, 3] uint8 -> [out, out, 3] float32, normalised."""
+    pixels = resized_crop(canvas, params.box, params.flip, out)
+    pixels = jnp.where(params.jitter, color_jitter(pixels, params.factors, params.order), pixels)
+    pixels = jnp.where(params.grayscale, luma(pixels), pixels)
+    pixels = gaussian_blur(pixels, params.sigma, max_sigma)
+    pixels = jnp.where(params.solarize, solarize(pixels), pixels)
+    return normalize(pixels)
+
+
+def multi_crop(key: Array, canvas: Array, size: Array, index: Array, views: ConfigDict) -> tuple[Array, Array | None]:
+    """All views of a batch.
+
+    Args:
+        key: of (seed, step); folded with each image's index.
+        canvas: [B, C, C, 3] uint8.
+        size: [B, 2] int32, height and width of the picture inside its canvas.
+        index: [B] int32, the images' indices in the dataset.
+        views: the config's section of that name.
+
+    Returns:
+        Global views [B, 2, G, G, 3] and local views [B, L, l, l, 3] (None when L is 0), float32, normalised.
+    """
+    image_keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+
+    def view(number: int, out: int, scale: tuple, blur_prob: float, solarize_prob: float) -> Array:
+        def one(image_key: Array, image: Array, image_size: Array) -> Array:
+            view_key = jax.random.fold_in(image_key, number)
+            params = sample_params(view_key, image_size, tuple(scale), blur_prob, solarize_prob, views)
+            return apply_params(image, params, out, views.blur_sigma[1])
+
+        return jax.vmap(one)(image_keys, canvas, size)
+
+    globals_ = [
+        view(n, views.global_px, views.global_scale, views.global_blur_prob[n], views.global_solarize_prob[n]) for n in range(2)
+    ]
+    locals_ = [view(2 + n, views.local_px, views.local_scale, views.local_blur_prob, 0.0) for n in range(views.local_count)]
+    return jnp.stack(globals_, axis=1), jnp.stack(locals_, axis=1) if locals_ else None

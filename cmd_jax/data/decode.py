@@ -1,0 +1,125 @@
+"""Encoded bytes -> uint8 pixels: one policy for every kind of picture, and the two shapes the project needs."""
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+MAX_PIXELS = 100_000_000
+
+
+class BadImage(ValueError):
+    """A picture that cannot be read; the message starts with its path or id."""
+
+
+def decode_rgb(encoded: bytes, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decodes a picture.
+
+    16-bit grey is scaled (Pillow would clip it), transparency is laid on white, EXIF rotation is applied, the first frame
+    of an animation counts.
+
+    Args:
+        encoded: the file's bytes.
+        name: path or id for the error message.
+        max_pixels: larger pictures are refused before they are decoded.
+
+    Returns:
+        [height, width, 3] uint8.
+
+    Raises:
+        BadImage: the bytes are not a picture, are damaged, or hold too many pixels.
+    """
+    if not encoded:
+        raise BadImage(f"{name}: the file is empty (0 bytes)")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+            width, height = image.size
+            if width * height > max_pixels:
+                raise BadImage(
+                    f"{name}: {width}x{height} pixels are over the limit of {max_pixels}; shrink the picture or remove it"
+                )
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except BadImage:
+        raise
+    # Pillow's plugins raise many types on damaged files; all of them mean the same to the caller.
+    except Exception as error:
+        raise BadImage(f"{name}: not a readable picture ({type(error).__name__}: {error}); remove or replace it") from error
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I"):
+        levels = np.asarray(image).astype(np.int64)
+        gray = np.clip(levels * 255 // 65535, 0, 255).astype(np.uint8)
+        return np.repeat(gray[..., None], 3, axis=-1)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+    return np.asarray(image.convert("RGB"))
+
+
+def to_canvas(pixels: np.ndarray, canvas_px: int) -> tuple[np.ndarray, np.ndarray]:
+    """Fits a picture into the top left corner of a square canvas, shrinking it if its longer side is too long.
+
+    Args:
+        pixels: [height, width, 3] uint8.
+        canvas_px: C.
+
+    Returns:
+        [C, C, 3] uint8, the rest black; and [2] int32, the picture's height and width inside it.
+    """
+    height, width = pixels.shape[:2]
+    longer = max(height, width)
+    if longer > canvas_px:
+        height, width = (max(1, round(side * canvas_px / longer)) for side in (height, width))
+        pixels = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
+    canvas = np.zeros((canvas_px, canvas_px, 3), np.uint8)
+    canvas[:height, :width] = pixels
+    return canvas, np.array([height, width], np.int32)
+
+
+def eval_crop(pixels: np.ndarray, resize_px: int, crop_px: int) -> np.ndarray:
+    """Evaluation preprocessing of the references: shorter side to `resize_px` (Pillow bicubic), centre crop of `crop_px`.
+
+    Args:
+        pixels: [height, width, 3] uint8.
+
+    Returns:
+        [crop_px, crop_px, 3] uint8.
+    """
+    height, width = eval_size(pixels.shape[:2], resize_px)
+    image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+    top, left = eval_corner((height, width), crop_px)
+    return np.asarray(image.crop((left, top, left + crop_px, top + crop_px)))
+
+
+def eval_size(size: tuple[int, int], resize_px: int) -> tuple[int, int]:
+    """(height, width) after the shorter side is resized; the longer one is cut to a whole number as torchvision does."""
+    height, width = size
+    if width <= height:
+        return int(resize_px * height / width), resize_px
+    return resize_px, int(resize_px * width / height)
+
+
+def eval_corner(size: tuple[int, int], crop_px: int) -> tuple[int, int]:
+    """(top, left) of torchvision's centre crop."""
+    return round((size[0] - crop_px) / 2), round((size[1] - crop_px) / 2)
+
+
+def eval_boxes(boxes: np.ndarray, size: tuple[int, int], resize_px: int, crop_px: int) -> np.ndarray:
+    """Boxes of a picture -> boxes of its evaluation crop.
+
+    Args:
+        boxes: [P, 4] (ymin, xmin, ymax, xmax), fractions of the picture.
+        size: (height, width) of the picture.
+
+    Returns:
+        [P, 4] fractions of the crop, clipped to 0..1; a part outside the crop has zero area.
+    """
+    resized = np.array(eval_size(size, resize_px), np.float64)
+    corner = np.array(eval_corner(tuple(resized.astype(int)), crop_px))
+    scale, shift = np.tile(resized, 2) / crop_px, np.tile(corner, 2) / crop_px
+    return np.clip(boxes * scale - shift, 0, 1).astype(np.float32)

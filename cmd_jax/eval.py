@@ -1,0 +1,34 @@
+"""Eval binary: `python -m cmd_jax.eval --workdir=DIR`; restores the teacher alone, in a process of its own."""
+
+import os
+
+from absl import flags
+
+from cmd_jax import cli
+from cmd_jax.config import ConfigError
+
+USAGE = """Evaluates the teacher of a run: k-NN, retrieval, accuracy of every class, and pointing where parts are known.
+
+  python -m cmd_jax.eval --workdir=runs/demo
+  python -m cmd_jax.eval --workdir=runs/demo --step=300
+
+Prints each number with its protocol, beside the untrained teacher's where the run measured it; writes
+DIR/eval/STEP/metrics.json and the pictures DIR/report/mil_overlays.png and retrieval.png.
+Exit codes: 0 done, 64 bad flag, 65 bad data or checkpoint."""
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run")
+_STEP = flags.DEFINE_integer("step", None, "step of the checkpoint; the newest by default", lower_bound=0)
+
+
+def main() -> None:
+    if _WORKDIR.value is None:
+        raise ConfigError("--workdir is missing; pass the directory of a run such as --workdir=runs/demo")
+    if not os.path.exists(os.path.join(_WORKDIR.value, "config.json")):
+        raise ConfigError(f"{_WORKDIR.value} has no config.json; give the --workdir of a run of cmd_jax.main")
+    from cmd_jax.evaluation import restore  # imported after the flags are checked: it loads jax
+
+    restore.evaluate_run(_WORKDIR.value, _STEP.value)
+
+
+if __name__ == "__main__":
+    cli.run(main, USAGE)

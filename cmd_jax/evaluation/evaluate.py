@@ -1,0 +1,170 @@
+"""All protocols on one teacher: what `cmd_jax.eval` and the training loop call."""
+
+import json
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cmd_jax.config import ConfigDict, ConfigError
+from cmd_jax.data.sources import Source, open_source
+from cmd_jax.evaluation.features import Features, extract_features, make_extractor
+from cmd_jax.evaluation.knn import knn_classify
+from cmd_jax.evaluation.pointing import pointing
+from cmd_jax.evaluation.retrieval import retrieval
+from cmd_jax.models.network import Network
+from cmd_jax.training.state import Params
+
+
+class Row(NamedTuple):
+    """One number: its key in metrics.json, title, value in percent, and how it was measured."""
+
+    key: str
+    title: str
+    value: float
+    protocol: str
+
+
+class Evaluation(NamedTuple):
+    """Everything measured on one teacher.
+
+    Attributes:
+        step: of the teacher.
+        rows: the numbers.
+        per_class: class name -> k-NN top-1 in percent.
+        gallery: features of the training images.
+        queries: features of the test images.
+    """
+
+    step: int
+    rows: list[Row]
+    per_class: dict[str, float]
+    gallery: Features
+    queries: Features
+
+    def metrics(self) -> dict[str, float]:
+        return {row.key: row.value for row in self.rows}
+
+
+class LabelledSplits(NamedTuple):
+    """The gallery and the queries of an evaluation."""
+
+    train: Source
+    test: Source
+
+
+def open_labelled_splits(config: ConfigDict) -> LabelledSplits:
+    """Opens both splits.
+
+    Raises:
+        ConfigError: there are no labels or no test images to evaluate on.
+    """
+    train, test = (open_source(config.data, split) for split in ("train", "test"))
+    where = config.data.folder or config.data.source
+    if not train.class_names:
+        raise ConfigError(f"{where} has no labels; k-NN and retrieval need train/CLASS/* and test/CLASS/*")
+    if not len(test):
+        raise ConfigError(f"{where} has no test images; k-NN and retrieval need test/CLASS/* beside train/CLASS/*")
+    return LabelledSplits(train, test)
+
+
+def evaluate(config: ConfigDict, network: Network, teacher: Params, step: int, splits: LabelledSplits) -> Evaluation:
+    """Measures a teacher: test images as queries against the training images."""
+    extract = make_extractor(config, network)
+    gallery, queries = (extract_features(extract, teacher, split, config) for split in splits)
+    classes, counts = (
+        splits.train.class_names,
+        f"{len(queries.labels):,} test queries, {len(gallery.labels):,} train images",
+    )
+    features = f"{config.eval.features} features at {config.eval.crop_px} px"
+    rows = []
+    for k in config.eval.knn_k:
+        result = knn_classify(
+            gallery.features,
+            gallery.labels,
+            queries.features,
+            queries.labels,
+            k=k,
+            temp=config.eval.knn_temp,
+            classes=len(classes),
+        )
+        protocol = f"k={k}, T={config.eval.knn_temp}, {features}, {counts}"
+        rows.append(Row(f"knn{k}_top1", f"k-NN top-1 (k={k})", result.top1, f"{protocol}; chance {100 / len(classes):.1f}"))
+        rows.append(Row(f"knn{k}_top5", f"k-NN top-5 (k={k})", result.top5, protocol))
+    found = retrieval(gallery.features, gallery.labels, queries.features, queries.labels)
+    protocol = f"cosine, {features}, {counts}"
+    rows += [
+        Row("rank1", "Retrieval Rank-1", found.rank1, protocol),
+        Row("rank5", "Retrieval Rank-5", found.rank5, protocol),
+        Row(
+            "map_at_100",
+            "Retrieval mAP@100",
+            found.map_at_100,
+            f"first 100 ranks, over the relevant found there, {protocol}",
+        ),
+        Row("map", "Retrieval mAP", found.map_full, f"whole ranking, {protocol}"),
+    ]
+    if queries.boxes.shape[1]:
+        point = pointing(queries.mil_weights, queries.boxes)
+        patches = f"{queries.mil_weights.shape[1]} patches, {len(queries.labels):,} test images"
+        rows.append(
+            Row(
+                "pointing_accuracy",
+                "MIL pointing accuracy",
+                point.accuracy,
+                f"most weighted patch on a part box, {patches}",
+            )
+        )
+        rows.append(Row("pointing_chance", "MIL pointing chance", point.chance, f"a patch drawn at random, {patches}"))
+    right = result.predictions == queries.labels
+    per_class = {name: 100 * float(np.mean(right[queries.labels == label])) for label, name in enumerate(classes)}
+    return Evaluation(step, rows, per_class, gallery, queries)
+
+
+def save(evaluation: Evaluation, config: ConfigDict, workdir: str) -> str:
+    """Writes `eval/STEP/metrics.json` and returns its path."""
+    directory = os.path.join(workdir, "eval", str(evaluation.step))
+    os.makedirs(directory, exist_ok=True)
+    path = os.path.join(directory, "metrics.json")
+    k = config.eval.knn_k[-1]
+    content: dict[str, Any] = {
+        "step": evaluation.step,
+        "metrics": evaluation.metrics(),
+        "protocol": {row.key: row.protocol for row in evaluation.rows},
+        "per_class_top1": {"protocol": f"k-NN top-1, k={k}", "percent": evaluation.per_class},
+    }
+    partial = f"{path}.partial"
+    with open(partial, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2)
+        file.write("\n")
+    os.replace(partial, path)
+    return path
+
+
+def load_metrics(workdir: str, step: int) -> dict[str, float] | None:
+    """The numbers that `save` wrote for a step, or None."""
+    path = os.path.join(workdir, "eval", str(step), "metrics.json")
+    if not os.path.exists(path):
+        return None
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)["metrics"]
+
+
+def table(evaluation: Evaluation, before: dict[str, float] | None = None) -> str:
+    """The numbers as text, with the protocol beside each and, if given, the untrained teacher's numbers."""
+    head = (
+        f"{'percent':24}{'untrained':>11}{'step ' + str(evaluation.step):>13}  protocol"
+        if before
+        else f"{'percent':24}{'step ' + str(evaluation.step):>11}  protocol"
+    )
+    lines = [head]
+    for row in evaluation.rows:
+        numbers = f"{row.value:11.2f}" if before is None else f"{before[row.key]:11.2f}{row.value:13.2f}"
+        lines.append(f"{row.title:24}{numbers}  {row.protocol}")
+    return "\n".join(lines)
+
+
+def class_table(evaluation: Evaluation) -> str:
+    """Accuracy of every class, worst first."""
+    ordered = sorted(evaluation.per_class.items(), key=lambda item: item[1])
+    return "\n".join(["top-1 by class, percent"] + [f"  {value:6.1f}  {name}" for name, value in ordered])

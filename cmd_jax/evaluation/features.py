@@ -1,0 +1,105 @@
+"""Features of a whole split from the teacher: one extractor that every protocol reads."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cmd_jax.config import ConfigDict
+from cmd_jax.data.augment import normalize
+from cmd_jax.data.decode import decode_rgb, eval_boxes, eval_crop
+from cmd_jax.data.sources import Source
+from cmd_jax.models.network import Network
+from cmd_jax.training.state import Params
+
+
+class Features(NamedTuple):
+    """Features of N images.
+
+    Attributes:
+        features: [N, F] float32, l2-normalised.
+        mil_weights: [N, P] float32, weights of the P patches, row-major; rows sum to 1.
+        attention: [N, P] float32, the class token's attention to the patches in the last block, mean of the heads.
+        labels: [N] int64, -1 where unlabelled.
+        boxes: [N, parts, 4] float32 (ymin, xmin, ymax, xmax), fractions of the evaluation crop.
+        names: paths or ids.
+    """
+
+    features: np.ndarray
+    mil_weights: np.ndarray
+    attention: np.ndarray
+    labels: np.ndarray
+    boxes: np.ndarray
+    names: tuple[str, ...]
+
+
+def make_extractor(config: ConfigDict, network: Network) -> Callable[[Params, np.ndarray], dict[str, jax.Array]]:
+    """Builds the jitted function (params, [B, H, W, 3] uint8) -> features, mil_weights, attention of a batch."""
+    parts = config.eval.features.split("+")
+
+    @jax.jit
+    def extract(params: Params, images: jax.Array) -> dict[str, jax.Array]:
+        encoded = network.apply({"params": params}, normalize(images))
+        tokens = encoded.patch_tokens.astype(jnp.float32)
+        pools = {
+            "cls": lambda: encoded.backbone["cls_token"].astype(jnp.float32),
+            "mean": lambda: jnp.mean(tokens, axis=1),
+            "mil": lambda: jnp.einsum("bn,bnd->bd", encoded.mil_weights, tokens),
+        }
+        chosen = [pools[name]() for name in parts]
+        # Each pool counts the same in a concatenation, whatever its norm.
+        unit = [x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12) for x in chosen]
+        return {
+            "features": jnp.concatenate(unit, axis=-1) / np.sqrt(len(parts)),
+            "mil_weights": encoded.mil_weights,
+            "attention": jnp.mean(encoded.backbone["attention"][:, :, 0, 1:], axis=1),
+        }
+
+    return extract
+
+
+def eval_images(source: Source, config: ConfigDict, threads: int) -> Iterator[tuple[np.ndarray, np.ndarray, int, str]]:
+    """Decodes a split in order: (crop [H, W, 3] uint8, part boxes in the crop [P, 4], label, name)."""
+
+    def load(index: int):
+        record = source[index]
+        pixels = decode_rgb(record.encoded, record.name)
+        boxes = eval_boxes(record.part_boxes, pixels.shape[:2], config.resize_px, config.crop_px)
+        return eval_crop(pixels, config.resize_px, config.crop_px), boxes, record.label, record.name
+
+    chunk = 4 * threads
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(source), chunk):
+            yield from pool.map(load, range(start, min(start + chunk, len(source))))
+
+
+def extract_features(extract: Callable, params: Params, source: Source, config: ConfigDict) -> Features:
+    """Runs the teacher over a split.
+
+    Args:
+        extract: of `make_extractor`.
+        params: the teacher's.
+        source: the split.
+        config: the whole resolved configuration.
+    """
+    batch_size, outputs, rows = config.eval.batch_size, [], []
+    pending: list[np.ndarray] = []
+
+    def flush() -> None:
+        images = np.stack(pending + [pending[-1]] * (batch_size - len(pending)))  # one shape: one compilation
+        outputs.append({key: np.asarray(value)[: len(pending)] for key, value in extract(params, images).items()})
+        pending.clear()
+
+    for pixels, boxes, label, name in eval_images(source, config.eval, config.data.decode_threads):
+        pending.append(pixels)
+        rows.append((boxes, label, name))
+        if len(pending) == batch_size:
+            flush()
+    if pending:
+        flush()
+    boxes, labels, names = zip(*rows, strict=True)
+    joined = {key: np.concatenate([output[key] for output in outputs]) for key in outputs[0]}
+    return Features(**joined, labels=np.array(labels, np.int64), boxes=np.stack(boxes), names=names)

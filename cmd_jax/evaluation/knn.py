@@ -1,0 +1,59 @@
+"""Weighted k-nearest-neighbour classification of DINO (`eval_knn.py` of the references)."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+QUERIES_AT_ONCE = 1024
+
+
+class KNNResult(NamedTuple):
+    """Percentages of right answers, and the predicted class of each query [Q] int64."""
+
+    top1: float
+    top5: float
+    predictions: np.ndarray
+
+
+def knn_votes(
+    gallery: np.ndarray, gallery_labels: np.ndarray, queries: np.ndarray, *, k: int, temp: float, classes: int
+) -> np.ndarray:
+    """Votes of the k most similar gallery items, each exp(similarity / temp) for its class.
+
+    Args:
+        gallery: [M, F], l2-normalised.
+        gallery_labels: [M] int.
+        queries: [Q, F], l2-normalised.
+        k: number of neighbours; at most M.
+        temp: temperature.
+        classes: number of classes C.
+
+    Returns:
+        [Q, C] float64.
+    """
+    k = min(k, len(gallery))
+    votes = np.zeros((len(queries), classes))
+    for start in range(0, len(queries), QUERIES_AT_ONCE):
+        similarity = queries[start : start + QUERIES_AT_ONCE] @ gallery.T
+        nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
+        weight = np.exp(np.take_along_axis(similarity, nearest, axis=1).astype(np.float64) / temp)
+        row = np.arange(start, start + len(similarity))[:, None]
+        np.add.at(votes, (np.broadcast_to(row, nearest.shape), gallery_labels[nearest]), weight)
+    return votes
+
+
+def knn_classify(
+    gallery: np.ndarray,
+    gallery_labels: np.ndarray,
+    queries: np.ndarray,
+    query_labels: np.ndarray,
+    *,
+    k: int,
+    temp: float,
+    classes: int,
+) -> KNNResult:
+    """Top-1 and top-5 accuracy of `knn_votes`; a class without a vote is never an answer."""
+    votes = knn_votes(gallery, gallery_labels, queries, k=k, temp=temp, classes=classes)
+    ranked = np.argsort(-votes, axis=1, kind="stable")[:, :5]
+    right = (ranked == query_labels[:, None]) & (np.take_along_axis(votes, ranked, axis=1) > 0)
+    return KNNResult(100 * float(np.mean(right[:, 0])), 100 * float(np.mean(right.any(axis=1))), ranked[:, 0])

@@ -1,0 +1,56 @@
+"""Does the MIL scorer look at the parts that decide the class?"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class PointingResult(NamedTuple):
+    """Percentages.
+
+    Attributes:
+        accuracy: share of images whose most weighted patch lies on a discriminative part.
+        chance: the same for a patch drawn at random, mean over the images.
+    """
+
+    accuracy: float
+    chance: float
+
+
+def patches_on_parts(boxes: np.ndarray, patches: int) -> np.ndarray:
+    """Which patches lie on a part: the patch's centre is inside a part's box, or the box's centre inside the patch.
+
+    The second rule keeps parts that are smaller than a patch.
+
+    Args:
+        boxes: [N, parts, 4] (ymin, xmin, ymax, xmax), fractions of the crop; boxes without area do not count.
+        patches: P, a square number; row-major.
+
+    Returns:
+        [N, P] bool.
+    """
+    side = round(patches**0.5)
+    if side * side != patches:
+        raise ValueError(f"{patches} patches do not form a square grid")
+    low, high = boxes[:, :, None, :2], boxes[:, :, None, 2:]  # [N, parts, 1, 2] (y, x)
+    rows, columns = np.divmod(np.arange(patches), side)
+    corner = np.stack([rows, columns], -1) / side  # [P, 2]
+    center = corner + 0.5 / side
+    box_center = (low + high) / 2
+    patch_in_box = np.all((center >= low) & (center <= high), axis=-1)
+    box_in_patch = np.all((box_center >= corner) & (box_center < corner + 1 / side), axis=-1)
+    real = np.all(high > low, axis=-1)
+    return np.any((patch_in_box | box_in_patch) & real, axis=1)
+
+
+def pointing(mil_weights: np.ndarray, boxes: np.ndarray) -> PointingResult:
+    """Pointing accuracy over the images that have a part.
+
+    Args:
+        mil_weights: [N, P].
+        boxes: [N, parts, 4], see `patches_on_parts`.
+    """
+    on_part = patches_on_parts(boxes, mil_weights.shape[1])
+    has_part = on_part.any(axis=1)
+    hit = on_part[np.arange(len(on_part)), np.argmax(mil_weights, axis=1)]
+    return PointingResult(100 * float(hit[has_part].mean()), 100 * float(on_part[has_part].mean()))

@@ -1,0 +1,41 @@
+"""From a work directory to an evaluated teacher, without optimizer or student."""
+
+import os
+
+import jax
+
+from cmd_jax import config as config_lib
+from cmd_jax.evaluation import evaluate as evaluation_lib
+from cmd_jax.report.pictures import write_pictures
+from cmd_jax.training.checkpoint import Checkpoints
+from cmd_jax.training.sharding import make_shardings
+from cmd_jax.training.state import init_params, make_network
+
+
+def evaluate_run(workdir: str, step: int | None) -> evaluation_lib.Evaluation:
+    """Restores a teacher, measures it, prints the tables and writes numbers and pictures.
+
+    Args:
+        workdir: of a run.
+        step: of the checkpoint; None is the newest.
+
+    Raises:
+        CheckpointError: there is no such step, or it does not fit config.json.
+        ConfigError: the data has no labels or no test split.
+    """
+    config = config_lib.load(os.path.join(workdir, "config.json"))
+    splits = evaluation_lib.open_labelled_splits(config)
+    network = make_network(config)
+    replicated = make_shardings(jax.local_device_count()).replicated
+    shapes = jax.eval_shape(lambda: init_params(config, network))
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated), shapes)
+    checkpoints = Checkpoints(workdir, read_only=True)
+    step, teacher = checkpoints.restore_teacher(abstract, step)
+    checkpoints.close()
+    evaluation = evaluation_lib.evaluate(config, network, teacher, step, splits)
+    print(evaluation_lib.table(evaluation, evaluation_lib.load_metrics(workdir, 0)))
+    print(evaluation_lib.class_table(evaluation))
+    print(f"wrote {evaluation_lib.save(evaluation, config, workdir)}")
+    for path in write_pictures(evaluation, config, splits, workdir):
+        print(f"wrote {path}")
+    return evaluation

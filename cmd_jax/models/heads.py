@@ -1,0 +1,104 @@
+"""What sits on the backbone: the MIL scorer, the projection heads and their weight-normalised prototypes."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cmd_jax.method import mil
+
+Array = jax.Array
+_kernel_init = nn.initializers.lecun_normal()
+
+
+def l2_normalize(x: Array, eps: float = 1e-12) -> Array:
+    """x / max(|x|, eps) over the last axis, float32; the gradient at 0 is finite."""
+    x = x.astype(jnp.float32)
+    squared = jnp.sum(x * x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(squared, eps * eps))
+
+
+class MILScorer(nn.Module):
+    """Gated-attention scorer of patches (`method.mil.gated_attention_scores`)."""
+
+    hidden_dim: int
+
+    @nn.compact
+    def __call__(self, tokens: Array) -> Array:
+        """tokens: [..., N, D] -> [..., N] float32 scores."""
+        width = tokens.shape[-1]
+        tanh_kernel = self.param("tanh_kernel", _kernel_init, (width, self.hidden_dim))
+        sigmoid_kernel = self.param("sigmoid_kernel", _kernel_init, (width, self.hidden_dim))
+        # Small, so that training starts from nearly uniform weights.
+        out_kernel = self.param("out_kernel", nn.initializers.truncated_normal(0.02), (self.hidden_dim, 1))
+        return mil.gated_attention_scores(tokens.astype(jnp.float32), tanh_kernel, sigmoid_kernel, out_kernel[:, 0])
+
+
+class BatchStatisticsNorm(nn.Module):
+    """Batch normalisation with the statistics of the batch at hand, never running ones: heads serve training alone.
+
+    It takes out what all images share, which a small network starts with and the centers would need long to follow.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """x: [..., C]; statistics run over all leading axes, in float32 and over all devices."""
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        axes = tuple(range(x.ndim - 1))
+        full = x.astype(jnp.float32)
+        normal = (full - jnp.mean(full, axis=axes)) * jax.lax.rsqrt(jnp.var(full, axis=axes) + 1e-5)
+        return (normal * scale + bias).astype(x.dtype)
+
+
+class ProjectionHead(nn.Module):
+    """MLP with erf-GELU to an l2-normalised bottleneck (DINO's head without its last layer).
+
+    Attributes:
+        hidden_dim: width of the hidden layers.
+        bottleneck_dim: d.
+        layers: number of linear layers.
+        batch_norm: batch statistics after each hidden layer (an option of DINO's head).
+        dtype: of the products; the normalisation is float32.
+    """
+
+    hidden_dim: int
+    bottleneck_dim: int
+    layers: int = 3
+    batch_norm: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """x: [..., D] -> z [..., d] float32 of unit norm."""
+        for index in range(self.layers):
+            last = index == self.layers - 1
+            features = self.bottleneck_dim if last else self.hidden_dim
+            x = nn.Dense(features, dtype=self.dtype, kernel_init=_kernel_init, name=f"mlp_{index}")(x)
+            if not last:
+                if self.batch_norm:
+                    x = BatchStatisticsNorm(name=f"norm_{index}")(x)
+                x = nn.gelu(x, approximate=False)
+        return l2_normalize(x)
+
+
+class Prototypes(nn.Module):
+    """Weight-normalised last layer: row k is weight_g[k] * weight_v[k] / |weight_v[k]|.
+
+    Attributes:
+        count: K.
+        bottleneck_dim: d.
+        learned_gain: False keeps every row at unit norm (`norm_last_layer`).
+    """
+
+    count: int
+    bottleneck_dim: int
+    learned_gain: bool = False
+
+    @nn.compact
+    def __call__(self) -> Array:
+        """Returns W, [K, d] float32; logits are z @ W.T."""
+        rows = self.param("weight_v", nn.initializers.lecun_normal(in_axis=1, out_axis=0), (self.count, self.bottleneck_dim))
+        rows = l2_normalize(rows)
+        if self.learned_gain:
+            rows = rows * self.param("weight_g", nn.initializers.ones, (self.count, 1))
+        return rows

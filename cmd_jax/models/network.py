@@ -1,0 +1,92 @@
+"""The whole network of a student or a teacher: backbone, MIL scorer, image and region heads, prototypes."""
+
+from typing import Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cmd_jax.method import mil
+from cmd_jax.models.heads import MILScorer, ProjectionHead, Prototypes
+
+Array = jax.Array
+ImagePool = Literal["mil", "cls", "mean"]
+
+
+class Encoded(NamedTuple):
+    """What the objective and the evaluation read of a batch of views.
+
+    Attributes:
+        patch_tokens: [B, N, D] backbone embeddings after the final norm.
+        mil_weights: [B, N] float32, sum to 1 over N.
+        image_embedding: [B, D] float32, the pooled bag.
+        image_z: [B, d] float32, unit norm.
+        region_z: [B, N, d] float32, unit norm.
+        backbone: the backbone's named intermediates.
+    """
+
+    patch_tokens: Array
+    mil_weights: Array
+    image_embedding: Array
+    image_z: Array
+    region_z: Array
+    backbone: dict
+
+
+class Network(nn.Module):
+    """Backbone with both levels of CMD on top.
+
+    Attributes:
+        backbone: a module that maps images to named intermediates with `patch_tokens` (and `cls_token` for pool "cls").
+        image_pool: how patches become one image embedding.
+        prototypes: K.
+        share_prototypes: both levels use the image level's prototypes.
+        mil_temp: temperature of the MIL weights.
+    """
+
+    backbone: nn.Module
+    image_pool: ImagePool
+    prototypes: int
+    bottleneck_dim: int
+    hidden_dim: int
+    head_layers: int
+    head_batch_norm: bool
+    learned_gain: bool
+    share_prototypes: bool
+    mil_hidden_dim: int
+    mil_temp: float
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        self.mil_scorer = MILScorer(self.mil_hidden_dim)
+        head = (self.hidden_dim, self.bottleneck_dim, self.head_layers, self.head_batch_norm, self.dtype)
+        self.image_head, self.region_head = ProjectionHead(*head), ProjectionHead(*head)
+        self.image_last_layer = Prototypes(self.prototypes, self.bottleneck_dim, self.learned_gain)
+        if not self.share_prototypes:
+            self.region_last_layer = Prototypes(self.prototypes, self.bottleneck_dim, self.learned_gain)
+
+    def score_patches(self, patch_tokens: Array) -> Array:
+        """MIL weights of given patch embeddings: [..., N, D] -> [..., N] float32, sum to 1."""
+        return mil.mil_weights(self.mil_scorer(patch_tokens), self.mil_temp)
+
+    def __call__(self, images: Array, *, train: bool = False) -> Encoded:
+        """images: [B, height, width, 3] normalised float -> Encoded."""
+        named = self.backbone(images, train=train)
+        tokens = named["patch_tokens"]
+        weights = self.score_patches(tokens)
+        if self.image_pool == "mil":
+            pooled = mil.bag_embedding(weights, tokens)
+        elif self.image_pool == "mean":
+            pooled = jnp.mean(tokens.astype(jnp.float32), axis=1)
+        else:
+            pooled = named["cls_token"].astype(jnp.float32)
+        return Encoded(tokens, weights, pooled, self.image_head(pooled), self.region_head(tokens), named)
+
+    def prototype_rows(self) -> tuple[Array, Array]:
+        """(image W, region W), both [K, d] float32; the same array when prototypes are shared."""
+        image = self.image_last_layer()
+        return image, image if self.share_prototypes else self.region_last_layer()
+
+    def initialise(self, images: Array) -> tuple[Encoded, tuple[Array, Array]]:
+        """Touches every parameter; only for `init`."""
+        return self(images), self.prototype_rows()

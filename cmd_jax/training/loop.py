@@ -1,0 +1,197 @@
+"""Trains a configuration to its end in a work directory; called again, it goes on from the newest checkpoint."""
+
+import math
+import os
+from typing import NamedTuple
+
+import jax
+import optax
+
+from cmd_jax import config as config_lib
+from cmd_jax.config import ConfigDict, ConfigError
+from cmd_jax.data.loader import Batch, CanvasCache, batches
+from cmd_jax.data.sources import Source, open_source
+from cmd_jax.evaluation import evaluate as evaluation_lib
+from cmd_jax.models.network import Network
+from cmd_jax.report.pictures import write_pictures
+from cmd_jax.training.checkpoint import Checkpoints
+from cmd_jax.training.health import NonFinite
+from cmd_jax.training.metrics import MetricsWriter, Progress
+from cmd_jax.training.optimizer import adamw
+from cmd_jax.training.schedules import make_schedules, steps_per_epoch, total_steps
+from cmd_jax.training.sharding import Shardings, make_shardings
+from cmd_jax.training.state import TrainState, count_parameters, init_state, make_network
+from cmd_jax.training.step import make_train_step
+
+
+class Run(NamedTuple):
+    """What a configuration and its data define before the first step."""
+
+    config: ConfigDict  # resolved
+    source: Source
+    network: Network
+    optimizer: optax.GradientTransformationExtraArgs
+    shardings: Shardings
+    train_step: jax.stages.Wrapped
+    steps: int
+
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state; nothing is computed."""
+        shapes = jax.eval_shape(lambda: init_state(self.config, self.network, self.optimizer))
+        place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.shardings.replicated)
+        return jax.tree.map(place, shapes)
+
+    def first_state(self) -> TrainState:
+        """The state before the first step."""
+        init = jax.jit(lambda: init_state(self.config, self.network, self.optimizer), out_shardings=self.shardings.replicated)
+        return init()
+
+
+def prepare_run(config: ConfigDict) -> Run:
+    """Checks and resolves a configuration and opens its data.
+
+    Raises:
+        ConfigError: a value cannot work.
+    """
+    config_lib.validate(config)
+    shardings = make_shardings(config.train.batch_size)
+    source = open_source(config.data, "train")
+    if config.train.batch_size > len(source):
+        raise ConfigError(
+            f"train.batch_size is {config.train.batch_size}, but there are {len(source)} training images; use at most that"
+        )
+    config = config_lib.resolve(config, len(source))
+    config_lib.validate(config)
+    network = make_network(config)
+    optimizer = adamw(
+        config.optim.clip_grad, round(config.optim.freeze_last_layer_epochs * steps_per_epoch(config, len(source)))
+    )
+    train_step = jax.jit(
+        make_train_step(config, network, optimizer, make_schedules(config, len(source))),
+        in_shardings=(shardings.replicated, shardings.batch),
+        out_shardings=(shardings.replicated, shardings.replicated),
+        donate_argnums=0,
+    )
+    return Run(config, source, network, optimizer, shardings, train_step, total_steps(config, len(source)))
+
+
+def train(config: ConfigDict, workdir: str) -> None:
+    """Trains to the end: restore, then (evaluate, save, next batch, step, log) until done; last, evaluation and pictures.
+
+    Args:
+        config: as given, not resolved.
+        workdir: where everything is written; a directory with checkpoints is continued.
+
+    Raises:
+        ConfigError: before anything is written.
+        NonFinite: the loss stopped being finite; the newest checkpoint is good.
+    """
+    run = prepare_run(config)
+    config = run.config
+    os.makedirs(workdir, exist_ok=True)
+    checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
+    if checkpoints.steps():
+        state = checkpoints.restore_state(run.abstract_state())
+        print(f"continuing {workdir} at step {int(state.step)} of {run.steps}", flush=True)
+    else:
+        state = run.first_state()
+    config_lib.save(config, os.path.join(workdir, "config.json"))
+    first_step = int(state.step)
+    writer = MetricsWriter(workdir, first_step)
+    labelled = _labelled_splits(config)
+    cache = CanvasCache(run.source, config.data.canvas_px)
+    stream = batches(cache, len(run.source), config.train.batch_size, config.seed, first_step, config.data.decode_threads)
+    epoch = steps_per_epoch(config, len(run.source))
+    save_every = max(1, round(config.train.checkpoint_every_epochs * epoch))
+    eval_every = round(config.eval.every_epochs * epoch)
+    progress = Progress(first_step, run.steps, config.train.batch_size)
+
+    def evaluate(step: int) -> None:
+        if labelled and evaluation_lib.load_metrics(workdir, step) is None:
+            evaluation = evaluation_lib.evaluate(config, run.network, state.teacher, step, labelled)
+            evaluation_lib.save(evaluation, config, workdir)
+            writer.write(step, {f"eval_{name}": value for name, value in evaluation.metrics().items()})
+            before = evaluation_lib.load_metrics(workdir, 0) if step else None
+            progress.say(f"{'untrained ' if not step else ''}teacher:\n{evaluation_lib.table(evaluation, before)}")
+            if step == run.steps:
+                for path in write_pictures(evaluation, config, labelled, workdir):
+                    progress.say(f"wrote {path}")
+
+    def log(step: int, metrics: dict[str, jax.Array]) -> None:
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not all(math.isfinite(values[name]) for name in ("loss", "grad_norm")):
+            raise NonFinite(
+                f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']} at learning rate "
+                f"{values['learning_rate']:.2g}; the state kept its last finite values; checkpoints: "
+                f"{checkpoints.steps() or 'none'}; lower optim.lr and run again"
+            )
+        writer.write(step, {**values, "images_per_s": progress.images_per_s()})
+        progress.show(step, values)
+
+    pending: tuple[int, dict[str, jax.Array]] | None = None
+    try:
+        for step in range(first_step, run.steps):
+            if step == 0 or (eval_every and step % eval_every == 0):
+                evaluate(step)
+            if step > first_step and step % save_every == 0:
+                checkpoints.save(state, config)
+            batch = jax.device_put(Batch(*next(stream)), run.shardings.batch)
+            with jax.transfer_guard("disallow"):
+                state, metrics = run.train_step(state, batch)
+            progress.advance(step + 1)
+            # Numbers are fetched one step late, when the device has the next step to work on.
+            if pending:
+                log(*pending)
+                pending = None
+            if (step + 1) % config.train.log_every_steps == 0 or step + 1 == run.steps:
+                pending = (step + 1, metrics)
+        if pending:
+            log(*pending)
+        if run.steps not in checkpoints.steps():
+            checkpoints.save(state, config)
+        evaluate(run.steps)
+    finally:
+        progress.close()
+        writer.close()
+        checkpoints.close()
+
+
+def _labelled_splits(config: ConfigDict) -> evaluation_lib.LabelledSplits | None:
+    try:
+        return evaluation_lib.open_labelled_splits(config)
+    except ConfigError as reason:
+        print(f"training without evaluation: {reason}", flush=True)
+        return None
+
+
+def describe(config: ConfigDict) -> str:
+    """What `--dry_run` prints: data, model, shapes, memory and arithmetic of the compiled step; nothing is trained."""
+    run = prepare_run(config)
+    config, state = run.config, run.abstract_state()
+    side, count = config.data.canvas_px, config.train.batch_size
+    batch = Batch(
+        *(
+            jax.ShapeDtypeStruct((count, *shape), dtype, sharding=run.shardings.batch)
+            for shape, dtype in (((side, side, 3), "uint8"), ((2,), "int32"), ((), "int32"))
+        )
+    )
+    compiled = run.train_step.lower(state, batch).compile()
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    test = open_source(config.data, "test")
+    views, patch = config.views, config.model.patch_size
+    backbone, total = count_parameters(state.student["backbone"]), count_parameters(state.student)
+    gib, devices = 2**30, run.shardings.mesh.size
+    lines = [
+        f"data        {config.data.folder or config.data.source}: {len(run.source):,} train, {len(test):,} test images, "
+        f"{len(run.source.class_names)} classes",
+        f"cache       {len(run.source) * side * side * 3 / gib:.2f} GiB of host memory at {side} px",
+        f"views       2 x {views.global_px} px ({(views.global_px // patch) ** 2} patches), "
+        f"{views.local_count} x {views.local_px} px ({(views.local_px // patch) ** 2} patches)",
+        f"model       {config.model.name}/{patch}: {backbone:,} parameters in the backbone, {total:,} with heads and "
+        f"{config.head.prototypes:,} prototypes a level",
+        f"run         {run.steps:,} steps of {count} images on {devices} device(s), {config.train.epochs:g} epochs",
+        f"memory      {memory.argument_size_in_bytes / gib:.2f} GiB of state and batch, "
+        f"{memory.temp_size_in_bytes / gib:.2f} GiB temporary on each device",
+        f"arithmetic  {cost['flops'] / 1e9 / count * devices:.2f} GFLOP an image and step",
+    ]
+    return "\n".join(lines)

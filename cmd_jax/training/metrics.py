@@ -1,0 +1,90 @@
+"""What a run says while it works: `metrics.jsonl`, TensorBoard events, a progress bar or plain lines."""
+
+import json
+import os
+import sys
+import time
+
+import tqdm
+from tensorboardX import SummaryWriter
+
+
+class MetricsWriter:
+    """Appends numbers of a step to `metrics.jsonl` and to TensorBoard.
+
+    Args:
+        workdir: the run's directory.
+        first_step: number of steps already done; later lines, left by an interrupted run, are dropped.
+    """
+
+    def __init__(self, workdir: str, first_step: int):
+        path = os.path.join(workdir, "metrics.jsonl")
+        kept = [line for line in _lines(path) if first_step and json.loads(line)["step"] <= first_step]
+        partial = f"{path}.partial"
+        with open(partial, "w", encoding="utf-8") as file:
+            file.writelines(kept)
+        os.replace(partial, path)
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+        self._board = SummaryWriter(os.path.join(workdir, "tb"), purge_step=first_step)
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """One line, `step` first, flushed at once."""
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.flush()
+        for name, value in metrics.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def _lines(path: str) -> list[str]:
+    """Whole lines of a file; a last line cut off by a kill is left out."""
+    if not os.path.exists(path):
+        return []
+    with open(path, encoding="utf-8") as file:
+        return [line for line in file if line.endswith("\n")]
+
+
+class Progress:
+    """A bar with images/s and the remaining time on a terminal, plain lines elsewhere."""
+
+    def __init__(self, first_step: int, steps: int, batch_size: int):
+        self._first, self._steps, self._batch_size, self._step = first_step, steps, batch_size, first_step
+        self._started = time.monotonic()
+        self._bar = tqdm.tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True) if sys.stderr.isatty() else None
+
+    def advance(self, step: int) -> None:
+        """`step` steps are dispatched."""
+        if self._first == self._step:  # the first step compiles: the clock starts behind it
+            self._started, self._first = time.monotonic(), step
+        self._step = step
+        if self._bar:
+            self._bar.update(step - self._bar.n)
+
+    def images_per_s(self) -> float:
+        """Throughput since the first step was compiled."""
+        return (self._step - self._first) * self._batch_size / max(1e-9, time.monotonic() - self._started)
+
+    def show(self, step: int, metrics: dict[str, float]) -> None:
+        """Shows a step's numbers."""
+        speed = self.images_per_s()
+        text = (
+            f"loss {metrics['loss']:.3f}  entropy {metrics['teacher_entropy']:.2f}  "
+            f"feature std {metrics['feature_std']:.2f}  {speed:.0f} images/s"
+        )
+        if self._bar:
+            self._bar.set_postfix_str(text)
+        else:
+            left = (self._steps - step) * self._batch_size / speed if speed else float("inf")
+            eta = f"{int(left // 3600)}:{int(left % 3600 // 60):02d}:{int(left % 60):02d}" if speed else "?"
+            print(f"step {step}/{self._steps}  {text}  ETA {eta}", flush=True)
+
+    def say(self, text: str) -> None:
+        """Prints above the bar."""
+        tqdm.tqdm.write(text) if self._bar else print(text, flush=True)
+
+    def close(self) -> None:
+        if self._bar:
+            self._bar.close()

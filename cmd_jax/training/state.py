@@ -1,0 +1,86 @@
+"""The state of a run: one flat, named pytree from which, with config and data, every later step follows."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from cmd_jax.config import ConfigDict
+from cmd_jax.method.objective import Centers
+from cmd_jax.models.network import Network
+from cmd_jax.models.vit import SIZES, ViT
+
+Params = Any
+
+
+class TrainState(NamedTuple):
+    """All that a step changes.
+
+    Attributes:
+        step: [] int32, number of steps done.
+        student: parameters.
+        teacher: parameters, the EMA of the student's.
+        optimizer: optax state.
+        centers: of the teacher's logits.
+    """
+
+    step: jax.Array
+    student: Params
+    teacher: Params
+    optimizer: optax.OptState
+    centers: Centers
+
+
+def make_network(config: ConfigDict) -> Network:
+    """The student's network (the teacher's too: stochastic depth is drawn only in training)."""
+    size = SIZES[config.model.name]
+    dtype = jnp.dtype(config.model.dtype)
+    backbone = ViT(
+        patch_size=config.model.patch_size,
+        width=size.width,
+        depth=size.depth,
+        num_heads=size.heads,
+        stem=size.stem,
+        table_px=config.views.global_px,
+        drop_path_rate=config.model.drop_path,
+        dtype=dtype,
+    )
+    return Network(
+        backbone=backbone,
+        image_pool=config.method.image_pool,
+        prototypes=config.head.prototypes,
+        bottleneck_dim=config.head.bottleneck_dim,
+        hidden_dim=config.head.hidden_dim,
+        head_layers=config.head.layers,
+        head_batch_norm=config.head.batch_norm,
+        learned_gain=not config.head.norm_last_layer,
+        share_prototypes=config.head.share_prototypes,
+        mil_hidden_dim=config.method.mil_hidden_dim,
+        mil_temp=config.method.mil_temp,
+        dtype=dtype,
+    )
+
+
+def init_params(config: ConfigDict, network: Network) -> Params:
+    """Initial parameters of student and teacher, a function of the seed."""
+    images = jnp.zeros((1, config.views.global_px, config.views.global_px, 3), jnp.float32)
+    return network.init(jax.random.key(config.seed), images, method="initialise")["params"]
+
+
+def init_state(config: ConfigDict, network: Network, optimizer: optax.GradientTransformation) -> TrainState:
+    """State before the first step: the teacher equals the student, centers are zero."""
+    student = init_params(config, network)
+    prototypes = config.head.prototypes
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        student=student,
+        teacher=jax.tree.map(jnp.copy, student),
+        optimizer=optimizer.init(student),
+        centers=Centers(jnp.zeros(prototypes), jnp.zeros(prototypes)),
+    )
+
+
+def count_parameters(params: Params) -> int:
+    """Number of scalars in a tree of arrays or shapes."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,70 @@
+"""Shared by all tests: fixtures of golden numbers, a prepared dataset, a tiny configuration."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cmd_jax.config import default
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """name -> the arrays of tests/fixtures/NAME.npz; `meta` holds its hyper-parameters."""
+
+    def load(name):
+        with np.load(FIXTURES / f"{name}.npz", allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+        meta = json.loads(str(arrays["meta_json"])) if "meta_json" in arrays else {}
+        return arrays, meta
+
+    return load
+
+
+def tiny():
+    """A whole run of seconds; tests point `data` to what they need."""
+    config = default()
+    config.model.name = "vit_micro"
+    config.model.patch_size = 8
+    config.data.canvas_px = 32
+    config.data.decode_threads = 2
+    config.views.global_px = 16
+    config.views.local_px = 8
+    config.views.local_count = 2
+    config.head.prototypes = 24
+    config.head.hidden_dim = 16
+    config.head.bottleneck_dim = 8
+    config.method.mil_hidden_dim = 8
+    config.train.batch_size = 8
+    config.train.epochs = 2.0
+    config.train.log_every_steps = 1
+    config.train.checkpoint_every_epochs = 1.0
+    config.optim.warmup_epochs = 0.5
+    config.eval.batch_size = 8
+    return config
+
+
+@pytest.fixture
+def tiny_config():
+    return tiny()
+
+
+@pytest.fixture(scope="session")
+def photo_folder(tmp_path_factory):
+    """train/CLASS/* and test/CLASS/* with 3 classes of coloured noise: 8 + 4 images a class."""
+    from PIL import Image
+
+    root = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("test", 4)):
+        for label, name in enumerate(("a class", "b.class", "<script>")):
+            os.makedirs(root / split / name)
+            for number in range(count):
+                base = np.array([40, 120, 200])[(np.arange(3) + label) % 3]
+                pixels = np.clip(base + rng.normal(0, 40, (24, 32, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{number}.png")
+    return root

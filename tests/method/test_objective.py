@@ -1,0 +1,265 @@
+"""The objective against golden numbers, against loops written from the equations, and its invariants."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cmd_jax.method.objective import (
+    Centers,
+    PrototypePair,
+    TermWeights,
+    Views,
+    cmd_objective,
+    match_regions,
+)
+
+CMD = TermWeights(0.5, 0.5, 1.0, 1.0)
+
+
+def _softmax(x):
+    x = np.asarray(x, np.float64)
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def _problem(seed=0, images=2, local=2, patches=(4, 3), width=5, d=6, prototypes=7):
+    """Random inputs: (student groups, student W, teacher, teacher W, L_T weights, centers)."""
+    rng = np.random.default_rng(seed)
+
+    def unit(*shape):
+        x = rng.normal(size=shape)
+        return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
+
+    def views(count, n):
+        return Views(
+            unit(images, count, d),
+            unit(images, count, n, d),
+            rng.normal(size=(images, count, n, width)).astype(np.float32),
+            _softmax(rng.normal(size=(images, count, n))).astype(np.float32),
+        )
+
+    student = (views(2, patches[0]),) + ((views(local, patches[1]),) if local else ())
+    pair = lambda: PrototypePair(unit(prototypes, d), unit(prototypes, d))
+    centers = Centers(*(rng.normal(size=prototypes).astype(np.float32) * 0.1 for _ in range(2)))
+    weights = _softmax(rng.normal(size=(images, 2, patches[0]))).astype(np.float32)
+    return student, pair(), views(2, patches[0]), pair(), weights, centers
+
+
+def _run(problem, weights=CMD, region_weights="teacher_mil", temps=(0.1, 0.04), momentum=0.9):
+    return cmd_objective(
+        *problem,
+        weights=weights,
+        region_weights=region_weights,
+        student_temp=temps[0],
+        teacher_temp=temps[1],
+        center_momentum=momentum,
+    )
+
+
+def _oracle(problem, region_weights, temps):
+    """The four terms as loops over images, pairs of views and patches, float64 (docs: method, Objective)."""
+    student, student_w, teacher, teacher_w, a_t, centers = problem
+    views = [(group, v) for group in student for v in range(group.image_z.shape[1])]
+    image_p = lambda z: _softmax(student_w.image.astype(np.float64) @ z / temps[0])
+    region_p = lambda z: _softmax(z @ student_w.region.T.astype(np.float64) / temps[0])
+    teacher_image = lambda z: _softmax((teacher_w.image.astype(np.float64) @ z - centers.image) / temps[1])
+    teacher_region = lambda z: _softmax((z @ teacher_w.region.T.astype(np.float64) - centers.region) / temps[1])
+    kl = lambda p, q: np.sum(p * (np.log(p) - np.log(q)))
+    terms = np.zeros(4)
+    images = a_t.shape[0]
+    pairs = [(q, v) for q in range(2) for v in range(len(views)) if v != q]
+    for b in range(images):
+        for q, v in pairs:
+            group, row = views[v]
+            target, own = teacher_image(teacher.image_z[b, q]), image_p(group.image_z[b, row])
+            terms[0] -= np.sum(target * np.log(own))
+            regions, targets = region_p(group.region_z[b, row]), teacher_region(teacher.region_z[b, q])
+            weight, ce = [], []
+            for i, feature in enumerate(group.features[b, row]):
+                others = teacher.features[b, q]
+                cosine = others @ feature / np.linalg.norm(others, axis=1) / np.linalg.norm(feature)
+                match = int(np.argmax(cosine))
+                weight.append(teacher.mil_weights[b, q, match] if region_weights == "teacher_mil" else 1.0)
+                ce.append(-np.sum(targets[match] * np.log(regions[i])))
+            terms[1] += np.dot(weight, ce) / np.sum(weight)
+            terms[2] += kl(group.mil_weights[b, row] @ regions, own)
+            terms[3] += kl(a_t[b, q] @ targets, target)
+    return terms / (images * len(pairs))
+
+
+@pytest.mark.parametrize("region_weights", ["teacher_mil", "uniform"])
+@pytest.mark.parametrize("local", [0, 3])
+def test_terms_equal_the_loops_of_the_equations(region_weights, local):
+    problem = _problem(seed=local, local=local)
+    result = _run(problem, region_weights=region_weights)
+    expected = _oracle(problem, region_weights, (0.1, 0.04))
+    np.testing.assert_allclose([float(x) for x in result.terms.values()], expected, rtol=1e-5)
+    np.testing.assert_allclose(float(result.loss), np.dot(CMD, expected), rtol=1e-5)
+    np.testing.assert_allclose(
+        result.centers.region,
+        0.9 * problem[5].region + 0.1 * (problem[2].region_z @ problem[3].region.T).mean((0, 1, 2)),
+        atol=1e-6,
+    )
+
+
+def test_paper_objective_matches_golden_float64_numbers(golden):
+    arrays, _ = golden("cmd_paper_loss")
+    local = int(arrays["n_local"])
+    stack = lambda name, views: jnp.stack([arrays[f"{name}_{v}"] for v in views], axis=1)
+    names = ("image_z", "region_z", "features", "mil_weights")
+    views = lambda who, numbers: Views(*(stack(f"{who}_{name}", numbers) for name in names))
+    student = (views("student", range(2)), views("student", range(2, 2 + local)))
+    teacher = views("teacher", range(2))
+    pair = lambda who: PrototypePair(
+        jnp.asarray(arrays[f"{who}_image_prototypes"]), jnp.asarray(arrays[f"{who}_region_prototypes"])
+    )
+    lam = float(arrays["inter_weight"])
+
+    def loss(student, prototypes, a_t):
+        problem = (student, prototypes, teacher, pair("teacher"), a_t, Centers(arrays["image_center"], arrays["region_center"]))
+        temps = float(arrays["student_temp"]), float(arrays["teacher_temp"])
+        result = _run(problem, TermWeights(0.5, 0.5, lam, lam), temps=temps, momentum=float(arrays["center_momentum"]))
+        return result.loss, result
+
+    (value, result), gradients = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(
+        student, pair("student"), teacher.mil_weights
+    )
+    np.testing.assert_allclose(value, arrays["loss"], rtol=1e-5)
+    for name, term in result.terms.items():
+        np.testing.assert_allclose(term, arrays[f"term_{name}"], rtol=1e-5)
+    np.testing.assert_allclose(result.centers.image, arrays["new_image_center"], atol=1e-6)
+    np.testing.assert_allclose(result.centers.region, arrays["new_region_center"], atol=1e-6)
+
+    def same_gradient(actual, name):
+        expected = arrays[f"grad_{name}"]
+        np.testing.assert_allclose(actual, expected, atol=1e-4 * np.abs(expected).max())
+
+    same_gradient(gradients[1].image, "student_image_prototypes")
+    same_gradient(gradients[1].region, "student_region_prototypes")
+    for v in range(2 + local):
+        group, row = (gradients[0][0], v) if v < 2 else (gradients[0][1], v - 2)
+        for name in ("image_z", "region_z", "mil_weights"):
+            same_gradient(getattr(group, name)[:, row], f"student_{name}_{v}")
+    for q in range(2):
+        same_gradient(gradients[2][:, q], f"teacher_mil_weights_{q}")
+    centers = Centers(arrays["image_center"], arrays["region_center"])
+    problem = (student, pair("student"), teacher, pair("teacher"), teacher.mil_weights, centers)
+    uniform = _run(problem, region_weights="uniform", temps=(float(arrays["student_temp"]), float(arrays["teacher_temp"])))
+    np.testing.assert_allclose(uniform.terms["intra_region"], arrays["term_intra_region_uniform"], rtol=1e-5)
+
+
+def _rows(flat, crops, images, patches=None):
+    """Crop-major reference rows [crop * image (* patch), C] -> [B, V, (N,) C]."""
+    shape = (crops, images, -1) if patches is None else (crops, images, patches, flat.shape[-1])
+    return np.moveaxis(flat.reshape(shape), 0, 1)
+
+
+def test_dino_matches_its_golden_numbers(golden):
+    # With W the identity, z are the logits themselves: the reference's inputs go through the same code.
+    arrays, meta = golden("dino_loss")
+    images, crops, prototypes = meta["batch"], meta["ncrops"], meta["out_dim"]
+    eye = PrototypePair(jnp.eye(prototypes), jnp.eye(prototypes))
+
+    def image_only(rows):
+        nothing = np.ones((*rows.shape[:2], 1, 1), np.float32)
+        return Views(rows, nothing, nothing, nothing[..., 0])
+
+    rows = _rows(arrays["in_student"], crops, images)
+    student = (image_only(rows[:, :2]), image_only(rows[:, 2:]))
+    teacher = image_only(_rows(arrays["in_teacher"], 2, images))
+    center = Centers(arrays["in_center"][0], arrays["in_center"][0])
+    for epoch in meta["epochs_evaluated"]:
+        temps = meta["student_temp"], float(arrays[f"out_epoch{epoch}_teacher_temp"])
+
+        def loss(groups, temps=temps):
+            problem = (groups, eye, teacher, eye, jnp.ones((images, 2, 1)), center)
+            result = _run(problem, TermWeights(1.0, 0.0, 0.0, 0.0), temps=temps, momentum=meta["center_momentum"])
+            return result.loss, result.centers.image
+
+        (value, new_center), gradient = jax.value_and_grad(loss, has_aux=True)(student)
+        np.testing.assert_allclose(value, arrays[f"out_epoch{epoch}_loss"], rtol=1e-5)
+        np.testing.assert_allclose(new_center, arrays[f"out_epoch{epoch}_new_center"][0], atol=1e-6)
+        expected = _rows(arrays[f"out_epoch{epoch}_grad_student"], crops, images)
+        actual = np.concatenate([group.image_z for group in gradient], axis=1)
+        np.testing.assert_allclose(actual, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_esvit_matches_its_golden_numbers(golden):
+    arrays, meta = golden("esvit_loss")
+    images, crops, prototypes, patches = meta["batch"], meta["ncrops"], meta["out_dim"], meta["npatch"]
+    eye = PrototypePair(jnp.eye(prototypes), jnp.eye(prototypes))
+    split = 2 * images * patches[0]  # region rows: the two global crops first
+
+    def views(who, crops, first, count, patches):
+        rows = slice(0, split) if first == 0 else slice(split, None)
+        region, feature = (_rows(arrays[f"in_{who}_{name}"][rows], count, images, patches) for name in ("region", "feat"))
+        image = _rows(arrays[f"in_{who}_cls"], crops, images)[:, first : first + count]
+        return Views(image, region, feature, np.full(region.shape[:-1], 1 / patches, np.float32))
+
+    student = (views("s", crops, 0, 2, patches[0]), views("s", crops, 2, crops - 2, patches[1]))
+    teacher = views("t", 2, 0, 2, patches[0])
+    centers = Centers(arrays["in_center"][0], arrays["in_center_grid"][0])
+    for epoch in meta["epochs_evaluated"]:
+        warmup = np.linspace(meta["warmup_teacher_temp"], meta["teacher_temp"], meta["warmup_teacher_temp_epochs"])
+        temp = warmup[epoch] if epoch < len(warmup) else meta["teacher_temp"]
+
+        def loss(groups, temp=temp):
+            problem = (groups, eye, teacher, eye, teacher.mil_weights, centers)
+            weights = TermWeights(0.5, 0.5, 0.0, 0.0)
+            result = _run(problem, weights, "uniform", (meta["student_temp"], temp), meta["center_momentum"])
+            return result.loss, result
+
+        (value, result), gradient = jax.value_and_grad(loss, has_aux=True)(student)
+        np.testing.assert_allclose(value, arrays[f"out_epoch{epoch}_loss"], rtol=1e-5)
+        np.testing.assert_allclose(0.5 * result.terms["intra_region"], arrays[f"out_epoch{epoch}_part_region"], rtol=1e-5)
+        np.testing.assert_allclose(result.centers.region, arrays[f"out_epoch{epoch}_new_center_grid"][0], atol=1e-6)
+        expected = arrays[f"out_epoch{epoch}_grad_s_region"]
+        crop_major = [np.moveaxis(group.region_z, 0, 1).reshape(-1, prototypes) for group in gradient]
+        np.testing.assert_allclose(np.concatenate(crop_major), expected, atol=1e-4 * np.abs(expected).max())
+    for q in range(2):
+        for v in range(crops):
+            if v != q:
+                group, row = (student[0], v) if v < 2 else (student[1], v - 2)
+                match = match_regions(group.features[:, row], teacher.features[:, q])
+                np.testing.assert_array_equal(match, arrays[f"out_match_t{q}_s{v}"])
+
+
+def test_nothing_flows_into_the_teacher_and_l_t_trains_the_scorer_alone():
+    problem = _problem()
+    only_inter_teacher = TermWeights(0.0, 0.0, 0.0, 1.0)
+    gradient = jax.grad(lambda p: _run(p).loss)(problem)
+    assert all(np.all(leaf == 0) for leaf in jax.tree.leaves((gradient[2], gradient[3], gradient[5])))
+    assert all(np.any(leaf != 0) for leaf in jax.tree.leaves((gradient[1], gradient[4])))
+    gradient = jax.grad(lambda p: _run(p, only_inter_teacher).loss)(problem)
+    assert all(np.all(leaf == 0) for leaf in jax.tree.leaves((gradient[:4], gradient[5])))
+    assert np.any(gradient[4] != 0)
+
+
+def test_the_order_of_patches_does_not_matter():
+    problem = _problem()
+    turn = lambda views: Views(views.image_z, *(x[:, :, ::-1] for x in views[1:]))
+    turned = (tuple(map(turn, problem[0])), problem[1], turn(problem[2]), problem[3], problem[4][:, :, ::-1], problem[5])
+    np.testing.assert_allclose(_run(turned).loss, _run(problem).loss, rtol=1e-6)
+
+
+def test_l_s_is_zero_when_every_region_says_what_the_image_says():
+    student, prototypes, *rest = _problem(local=0)
+    group = student[0]
+    same = group._replace(region_z=np.repeat(group.image_z[:, :, None], group.region_z.shape[2], axis=2))
+    shared = PrototypePair(prototypes.image, prototypes.image)
+    result = _run(((same,), shared, *rest))
+    assert abs(float(result.terms["inter_student"])) < 1e-6
+
+
+def test_a_term_of_weight_zero_is_left_out():
+    result = _run(_problem(), TermWeights(1.0, 0.0, 0.0, 0.0))
+    assert [float(result.terms[name]) for name in ("intra_region", "inter_student", "inter_teacher")] == [0, 0, 0]
+    assert float(result.loss) == float(result.terms["intra_image"])
+
+
+def test_matching_finds_the_permutation():
+    tokens = np.random.default_rng(1).normal(size=(3, 9, 4)).astype(np.float32)
+    order = np.random.default_rng(2).permutation(9)
+    # scaling must not matter: the comparison is by cosine
+    np.testing.assert_array_equal(match_regions(tokens[:, order] * 7.0, tokens), np.broadcast_to(order, (3, 9)))

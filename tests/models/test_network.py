@@ -1,0 +1,98 @@
+"""Heads, MIL scorer and pooling."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cmd_jax.method import mil
+from cmd_jax.models.heads import BatchStatisticsNorm, ProjectionHead, Prototypes, l2_normalize
+from cmd_jax.models.network import Network
+from cmd_jax.models.vit import ViT
+
+
+def _network(**options):
+    backbone = ViT(patch_size=8, width=16, depth=1, num_heads=2, table_px=16)
+    defaults = {
+        "image_pool": "mil",
+        "prototypes": 12,
+        "bottleneck_dim": 8,
+        "hidden_dim": 16,
+        "head_layers": 3,
+        "head_batch_norm": False,
+        "learned_gain": False,
+        "share_prototypes": False,
+        "mil_hidden_dim": 8,
+        "mil_temp": 1.0,
+    }
+    return Network(backbone, **(defaults | options))
+
+
+def _encode(network):
+    images = jax.random.normal(jax.random.key(1), (3, 16, 16, 3))
+    params = network.init(jax.random.key(0), images, method="initialise")
+    return params, network.apply(params, images)
+
+
+@pytest.mark.parametrize("pool", ["mil", "cls", "mean"])
+def test_pools_and_shapes(pool):
+    _, out = _encode(_network(image_pool=pool))
+    np.testing.assert_allclose(out.mil_weights.sum(-1), 1, rtol=1e-6)
+    np.testing.assert_allclose(jnp.linalg.norm(out.image_z, axis=-1), 1, rtol=1e-5)
+    np.testing.assert_allclose(jnp.linalg.norm(out.region_z, axis=-1), 1, rtol=1e-5)
+    assert out.region_z.shape == (3, 4, 8)
+    tokens, weights = np.asarray(out.patch_tokens), np.asarray(out.mil_weights)
+    expected = {
+        "mil": np.einsum("bn,bnd->bd", weights, tokens),
+        "mean": tokens.mean(1),
+        "cls": np.asarray(out.backbone["cls_token"]),
+    }[pool]
+    np.testing.assert_allclose(out.image_embedding, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_prototypes_have_unit_rows_and_may_be_shared(share):
+    network = _network(share_prototypes=share)
+    params, _ = _encode(network)
+    image, region = network.apply(params, method="prototype_rows")
+    np.testing.assert_allclose(np.linalg.norm(image, axis=-1), 1, rtol=1e-6)
+    assert np.array_equal(image, region) == share
+    assert ("region_last_layer" in params["params"]) != share
+
+
+def test_gated_attention_is_its_equation():
+    rng = np.random.default_rng(0)
+    h, v, u, w = (rng.normal(size=shape).astype(np.float32) for shape in ((2, 5, 4), (4, 3), (4, 3), (3,)))
+    scores = mil.gated_attention_scores(h, v, u, w)
+    for b in range(2):
+        for i in range(5):
+            gate = np.tanh(v.T @ h[b, i]) / (1 + np.exp(-(u.T @ h[b, i])))
+            np.testing.assert_allclose(scores[b, i], w @ gate, rtol=2e-5, atol=1e-6)
+    cold, warm = (np.asarray(mil.mil_weights(scores, temp)) for temp in (0.1, 10.0))
+    assert np.all(cold.max(-1) > warm.max(-1))
+    np.testing.assert_array_equal(cold.argmax(-1), np.argmax(scores, -1))
+    np.testing.assert_allclose(mil.bag_embedding(cold, h), np.einsum("bn,bnd->bd", cold, h), rtol=1e-5)
+
+
+def test_l2_normalize_has_a_finite_gradient_at_zero():
+    gradient = jax.grad(lambda x: l2_normalize(x).sum())(jnp.zeros(3))
+    assert np.all(np.isfinite(gradient))
+    np.testing.assert_array_equal(l2_normalize(jnp.zeros(3)), np.zeros(3))
+
+
+def test_learned_gain_scales_the_rows():
+    module = Prototypes(5, 3, learned_gain=True)
+    params = module.init(jax.random.key(0))
+    params["params"]["weight_g"] = jnp.arange(1.0, 6.0)[:, None]
+    np.testing.assert_allclose(np.linalg.norm(module.apply(params), axis=-1), [1, 2, 3, 4, 5], rtol=1e-6)
+
+
+def test_batch_statistics_take_out_what_all_inputs_share():
+    x = jax.random.normal(jax.random.key(0), (6, 7, 4)) * 3.0 + 100.0
+    module = BatchStatisticsNorm()
+    y = module.apply(module.init(jax.random.key(1), x), x)
+    np.testing.assert_allclose(y.mean((0, 1)), 0, atol=1e-4)
+    np.testing.assert_allclose(y.std((0, 1)), 1, atol=1e-3)
+    head = ProjectionHead(8, 4, layers=2, batch_norm=True)
+    z = head.apply(head.init(jax.random.key(1), x), x)
+    np.testing.assert_allclose(np.linalg.norm(z, axis=-1), 1, rtol=1e-5)

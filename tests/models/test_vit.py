@@ -1,0 +1,94 @@
+"""The vision transformer: intermediates by name, position tables, stochastic depth."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cmd_jax.models.vit import SIZES, STEMS, ViT, bicubic_matrix, drop_path, resample_positions
+
+
+def _vit(stem="patch", **options):
+    return ViT(patch_size=8, width=16, depth=3, num_heads=2, table_px=32, stem=stem, **options)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return {stem: _vit(stem).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3))) for stem in STEMS}
+
+
+@pytest.mark.parametrize("stem", STEMS)
+@pytest.mark.parametrize("size", [(32, 32), (16, 40)])
+def test_intermediates_have_their_names_and_shapes(params, stem, size):
+    images = jax.random.normal(jax.random.key(1), (2, *size, 3))
+    out = _vit(stem).apply(params[stem], images)
+    patches = size[0] * size[1] // 64
+    assert out["cls_token"].shape == (2, 16)
+    assert out["patch_tokens"].shape == (2, patches, 16)
+    assert out["attention"].shape == (2, 2, patches + 1, patches + 1)
+    np.testing.assert_allclose(out["attention"].sum(-1), 1, rtol=1e-5)
+    assert len(out["blocks"]) == 3
+    np.testing.assert_array_equal(out["blocks"][-1][:, 0], out["cls_token"])
+
+
+def test_patches_are_row_major_and_seen_where_they_are(params):
+    # Without attention's mixing (the first block's input), only the touched patch may change.
+    images = np.zeros((1, 32, 32, 3), np.float32)
+    touched = images.copy()
+    touched[0, 8:16, 24:32] = 1.0  # row 1, column 3 of a 4 x 4 grid
+    patch = lambda x: STEMS["patch"](8, 16).apply({"params": params["patch"]["params"]["patch_embed"]}, x).reshape(16, 16)
+    changed = np.any(np.asarray(patch(images)) != np.asarray(patch(touched)), axis=-1)
+    assert np.flatnonzero(changed).tolist() == [7]
+
+
+def test_an_image_that_does_not_divide_is_refused(params):
+    with pytest.raises(ValueError, match="30x32 px does not divide into patches of 8"):
+        _vit().apply(params["patch"], jnp.zeros((1, 30, 32, 3)))
+
+
+@pytest.mark.parametrize("rule", ["dino", "esvit"])
+def test_resampling_keeps_a_matching_table_and_a_constant_one(rule):
+    table = jax.random.normal(jax.random.key(0), (49, 3))
+    assert resample_positions(table, (7, 7), rule) is table
+    np.testing.assert_allclose(resample_positions(jnp.ones((49, 3)), (4, 9), rule), 1, rtol=1e-6)
+
+
+def test_bicubic_by_hand():
+    # Half a pixel between two of four: A = -0.75 gives (-3/32, 19/32, 19/32, -3/32).
+    row = bicubic_matrix(4, 1, 0.25)[0]
+    np.testing.assert_allclose(row, np.array([-3, 19, 19, -3]) / 32)
+
+
+def test_bfloat16_activations_keep_float32_parameters_and_attention(params):
+    out = _vit(dtype=jnp.bfloat16).apply(params["patch"], jnp.ones((1, 32, 32, 3)))
+    assert out["patch_tokens"].dtype == jnp.bfloat16
+    assert out["attention"].dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+def test_drop_path_keeps_the_mean_and_drops_whole_samples():
+    branch = jnp.ones((20_000, 2))
+    dropped = drop_path(branch, 0.25, jax.random.key(0))
+    assert set(np.unique(dropped)) == {0.0, np.float32(1 / 0.75)}
+    np.testing.assert_array_equal(dropped[:, 0], dropped[:, 1])
+    assert float(dropped.mean()) == pytest.approx(1.0, abs=4 * np.sqrt(1 / 3 / 20_000))
+    assert drop_path(branch, 0.25, None) is branch
+
+
+def test_stochastic_depth_is_drawn_in_training_alone(params):
+    model, images = _vit(drop_path_rate=0.9), jax.random.normal(jax.random.key(1), (4, 32, 32, 3))
+    still = model.apply(params["patch"], images)["cls_token"]
+    np.testing.assert_array_equal(still, _vit().apply(params["patch"], images)["cls_token"])
+    drawn = [
+        model.apply(params["patch"], images, train=True, rngs={"drop_path": jax.random.key(k)})["cls_token"] for k in (0, 0, 1)
+    ]
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert np.any(drawn[0] != drawn[2])
+
+
+@pytest.mark.parametrize(("name", "millions"), [("vit_tiny", 5.5), ("vit_small", 21.7), ("vit_base", 85.8)])
+def test_sizes_have_the_parameters_of_the_references(name, millions):
+    size = SIZES[name]
+    model = ViT(16, size.width, size.depth, size.heads, table_px=224, stem=size.stem)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3))))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6 == pytest.approx(millions, abs=0.05)

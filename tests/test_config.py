@@ -1,0 +1,95 @@
+"""Rules that fill open values, and errors that name key, value, rule and remedy."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from cmd_jax import config as config_lib
+from cmd_jax.config import ConfigError, default
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+PRESETS = {"demo": ("", "smoke"), "folder": ("", "small"), "cub": ("",)}
+
+
+def _file(name):
+    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_config_file_is_covered():
+    assert {path.stem for path in CONFIGS.glob("*.py")} == set(PRESETS)
+
+
+@pytest.mark.parametrize(("name", "preset"), [(name, preset) for name, presets in PRESETS.items() for preset in presets])
+def test_every_preset_is_valid_before_and_after_it_is_resolved(name, preset):
+    config = _file(name).get_config(preset)
+    if config.data.source == "folder":
+        config.data.folder = "photos"
+    config_lib.validate(config)
+    resolved = config_lib.resolve(config, 5994)
+    config_lib.validate(resolved)
+    json.dumps(resolved.to_dict())
+    assert _file(name).__doc__.count("python -m cmd_jax.main") >= 1
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_an_unknown_preset_is_refused(name):
+    with pytest.raises(ConfigError, match="no preset 'typo'"):
+        _file(name).get_config("typo")
+
+
+def test_small_data_gets_fewer_prototypes_a_colder_teacher_and_a_faster_ema():
+    small, large = (config_lib.resolve(default(), count) for count in (5994, 50_000))
+    assert small.head.prototypes < large.head.prototypes == 65_536
+    assert small.method.teacher_temp < large.method.teacher_temp == 0.04
+    assert small.method.teacher_momentum < large.method.teacher_momentum == 0.996
+
+
+@pytest.mark.parametrize("name", config_lib.METHODS)
+def test_a_method_fills_what_is_open_and_leaves_what_is_set(name):
+    config = default()
+    config.method.name = name
+    resolved = config_lib.resolve(config, 1000).method
+    expected = {"cmd": (0.5, 0.5, 1.0, 1.0), "esvit": (0.5, 0.5, 0.0, 0.0), "dino": (1.0, 0.0, 0.0, 0.0)}[name]
+    terms = ("intra_image", "intra_region", "inter_student", "inter_teacher")
+    assert tuple(resolved[f"{term}_weight"] for term in terms) == expected
+    config.method.inter_student_weight = 0.25
+    assert config_lib.resolve(config, 1000).method.inter_student_weight == 0.25
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("method.name", "moco", "method.name is 'moco'; choose one of cmd, esvit, dino"),
+        ("model.name", "vit_huge", "model.name is 'vit_huge'; choose one of vit_micro"),
+        ("data.source", "imagenet", "data.source is 'imagenet'"),
+        ("data.source", "folder", "needs data.folder; pass --config.data.folder"),
+        ("train.batch_size", 0, "train.batch_size is 0; it must be at least 1"),
+        ("optim.lr", 0.0, "optim.lr is 0.0; it must be above 0"),
+        ("views.jitter_prob", 1.5, "views.jitter_prob is 1.5; it must be at least 0 and at most 1"),
+        ("views.hue", 0.6, "views.hue is 0.6"),
+        ("views.local_scale", (0.4, 0.1), r"views.local_scale is \(0.4, 0.1\)"),
+        ("views.global_px", 220, "views.global_px is 220; it must be a multiple of model.patch_size=16; use 208 or 224"),
+        ("views.local_px", 8, "views.local_px is 8; .* use 16 or 16"),
+        ("eval.features", "cls+foo", "eval.features is 'foo'"),
+        ("optim.warmup_epochs", 200.0, "longer than train.epochs=100.0"),
+    ],
+)
+def test_a_bad_value_is_named_with_its_rule_and_remedy(key, value, message):
+    config = default()
+    section, name = key.split(".")
+    config[section][name] = value
+    with pytest.raises(ConfigError, match=message):
+        config_lib.validate(config)
+
+
+def test_an_objective_without_terms_is_refused():
+    config = default()
+    for term in ("intra_image", "intra_region", "inter_student", "inter_teacher"):
+        config.method[f"{term}_weight"] = 0.0
+    with pytest.raises(ConfigError, match="all four weights"):
+        config_lib.validate(config)

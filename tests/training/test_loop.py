@@ -1,0 +1,184 @@
+"""A whole tiny run: files, resuming bit for bit, the teacher alone, health."""
+
+import json
+import os
+
+import jax
+import numpy as np
+import pytest
+
+from cmd_jax import config as config_lib
+from cmd_jax.config import ConfigError
+from cmd_jax.evaluation.restore import evaluate_run
+from cmd_jax.training import loop
+from cmd_jax.training.checkpoint import CheckpointError, Checkpoints
+from cmd_jax.training.health import NonFinite, feature_std, mil_entropy, teacher_entropy
+from cmd_jax.training.sharding import make_shardings
+
+STEPS = 6  # 24 images, batches of 8, 2 epochs
+
+
+@pytest.fixture
+def config(tiny_config, photo_folder):
+    tiny_config.data.source, tiny_config.data.folder = "folder", str(photo_folder)
+    return tiny_config
+
+
+def _lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def _state(workdir, config):
+    run = loop.prepare_run(config)
+    checkpoints = Checkpoints(str(workdir), read_only=True)
+    state = checkpoints.restore_state(run.abstract_state())
+    checkpoints.close()
+    return jax.device_get(state)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, photo_folder):
+    """(workdir, config) of an uninterrupted run."""
+    from tests.conftest import tiny
+
+    config, workdir = tiny(), tmp_path_factory.mktemp("run")
+    config.data.source, config.data.folder = "folder", str(photo_folder)
+    loop.train(config, str(workdir))
+    return workdir, config
+
+
+def test_a_run_writes_its_files(finished, photo_folder):
+    workdir, _ = finished
+    lines = _lines(workdir)
+    assert all(next(iter(line)) == "step" for line in lines)
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in lines if "eval_rank1" in line] == [0, STEPS]
+    for name in ("loss_intra_image", "loss_intra_region", "loss_inter_student", "loss_inter_teacher", "grad_norm"):
+        assert all(np.isfinite(line[name]) for line in lines if "loss" in line), name
+    for name in ("teacher_entropy", "feature_std", "mil_entropy"):
+        assert all(0 <= line[name] <= 1.0 + 1e-5 for line in lines if "loss" in line), name
+    resolved = json.loads((workdir / "config.json").read_text())
+    assert (resolved["method"]["image_pool"], resolved["method"]["teacher_temp"]) == ("mil", 0.02)
+    assert any(name.startswith("events") for name in os.listdir(workdir / "tb"))
+    metrics = json.loads((workdir / "eval" / str(STEPS) / "metrics.json").read_text())
+    assert set(metrics["protocol"]) == set(metrics["metrics"])
+    assert set(metrics["per_class_top1"]["percent"]) == set(os.listdir(photo_folder / "train"))
+    for name in ("mil_overlays.png", "retrieval.png"):
+        assert (workdir / "report" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_stopped_and_continued_equals_uninterrupted_bit_for_bit(finished, config, tmp_path, monkeypatch):
+    class Killed(Exception):
+        pass
+
+    put = jax.device_put
+    calls = 0
+
+    def kill_at_the_fifth_batch(*args, **kwargs):
+        nonlocal calls
+        calls += isinstance(args[0], loop.Batch)
+        if calls == 5:
+            raise Killed
+        return put(*args, **kwargs)
+
+    monkeypatch.setattr(loop.jax, "device_put", kill_at_the_fifth_batch)
+    with pytest.raises(Killed):
+        loop.train(config, str(tmp_path))
+    monkeypatch.undo()
+    assert Checkpoints(str(tmp_path), read_only=True).steps() == [3]
+    loop.train(config, str(tmp_path))
+    whole, continued = _state(finished[0], config), _state(tmp_path, config)
+    assert int(continued.step) == STEPS
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(continued), strict=True):
+        np.testing.assert_array_equal(a, b)
+    steps = [line["step"] for line in _lines(tmp_path) if "loss" in line]
+    assert steps == list(range(1, STEPS + 1))  # nothing twice, nothing lost
+
+
+def test_a_finished_run_is_left_as_it_is(finished, config):
+    before = _lines(finished[0])
+    loop.train(config, str(finished[0]))
+    assert _lines(finished[0]) == before
+
+
+def test_the_eval_binary_gives_the_numbers_of_the_training(finished, capsys):
+    workdir, _ = finished
+    trained = json.loads((workdir / "eval" / str(STEPS) / "metrics.json").read_text())["metrics"]
+    evaluation = evaluate_run(str(workdir), None)
+    assert evaluation.metrics() == pytest.approx(trained)
+    text = capsys.readouterr().out
+    assert "untrained" in text
+    assert "k=10, T=0.07" in text
+    assert "a class" in text
+    with pytest.raises(CheckpointError, match="has no step 5; it has 3, 6"):
+        evaluate_run(str(workdir), 5)
+
+
+def test_the_teacher_is_restored_without_the_train_item(finished, config):
+    run = loop.prepare_run(config)
+    checkpoints = Checkpoints(str(finished[0]), read_only=True)
+    read = []
+    restore = checkpoints._manager.restore
+    checkpoints._manager.restore = lambda step, args: read.append(set(args.keys())) or restore(step, args=args)
+    step, teacher = checkpoints.restore_teacher(run.abstract_state().teacher)
+    assert (step, read) == (STEPS, [{"teacher"}])
+    for a, b in zip(jax.tree.leaves(teacher), jax.tree.leaves(_state(finished[0], config).teacher), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_checkpoint_of_another_model_is_refused_with_the_arrays_that_differ(finished, config):
+    config.head.prototypes = 32
+    with pytest.raises(
+        CheckpointError, match=r"does not fit this model: \d+ arrays differ.*model \(32, 8\), checkpoint \(24, 8\)"
+    ):
+        loop.train(config, str(finished[0]))
+
+
+def test_unlabelled_images_train_without_evaluation(config, photo_folder, tmp_path, capsys):
+    config.data.folder, config.train.epochs, config.optim.warmup_epochs = str(photo_folder / "train"), 1.0, 0.0
+    loop.train(config, str(tmp_path))
+    assert "training without evaluation" in capsys.readouterr().out
+    assert not (tmp_path / "eval").exists()
+    with pytest.raises(ConfigError, match="has no labels"):
+        evaluate_run(str(tmp_path), None)
+
+
+def test_numbers_that_stop_being_finite_end_the_run_without_a_bad_checkpoint(config, tmp_path):
+    config.optim.lr, config.optim.warmup_epochs, config.optim.clip_grad = 1e38, 0.0, 0.0
+    with pytest.raises(NonFinite, match=r"step \d+: loss .* lower optim.lr"):
+        loop.train(config, str(tmp_path))
+    checkpoints = Checkpoints(str(tmp_path), read_only=True)
+    assert checkpoints.steps() in ([], [3])
+
+
+def test_dry_run_describes_and_writes_nothing(config):
+    text = loop.describe(config)
+    for part in ("24 train, 12 test images, 3 classes", "2 x 16 px (4 patches), 2 x 8 px (1 patches)", "6 steps of 8 images"):
+        assert part in text
+    assert "GFLOP" in text
+
+
+def test_a_batch_that_does_not_fit_is_refused(config, monkeypatch):
+    config.train.batch_size = 32
+    with pytest.raises(ConfigError, match="batch_size is 32, but there are 24 training images"):
+        loop.prepare_run(config)
+    monkeypatch.setattr(jax, "local_device_count", lambda: 8)
+    with pytest.raises(ConfigError, match="batch_size 30 does not divide over 8 devices; use 24 or 32"):
+        make_shardings(30)
+
+
+def test_health_signs_of_a_healthy_and_of_collapsed_teachers():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(4096, 16)).astype(np.float32)
+    assert float(feature_std(features)) == pytest.approx(1.0, abs=0.02)
+    assert float(feature_std(np.ones((8, 16)))) < 1e-6
+    assert float(teacher_entropy(np.full((3, 10), 0.1))) == pytest.approx(1.0)
+    assert float(teacher_entropy(np.eye(10))) == 0.0
+    assert float(mil_entropy(np.full((3, 4), 0.25))) == pytest.approx(1.0)
+    assert float(mil_entropy(np.eye(4))) == 0.0
+
+
+def test_config_json_is_read_back(finished):
+    workdir, _ = finished
+    config = config_lib.load(str(workdir / "config.json"))
+    assert config.to_dict() == json.loads((workdir / "config.json").read_text())

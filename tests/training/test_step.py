@@ -1,0 +1,120 @@
+"""One true step and what it must not do: leak, drift with the device count, or take a poisoned gradient."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cmd_jax import config as config_lib
+from cmd_jax.data.loader import Batch
+from cmd_jax.training.optimizer import adamw
+from cmd_jax.training.schedules import make_schedules
+from cmd_jax.training.state import init_state, make_network
+from cmd_jax.training.step import make_train_step
+
+IMAGES = 16
+
+
+def _batch(size=8, canvas=32):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (size, canvas, canvas, 3), dtype=np.uint8)
+    return Batch(pixels, np.full((size, 2), canvas, np.int32), np.arange(size, dtype=np.int32))
+
+
+def _setup(config):
+    config = config_lib.resolve(config, IMAGES)
+    network = make_network(config)
+    optimizer = adamw(config.optim.clip_grad, freeze_steps=1)
+    state = init_state(config, network, optimizer)
+    return state, jax.jit(make_train_step(config, network, optimizer, make_schedules(config, IMAGES)))
+
+
+def _moved(before, after):
+    """Top-level names of the parameters that changed."""
+    return {
+        name
+        for name in before
+        if any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (before[name], after[name])), strict=True))
+    }
+
+
+@pytest.mark.parametrize("method", config_lib.METHODS)
+def test_a_step_moves_the_student_and_the_teacher_follows(tiny_config, method):
+    tiny_config.method.name = method
+    state, step = _setup(tiny_config)
+    states = [state]
+    for _ in range(3):
+        state, metrics = step(state, _batch())
+        states.append(state)
+    assert all(np.isfinite(float(value)) for value in metrics.values())
+    assert int(state.step) == 3
+    used = {"backbone", "image_head", "image_last_layer"}
+    if method != "dino":
+        used |= {"region_head", "region_last_layer"}
+    if method == "cmd":
+        used |= {"mil_scorer"}
+    frozen = {"image_last_layer", "region_last_layer"}
+    # the learning rate of the first step is 0, and the last layer is frozen in it
+    assert not _moved(states[0].student, states[1].student)
+    moved = _moved(states[0].student, states[2].student)
+    assert used <= moved | frozen
+    assert used <= _moved(states[0].student, states[3].student)
+    # teacher = m teacher + (1 - m) student, with the momentum that was logged
+    m = float(metrics["teacher_momentum"])
+    for old, new, student in zip(*map(jax.tree.leaves, (states[2].teacher, states[3].teacher, states[3].student)), strict=True):
+        np.testing.assert_allclose(new, m * old + (1 - m) * student, atol=1e-6)
+
+
+def test_a_step_is_a_function_of_seed_step_and_images(tiny_config):
+    state, step = _setup(tiny_config)
+    first, again = step(state, _batch())[1], step(state, _batch())[1]
+    assert float(first["loss"]) == float(again["loss"])
+    later = step(state._replace(step=jnp.int32(5)), _batch())[1]
+    assert float(first["loss_intra_image"]) != float(later["loss_intra_image"])
+
+
+def test_a_poisoned_step_leaves_no_trace(tiny_config):
+    state, step = _setup(tiny_config)
+    poisoned = state._replace(centers=state.centers._replace(image=state.centers.image.at[0].set(jnp.nan)))
+    after, metrics = step(poisoned, _batch())
+    assert not np.isfinite(float(metrics["loss"]))
+    assert int(after.step) == 1
+    for old, new in zip(
+        *map(jax.tree.leaves, (state._replace(step=0), after._replace(step=0, centers=state.centers))), strict=True
+    ):
+        np.testing.assert_array_equal(old, new)
+
+
+DEVICES_SCRIPT = """
+import sys, numpy as np, jax
+sys.path[:0] = [{root!r}]
+from tests.conftest import tiny
+from tests.training.test_step import _batch
+from cmd_jax.training.loop import prepare_run
+config = tiny()
+config.data.source, config.data.folder, config.train.batch_size = "folder", {folder!r}, 8
+config.head.batch_norm = True
+run = prepare_run(config)
+state = run.first_state()
+for step in range(3):
+    state, metrics = run.train_step(state, jax.device_put(_batch(), run.shardings.batch))
+print(jax.device_count(), *(repr(float(metrics[name])) for name in ("loss", "grad_norm", "feature_std")))
+"""
+
+
+def test_one_device_and_eight_give_the_same_numbers(photo_folder):
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    results = []
+    for devices in (1, 8):
+        environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+        script = DEVICES_SCRIPT.format(root=root, folder=str(photo_folder))
+        out = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+        assert out.returncode == 0, out.stderr
+        count, *numbers = out.stdout.split()
+        assert int(count) == devices
+        results.append([float(number) for number in numbers])
+    np.testing.assert_allclose(results[0], results[1], rtol=1e-5)
