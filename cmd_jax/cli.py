@@ -51,6 +51,17 @@ def _guarded(main: Callable[[], None]) -> None:
 
 
 def _stop(code: int, error: Exception) -> None:
-    text = str(error.args[0] if error.args else error)
-    print(f"error: {text}", file=sys.stderr)
+    print(f"error: {_one_line(error)}", file=sys.stderr)
     sys.exit(code)
+
+
+def _one_line(error: Exception) -> str:
+    """The message of an error on one line."""
+    text = str(error.args[0] if error.args else error)
+    if text.startswith("'"):  # a KeyError inside a KeyError: its quotes and line ends are spelled out
+        text = text.strip("'").replace("\\'", "'").replace("\\n", "\n")
+    lines = [line for line in text.splitlines() if line.strip()]
+    if any(line.startswith("Traceback") for line in lines):
+        # ml_collections puts the traceback of a config file's own error into its message; the last line says what is wrong.
+        lines = [lines[-1].split(": ", 1)[-1]]
+    return " ".join(line.strip() for line in lines)

@@ -80,6 +80,8 @@ def default() -> ConfigDict:
     config.data.manual_dir = placeholder(str)  # archives that only you can download; default DATA_DIR/downloads/manual
     config.data.folder = placeholder(str)  # of source "folder": train/CLASS/*, test/CLASS/*, or flat and unlabelled
     config.data.canvas_px = 512  # longer sides are shrunk to this when an image is decoded
+    config.data.grayscale = False  # luma alone, in training and evaluation: for data whose classes colour does not tell
+    config.data.normalization = "imagenet"  # imagenet | local_contrast (lighting and smooth backgrounds taken out)
     config.data.decode_threads = 4
 
     config.views = ConfigDict()  # the multi-crop recipe of DINO, EsViT and CMD
@@ -181,6 +183,7 @@ def validate(config: ConfigDict) -> None:
     _choice("model.name", config.model.name, SIZES)
     _choice("model.dtype", config.model.dtype, ("float32", "bfloat16"))
     _choice("data.source", config.data.source, SOURCES)
+    _choice("data.normalization", config.data.normalization, ("imagenet", "local_contrast"))
     if config.data.source == "folder" and not config.data.folder:
         raise ConfigError(
             "data.source=folder needs data.folder; pass --config.data.folder=DIR with train/CLASS/* or flat images in it"

@@ -1,5 +1,7 @@
 """Train binary: `python -m cmd_jax.main --config=configs/cub.py --workdir=DIR`."""
 
+import os
+
 from absl import flags
 from ml_collections import config_flags
 
@@ -24,6 +26,9 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "check everything, print data, sh
 def main() -> None:
     if _CONFIG.value is None:
         raise ConfigError("--config is missing; pass a file such as --config=configs/demo.py")
+    path = config_flags.get_config_filename(flags.FLAGS["config"])
+    if not os.path.exists(path.split(":")[0]):
+        raise ConfigError(f"--config={path} does not exist; pass a file such as --config=configs/demo.py")
     if _WORKDIR.value is None and not _DRY_RUN.value:
         raise ConfigError("--workdir is missing; pass a directory such as --workdir=runs/demo")
     from cmd_jax.training import loop  # imported after the flags are checked: it loads jax

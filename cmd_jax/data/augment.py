@@ -16,6 +16,8 @@ Array = jax.Array
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 LUMA = (0.299, 0.587, 0.114)
+NEIGHBOURHOOD = 0.08  # standard deviation of a pixel's neighbourhood, as a share of the view's side
+FLAT_CONTRAST = 0.2  # of 0..1; a neighbourhood of less contrast is not blown up to that of an outline
 CROP_ATTEMPTS = 10
 ASPECT_RATIO = (3 / 4, 4 / 3)
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
@@ -45,9 +47,26 @@ class ViewParams(NamedTuple):
     solarize: Array
 
 
-def normalize(pixels: Array) -> Array:
-    """[..., 3] in 0..255 -> float32 with ImageNet's mean and standard deviation taken out."""
-    return (pixels.astype(jnp.float32) / 255 - jnp.array(MEAN)) / jnp.array(STD)
+def normalize(pixels: Array, mode: str) -> Array:
+    """Pixels as a network sees them.
+
+    Args:
+        pixels: [H, W, 3] in 0..255.
+        mode: "imagenet" takes out ImageNet's mean and standard deviation of each channel. "local_contrast" takes out the
+            mean of each pixel's neighbourhood and divides by its contrast (Jarrett et al., ICCV 2009), so that colour casts,
+            lighting and smooth backgrounds are no cue and edges are.
+
+    Returns:
+        [H, W, 3] float32.
+    """
+    pixels = pixels.astype(jnp.float32) / 255
+    if mode == "imagenet":
+        return (pixels - jnp.array(MEAN)) / jnp.array(STD)
+    sigma = jnp.float32(NEIGHBOURHOOD * pixels.shape[0])
+    detail = pixels - gaussian_blur(pixels, sigma, NEIGHBOURHOOD * pixels.shape[0])
+    energy = jnp.mean(jnp.square(detail), axis=-1, keepdims=True)
+    contrast = jnp.sqrt(gaussian_blur(energy, sigma, NEIGHBOURHOOD * pixels.shape[0]))
+    return detail / jnp.maximum(contrast, FLAT_CONTRAST)
 
 
 def sample_box(key: Array, size: Array, scale: tuple[float, float]) -> Array:
@@ -165,7 +184,7 @@ def color_jitter(pixels: Array, factors: Array, order: Array) -> Array:
 
 def gaussian_blur(pixels: Array, sigma: Array, max_sigma: float) -> Array:
     """Gaussian blur with repeated edges as two products; sigma 0 leaves the picture. [H, W, 3] -> [H, W, 3]."""
-    radius = math.ceil(4 * max_sigma)
+    radius = math.ceil(3 * max_sigma)
 
     def matrix(size: int) -> Array:
         offset = jnp.arange(-radius, radius + 1)
@@ -184,17 +203,19 @@ def solarize(pixels: Array) -> Array:
     return jnp.where(pixels >= 128, 255 - pixels, pixels)
 
 
-def apply_params(canvas: Array, params: ViewParams, out: int, max_sigma: float) -> Array:
+def apply_params(canvas: Array, params: ViewParams, out: int, max_sigma: float, normalization: str) -> Array:
     """One view of one image: [C, C, 3] uint8 -> [out, out, 3] float32, normalised."""
     pixels = resized_crop(canvas, params.box, params.flip, out)
     pixels = jnp.where(params.jitter, color_jitter(pixels, params.factors, params.order), pixels)
     pixels = jnp.where(params.grayscale, luma(pixels), pixels)
     pixels = gaussian_blur(pixels, params.sigma, max_sigma)
     pixels = jnp.where(params.solarize, solarize(pixels), pixels)
-    return normalize(pixels)
+    return normalize(pixels, normalization)
 
 
-def multi_crop(key: Array, canvas: Array, size: Array, index: Array, views: ConfigDict) -> tuple[Array, Array | None]:
+def multi_crop(
+    key: Array, canvas: Array, size: Array, index: Array, *, views: ConfigDict, normalization: str
+) -> tuple[Array, Array | None]:
     """All views of a batch.
 
     Args:
@@ -203,6 +224,7 @@ def multi_crop(key: Array, canvas: Array, size: Array, index: Array, views: Conf
         size: [B, 2] int32, height and width of the picture inside its canvas.
         index: [B] int32, the images' indices in the dataset.
         views: the config's section of that name.
+        normalization: see `normalize`.
 
     Returns:
         Global views [B, 2, G, G, 3] and local views [B, L, l, l, 3] (None when L is 0), float32, normalised.
@@ -213,7 +235,7 @@ def multi_crop(key: Array, canvas: Array, size: Array, index: Array, views: Conf
         def one(image_key: Array, image: Array, image_size: Array) -> Array:
             view_key = jax.random.fold_in(image_key, number)
             params = sample_params(view_key, image_size, tuple(scale), blur_prob, solarize_prob, views)
-            return apply_params(image, params, out, views.blur_sigma[1])
+            return apply_params(image, params, out, views.blur_sigma[1], normalization)
 
         return jax.vmap(one)(image_keys, canvas, size)
 

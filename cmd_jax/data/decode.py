@@ -14,7 +14,7 @@ class BadImage(ValueError):
     """A picture that cannot be read; the message starts with its path or id."""
 
 
-def decode_rgb(encoded: bytes, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode_rgb(encoded: bytes, name: str, *, grayscale: bool = False, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decodes a picture.
 
     16-bit grey is scaled (Pillow would clip it), transparency is laid on white, EXIF rotation is applied, the first frame
@@ -23,6 +23,7 @@ def decode_rgb(encoded: bytes, name: str, max_pixels: int = MAX_PIXELS) -> np.nd
     Args:
         encoded: the file's bytes.
         name: path or id for the error message.
+        grayscale: three equal channels of ITU-R 601 luma.
         max_pixels: larger pictures are refused before they are decoded.
 
     Returns:
@@ -42,7 +43,8 @@ def decode_rgb(encoded: bytes, name: str, max_pixels: int = MAX_PIXELS) -> np.nd
                 raise BadImage(
                     f"{name}: {width}x{height} pixels are over the limit of {max_pixels}; shrink the picture or remove it"
                 )
-            return _to_rgb(ImageOps.exif_transpose(image))
+            pixels = _to_rgb(ImageOps.exif_transpose(image))
+            return np.asarray(Image.fromarray(pixels).convert("L").convert("RGB")) if grayscale else pixels
     except BadImage:
         raise
     # Pillow's plugins raise many types on damaged files; all of them mean the same to the caller.

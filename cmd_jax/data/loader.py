@@ -30,7 +30,7 @@ class Batch(NamedTuple):
 class CanvasCache:
     """Decodes each image of a source once and keeps its canvas in one uint8 array."""
 
-    def __init__(self, source: Source, canvas_px: int):
+    def __init__(self, source: Source, canvas_px: int, grayscale: bool = False):
         needed, free = len(source) * canvas_px * canvas_px * 3, psutil.virtual_memory().available
         if needed > 0.8 * free:
             raise ConfigError(
@@ -38,7 +38,7 @@ class CanvasCache:
                 f"but {free / 2**30:.1f} GiB of memory are free; "
                 f"lower it to {int(canvas_px * (0.8 * free / needed) ** 0.5)} or less"
             )
-        self._source, self._canvas_px = source, canvas_px
+        self._source, self._canvas_px, self._grayscale = source, canvas_px, grayscale
         # np.zeros takes its pages when they are written: memory grows with what has been decoded.
         self._canvas = np.zeros((len(source), canvas_px, canvas_px, 3), np.uint8)
         self._size = np.zeros((len(source), 2), np.int32)
@@ -48,7 +48,7 @@ class CanvasCache:
         """One image as a batch element without the leading axis."""
         if not self._size[index, 0]:
             record = self._source[index]
-            canvas, size = to_canvas(decode_rgb(record.encoded, record.name), self._canvas_px)
+            canvas, size = to_canvas(decode_rgb(record.encoded, record.name, grayscale=self._grayscale), self._canvas_px)
             with self._lock:  # the size is the mark that the canvas is there, so it comes second
                 self._canvas[index] = canvas
                 self._size[index] = size

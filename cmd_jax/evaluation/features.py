@@ -42,7 +42,7 @@ def make_extractor(config: ConfigDict, network: Network) -> Callable[[Params, np
 
     @jax.jit
     def extract(params: Params, images: jax.Array) -> dict[str, jax.Array]:
-        encoded = network.apply({"params": params}, normalize(images))
+        encoded = network.apply({"params": params}, jax.vmap(lambda x: normalize(x, config.data.normalization))(images))
         tokens = encoded.patch_tokens.astype(jnp.float32)
         pools = {
             "cls": lambda: encoded.backbone["cls_token"].astype(jnp.float32),
@@ -61,14 +61,16 @@ def make_extractor(config: ConfigDict, network: Network) -> Callable[[Params, np
     return extract
 
 
-def eval_images(source: Source, config: ConfigDict, threads: int) -> Iterator[tuple[np.ndarray, np.ndarray, int, str]]:
+def eval_images(source: Source, config: ConfigDict) -> Iterator[tuple[np.ndarray, np.ndarray, int, str]]:
     """Decodes a split in order: (crop [H, W, 3] uint8, part boxes in the crop [P, 4], label, name)."""
+
+    resize_px, crop_px, threads = config.eval.resize_px, config.eval.crop_px, config.data.decode_threads
 
     def load(index: int):
         record = source[index]
-        pixels = decode_rgb(record.encoded, record.name)
-        boxes = eval_boxes(record.part_boxes, pixels.shape[:2], config.resize_px, config.crop_px)
-        return eval_crop(pixels, config.resize_px, config.crop_px), boxes, record.label, record.name
+        pixels = decode_rgb(record.encoded, record.name, grayscale=config.data.grayscale)
+        boxes = eval_boxes(record.part_boxes, pixels.shape[:2], resize_px, crop_px)
+        return eval_crop(pixels, resize_px, crop_px), boxes, record.label, record.name
 
     chunk = 4 * threads
     with ThreadPoolExecutor(threads) as pool:
@@ -93,7 +95,7 @@ def extract_features(extract: Callable, params: Params, source: Source, config: 
         outputs.append({key: np.asarray(value)[: len(pending)] for key, value in extract(params, images).items()})
         pending.clear()
 
-    for pixels, boxes, label, name in eval_images(source, config.eval, config.data.decode_threads):
+    for pixels, boxes, label, name in eval_images(source, config):
         pending.append(pixels)
         rows.append((boxes, label, name))
         if len(pending) == batch_size:

@@ -18,17 +18,16 @@ LAYER_NORM_EPS = 1e-6  # of DINO and EsViT
 
 
 class Size(NamedTuple):
-    """Architecture of a named model; `stem` is how pixels become tokens, see `PatchStem` and `ConvStem`."""
+    """Architecture of a named model."""
 
     width: int
     depth: int
     heads: int
-    stem: Literal["patch", "conv"] = "patch"
 
 
 # "micro" is ours, for two CPU cores; the others are DINO's.
 SIZES = {
-    "vit_micro": Size(64, 3, 2, "conv"),
+    "vit_micro": Size(96, 2, 3),
     "vit_tiny": Size(192, 12, 3),
     "vit_small": Size(384, 12, 6),
     "vit_base": Size(768, 12, 12),
@@ -153,45 +152,6 @@ class Block(nn.Module):
         return tokens + drop_path(mixed, self.drop_path_rate, keys[1]), attention
 
 
-class PatchStem(nn.Module):
-    """One linear map of each patch (DINO's)."""
-
-    patch_size: int
-    width: int
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, images: Array) -> Array:
-        """[B, H, W, 3] -> [B, H / patch, W / patch, D]."""
-        size = (self.patch_size, self.patch_size)
-        conv = nn.Conv(self.width, size, strides=size, padding="VALID", dtype=self.dtype, kernel_init=_kernel_init, name="proj")
-        return conv(images)
-
-
-class ConvStem(nn.Module):
-    """Convolutions of stride 2 down to the patch grid (early convolutions, arXiv 2106.14881): learns from little data.
-
-    Widths double up to D; a LayerNorm over the channels follows each, so that contrast counts and brightness does not.
-    """
-
-    patch_size: int
-    width: int
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, images: Array) -> Array:
-        """[B, H, W, 3] -> [B, H / patch, W / patch, D]; the patch size is a power of two."""
-        halvings = self.patch_size.bit_length() - 1
-        for index in range(halvings):
-            width = max(8, self.width >> (halvings - 1 - index))
-            images = nn.Conv(width, (3, 3), strides=2, dtype=self.dtype, kernel_init=_kernel_init, name=f"conv_{index}")(images)
-            images = nn.gelu(layer_norm(self.dtype, f"norm_{index}")(images), approximate=False)
-        return nn.Dense(self.width, dtype=self.dtype, kernel_init=_kernel_init, name="proj")(images)
-
-
-STEMS = {"patch": PatchStem, "conv": ConvStem}
-
-
 class ViT(nn.Module):
     """Vision transformer that returns its intermediates by name.
 
@@ -200,7 +160,6 @@ class ViT(nn.Module):
         width: D.
         depth: number of blocks.
         num_heads: H.
-        stem: "patch" or "conv", see STEMS.
         table_px: image side in pixels for which the position table is learned; other sizes resample it.
         drop_path_rate: stochastic depth of the last block, growing linearly from 0 at the first.
         resample_rule: see `resample_positions`.
@@ -212,7 +171,6 @@ class ViT(nn.Module):
     depth: int
     num_heads: int
     table_px: int
-    stem: str = "patch"
     drop_path_rate: float = 0.0
     resample_rule: ResampleRule = "dino"
     dtype: jnp.dtype = jnp.float32
@@ -233,7 +191,10 @@ class ViT(nn.Module):
         if height % self.patch_size or width % self.patch_size:
             raise ValueError(f"an image of {height}x{width} px does not divide into patches of {self.patch_size} px")
         grid = (height // self.patch_size, width // self.patch_size)
-        embed = STEMS[self.stem](self.patch_size, self.width, self.dtype, name="patch_embed")
+        patch = (self.patch_size, self.patch_size)
+        embed = nn.Conv(
+            self.width, patch, strides=patch, padding="VALID", dtype=self.dtype, kernel_init=_kernel_init, name="patch_embed"
+        )
         tokens = embed(images.astype(self.dtype)).reshape(batch, -1, self.width)
         side = self.table_px // self.patch_size
         cls_token = self.param("cls_token", _table_init, (1, 1, self.width))

@@ -99,7 +99,7 @@ def train(config: ConfigDict, workdir: str) -> None:
     first_step = int(state.step)
     writer = MetricsWriter(workdir, first_step)
     labelled = _labelled_splits(config)
-    cache = CanvasCache(run.source, config.data.canvas_px)
+    cache = CanvasCache(run.source, config.data.canvas_px, config.data.grayscale)
     stream = batches(cache, len(run.source), config.train.batch_size, config.seed, first_step, config.data.decode_threads)
     epoch = steps_per_epoch(config, len(run.source))
     save_every = max(1, round(config.train.checkpoint_every_epochs * epoch))

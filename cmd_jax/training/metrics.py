@@ -51,13 +51,14 @@ class Progress:
     """A bar with images/s and the remaining time on a terminal, plain lines elsewhere."""
 
     def __init__(self, first_step: int, steps: int, batch_size: int):
-        self._first, self._steps, self._batch_size, self._step = first_step, steps, batch_size, first_step
-        self._started = time.monotonic()
+        self._steps, self._batch_size = steps, batch_size
+        self._first = self._step = first_step
+        self._started: float | None = None
         self._bar = tqdm.tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True) if sys.stderr.isatty() else None
 
     def advance(self, step: int) -> None:
         """`step` steps are dispatched."""
-        if self._first == self._step:  # the first step compiles: the clock starts behind it
+        if self._started is None:  # the first step compiles: the clock starts behind it
             self._started, self._first = time.monotonic(), step
         self._step = step
         if self._bar:
@@ -65,7 +66,9 @@ class Progress:
 
     def images_per_s(self) -> float:
         """Throughput since the first step was compiled."""
-        return (self._step - self._first) * self._batch_size / max(1e-9, time.monotonic() - self._started)
+        if self._started is None or self._step == self._first:
+            return 0.0
+        return (self._step - self._first) * self._batch_size / (time.monotonic() - self._started)
 
     def show(self, step: int, metrics: dict[str, float]) -> None:
         """Shows a step's numbers."""

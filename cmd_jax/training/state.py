@@ -41,7 +41,6 @@ def make_network(config: ConfigDict) -> Network:
         width=size.width,
         depth=size.depth,
         num_heads=size.heads,
-        stem=size.stem,
         table_px=config.views.global_px,
         drop_path_rate=config.model.drop_path,
         dtype=dtype,

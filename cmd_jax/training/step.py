@@ -65,7 +65,7 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         crop_key, drop_global, drop_local = (jax.random.fold_in(step_key, use) for use in range(3))
-        global_views, local_views = multi_crop(crop_key, *batch, views=config.views)
+        global_views, local_views = multi_crop(crop_key, *batch, views=config.views, normalization=config.data.normalization)
         temp = schedules.teacher_temp(state.step)
 
         teacher_encoded, teacher = encode_views(network, state.teacher, global_views, None)

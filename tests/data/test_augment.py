@@ -144,7 +144,9 @@ def test_views_are_a_function_of_key_and_image_index_not_of_the_row(picture):
     views.global_px, views.local_px, views.local_count = 32, 16, 2
     canvas = jnp.stack([jnp.asarray(picture), jnp.asarray(picture)[::-1]])
     size = jnp.full((2, 2), 128)
-    run = lambda key, order: augment.multi_crop(jax.random.key(key), canvas[order], size, jnp.array([7, 9])[order], views)
+    run = lambda key, order: augment.multi_crop(
+        jax.random.key(key), canvas[order], size, jnp.array([7, 9])[order], views=views, normalization="imagenet"
+    )
     straight, swapped, other = run(0, jnp.array([0, 1])), run(0, jnp.array([1, 0])), run(1, jnp.array([0, 1]))
     assert straight[0].shape == (2, 2, 32, 32, 3)
     assert straight[1].shape == (2, 2, 16, 16, 3)
@@ -153,3 +155,21 @@ def test_views_are_a_function_of_key_and_image_index_not_of_the_row(picture):
     assert float(jnp.mean(jnp.abs(straight[0] - other[0]))) > 0.05
     views.local_count = 0
     assert run(0, jnp.array([0, 1]))[1] is None
+
+
+def test_imagenet_normalization_is_undone_by_its_numbers(picture):
+    normal = augment.normalize(jnp.asarray(picture), "imagenet")
+    np.testing.assert_allclose((normal * jnp.array(augment.STD) + jnp.array(augment.MEAN)) * 255, picture, atol=1e-3)
+
+
+def test_local_contrast_ignores_lighting_and_keeps_flat_noise_small(picture):
+    ramp = np.linspace(0, 60, 128)[None, :, None]
+    dark, lit = (
+        augment.normalize(jnp.asarray(x, jnp.float32), "local_contrast") for x in (picture * 0.5, picture * 0.5 + ramp)
+    )
+    inner = slice(20, -20)  # the ramp bends at the repeated edges
+    np.testing.assert_allclose(lit[inner, inner], dark[inner, inner], atol=0.05)
+    noise = 128 + np.random.default_rng(0).normal(0, 1, (64, 64, 3))
+    assert float(jnp.std(augment.normalize(jnp.asarray(noise), "local_contrast"))) < 0.1
+    edge = np.zeros((64, 64, 3)) + 255 * (np.arange(64) >= 32)[None, :, None]
+    assert float(jnp.max(augment.normalize(jnp.asarray(edge), "local_contrast"))) > 0.5

@@ -30,6 +30,12 @@ def test_modes():
     assert decode_rgb(_encode(Image.new("RGB", (1, 1))), "x").shape == (1, 1, 3)
 
 
+def test_grayscale_is_pillows_luma():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint8))
+    gray = decode_rgb(_encode(image), "x", grayscale=True)
+    np.testing.assert_array_equal(gray, np.repeat(np.asarray(image.convert("L"))[..., None], 3, axis=-1))
+
+
 def test_exif_rotation_is_applied():
     image = Image.fromarray(np.zeros((2, 5, 3), np.uint8))
     exif = Image.Exif()

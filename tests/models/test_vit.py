@@ -5,23 +5,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmd_jax.models.vit import SIZES, STEMS, ViT, bicubic_matrix, drop_path, resample_positions
+from cmd_jax.models.vit import SIZES, ViT, bicubic_matrix, drop_path, resample_positions
 
 
-def _vit(stem="patch", **options):
-    return ViT(patch_size=8, width=16, depth=3, num_heads=2, table_px=32, stem=stem, **options)
+def _vit(**options):
+    return ViT(patch_size=8, width=16, depth=3, num_heads=2, table_px=32, **options)
 
 
 @pytest.fixture(scope="module")
 def params():
-    return {stem: _vit(stem).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3))) for stem in STEMS}
+    return _vit().init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
 
 
-@pytest.mark.parametrize("stem", STEMS)
 @pytest.mark.parametrize("size", [(32, 32), (16, 40)])
-def test_intermediates_have_their_names_and_shapes(params, stem, size):
+def test_intermediates_have_their_names_and_shapes(params, size):
     images = jax.random.normal(jax.random.key(1), (2, *size, 3))
-    out = _vit(stem).apply(params[stem], images)
+    out = _vit().apply(params, images)
     patches = size[0] * size[1] // 64
     assert out["cls_token"].shape == (2, 16)
     assert out["patch_tokens"].shape == (2, patches, 16)
@@ -32,18 +31,20 @@ def test_intermediates_have_their_names_and_shapes(params, stem, size):
 
 
 def test_patches_are_row_major_and_seen_where_they_are(params):
-    # Without attention's mixing (the first block's input), only the touched patch may change.
+    # A model of no depth mixes nothing: only the touched patch may change.
+    model = ViT(patch_size=8, width=16, depth=1, num_heads=2, table_px=32)
+    still = jax.tree.map(jnp.zeros_like, params["params"]["blocks_0"])  # a block whose branches add nothing
+    weights = {"params": {key: value for key, value in params["params"].items() if "blocks" not in key} | {"blocks_0": still}}
     images = np.zeros((1, 32, 32, 3), np.float32)
     touched = images.copy()
-    touched[0, 8:16, 24:32] = 1.0  # row 1, column 3 of a 4 x 4 grid
-    patch = lambda x: STEMS["patch"](8, 16).apply({"params": params["patch"]["params"]["patch_embed"]}, x).reshape(16, 16)
-    changed = np.any(np.asarray(patch(images)) != np.asarray(patch(touched)), axis=-1)
-    assert np.flatnonzero(changed).tolist() == [7]
+    touched[0, 8:16, 24:32] = np.random.default_rng(0).normal(size=(8, 8, 3))  # row 1, column 3 of a 4 x 4 grid
+    before, after = (np.asarray(model.apply(weights, x)["patch_tokens"][0]) for x in (images, touched))
+    assert np.flatnonzero(np.any(before != after, axis=-1)).tolist() == [7]
 
 
 def test_an_image_that_does_not_divide_is_refused(params):
     with pytest.raises(ValueError, match="30x32 px does not divide into patches of 8"):
-        _vit().apply(params["patch"], jnp.zeros((1, 30, 32, 3)))
+        _vit().apply(params, jnp.zeros((1, 30, 32, 3)))
 
 
 @pytest.mark.parametrize("rule", ["dino", "esvit"])
@@ -60,7 +61,7 @@ def test_bicubic_by_hand():
 
 
 def test_bfloat16_activations_keep_float32_parameters_and_attention(params):
-    out = _vit(dtype=jnp.bfloat16).apply(params["patch"], jnp.ones((1, 32, 32, 3)))
+    out = _vit(dtype=jnp.bfloat16).apply(params, jnp.ones((1, 32, 32, 3)))
     assert out["patch_tokens"].dtype == jnp.bfloat16
     assert out["attention"].dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
@@ -77,11 +78,9 @@ def test_drop_path_keeps_the_mean_and_drops_whole_samples():
 
 def test_stochastic_depth_is_drawn_in_training_alone(params):
     model, images = _vit(drop_path_rate=0.9), jax.random.normal(jax.random.key(1), (4, 32, 32, 3))
-    still = model.apply(params["patch"], images)["cls_token"]
-    np.testing.assert_array_equal(still, _vit().apply(params["patch"], images)["cls_token"])
-    drawn = [
-        model.apply(params["patch"], images, train=True, rngs={"drop_path": jax.random.key(k)})["cls_token"] for k in (0, 0, 1)
-    ]
+    still = model.apply(params, images)["cls_token"]
+    np.testing.assert_array_equal(still, _vit().apply(params, images)["cls_token"])
+    drawn = [model.apply(params, images, train=True, rngs={"drop_path": jax.random.key(k)})["cls_token"] for k in (0, 0, 1)]
     np.testing.assert_array_equal(drawn[0], drawn[1])
     assert np.any(drawn[0] != drawn[2])
 
@@ -89,6 +88,6 @@ def test_stochastic_depth_is_drawn_in_training_alone(params):
 @pytest.mark.parametrize(("name", "millions"), [("vit_tiny", 5.5), ("vit_small", 21.7), ("vit_base", 85.8)])
 def test_sizes_have_the_parameters_of_the_references(name, millions):
     size = SIZES[name]
-    model = ViT(16, size.width, size.depth, size.heads, table_px=224, stem=size.stem)
+    model = ViT(16, size.width, size.depth, size.heads, table_px=224)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3))))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6 == pytest.approx(millions, abs=0.05)

@@ -39,7 +39,7 @@ class Pose:
     """Similarity transform from the bird's own frame (facing right, y down, body at the origin) to pixels."""
 
     def __init__(self, rng: np.random.Generator, px: int):
-        self.tilt = np.deg2rad(rng.uniform(-15, 15))
+        self.tilt = np.deg2rad(rng.uniform(-10, 10))
         self.head_tilt = np.deg2rad(rng.uniform(-10, 10))
         self.mirror = rng.random() < 0.5
         self.scale, self.offset = 1.0, np.zeros(2)
@@ -50,7 +50,7 @@ class Pose:
         )
         self.scale = px * rng.uniform(0.82, 0.98) / np.max(high - low)
         slack = px - (high - low) * self.scale
-        self.offset = rng.uniform(0.02, 0.98, 2) * slack - low * self.scale
+        self.offset = rng.uniform(0.35, 0.65, 2) * slack - low * self.scale
 
     def place(self, points: np.ndarray) -> np.ndarray:
         """[N, 2] (x, y) in the bird's frame -> [N, 2] pixels of the final picture."""
@@ -242,6 +242,12 @@ def _hsv(h: float, s: float, v: float) -> np.ndarray:
     return 255 * v * (1 - s * np.clip(np.minimum(k, 4 - k), 0, 1))
 
 
+def _tint(rng: np.random.Generator, saturation: tuple[float, float], luma: tuple[float, float]) -> np.ndarray:
+    """A colour of any hue, with saturation and luma drawn from ranges in 0..1; RGB, [3] in 0..255."""
+    colour = _hsv(rng.random(), rng.uniform(*saturation), 1.0)
+    return np.clip(colour * rng.uniform(*luma) * 255 / (colour @ (0.299, 0.587, 0.114)), 0, 255)
+
+
 def _noise(rng: np.random.Generator, px: int, cell: int) -> np.ndarray:
     """Smooth noise with features of about `cell` pixels, [px, px] in 0..1."""
     side = max(2, px // cell + 2)
@@ -251,20 +257,20 @@ def _noise(rng: np.random.Generator, px: int, cell: int) -> np.ndarray:
 
 def _background(rng: np.random.Generator, px: int) -> np.ndarray:
     """Out-of-focus habitat: a gradient of two colours, noise at three scales and blurred blobs; [px, px, 3] in 0..255."""
-    top, bottom = (_hsv(rng.random(), rng.uniform(0.05, 0.5), rng.uniform(0.3, 0.9)) for _ in range(2))
+    top, bottom = (_tint(rng, (0.05, 0.5), (0.42, 0.58)) for _ in range(2))
     ramp = np.linspace(0, 1, px, dtype=np.float32)[:, None, None]
     picture = top * (1 - ramp) + bottom * ramp + np.zeros((px, px, 1), np.float32)
-    for cell, strength in ((px // 3, 0.5), (px // 8, 0.25), (px // 32, rng.uniform(0.05, 0.3))):
-        tint = _hsv(rng.random(), rng.uniform(0, 0.5), rng.uniform(0.2, 1.0))
+    for cell, strength in ((px // 3, 0.4), (px // 8, 0.2), (px // 32, rng.uniform(0.03, 0.1))):
+        tint = _tint(rng, (0.0, 0.5), (0.4, 0.6))
         weight = (_noise(rng, px, max(1, cell)) * strength)[..., None]
         picture = picture * (1 - weight) + tint * weight
     canvas = Image.fromarray(picture.astype(np.uint8))
     draw = ImageDraw.Draw(canvas)
     for _ in range(rng.integers(3, 9)):
-        colour = tuple(int(c) for c in _hsv(rng.random(), rng.uniform(0.1, 0.6), rng.uniform(0.25, 0.95)))
+        colour = tuple(int(c) for c in _tint(rng, (0.1, 0.6), (0.42, 0.58)))
         outline = disc(*rng.uniform(0, px, 2), rng.uniform(0.03, 0.16) * px, rng.uniform(0.02, 0.1) * px, rng.uniform(0, np.pi))
         draw.polygon([tuple(p) for p in outline], fill=colour)
-    return np.asarray(canvas.filter(ImageFilter.GaussianBlur(rng.uniform(0.01, 0.03) * px)), np.float32)
+    return np.asarray(canvas.filter(ImageFilter.GaussianBlur(rng.uniform(0.025, 0.035) * px)), np.float32)
 
 
 class Painter:
@@ -293,9 +299,9 @@ class Painter:
 def _clutter(painter: Painter, rng: np.random.Generator, px: int, count: int) -> None:
     """Twigs and leaves of random place, size and colour."""
     for _ in range(count):
-        colour = _hsv(rng.random(), rng.uniform(0.1, 0.6), rng.uniform(0.15, 0.8))
+        colour = _tint(rng, (0.1, 0.6), (0.38, 0.6))
         start, turn = rng.uniform(0, px, 2), rng.uniform(0, 2 * np.pi)
-        length = rng.uniform(0.1, 0.4) * px
+        length = rng.uniform(0.1, 0.3) * px
         end = start + length * np.array([np.cos(turn), np.sin(turn)])
         if rng.random() < 0.5:
             painter.fill(
@@ -313,13 +319,13 @@ def _light(rng: np.random.Generator, colour: np.ndarray, mask: np.ndarray) -> np
     height = sum(ndimage.gaussian_filter(mask, s * px) for s in (0.015, 0.04, 0.08)) / 3
     slope_y, slope_x = np.gradient(height * px * 0.35)
     angle = rng.uniform(-np.pi, 0)
-    shade = 1 + rng.uniform(0.25, 0.6) * np.tanh(-(slope_x * np.cos(angle) + slope_y * np.sin(angle)))
+    shade = 1 + rng.uniform(0.25, 0.45) * np.tanh(-(slope_x * np.cos(angle) + slope_y * np.sin(angle)))
     grain = 1 + 0.18 * (_noise(rng, px, max(1, px // 64)) - 0.5)
     colour = colour * (1 + mask[..., None] * ((shade * grain)[..., None] - 1))
     ramp_x, ramp_y = np.meshgrid(np.linspace(-1, 1, px), np.linspace(-1, 1, px))
-    sun = 1 + rng.uniform(0, 0.3) * (np.cos(angle) * ramp_x + np.sin(angle) * ramp_y)
-    colour = colour * sun[..., None] * rng.uniform(0.75, 1.2) * rng.uniform(0.88, 1.12, 3)
-    return colour + rng.normal(0, rng.uniform(1, 5), colour.shape)
+    sun = 1 + rng.uniform(0, 0.12) * (np.cos(angle) * ramp_x + np.sin(angle) * ramp_y)
+    colour = colour * sun[..., None] * rng.uniform(0.8, 1.15) * rng.uniform(0.9, 1.1, 3)
+    return colour + rng.normal(0, rng.uniform(1, 3), colour.shape)
 
 
 def render(species: tuple[int, ...], rng: np.random.Generator, px: int) -> Bird:
@@ -332,19 +338,19 @@ def render(species: tuple[int, ...], rng: np.random.Generator, px: int) -> Bird:
     """
     variant = {part: VARIANTS[part][digit] for part, digit in zip(PARTS, species, strict=True)}
     pose = Pose(rng, px)
-    hue = rng.random()
-    body = _hsv(hue, rng.uniform(0.1, 0.75), rng.uniform(0.35, 0.9))
-    belly = 0.45 * body + 0.55 * _hsv(rng.random(), rng.uniform(0, 0.4), rng.uniform(0.6, 1))
-    wing = body * rng.uniform(0.45, 0.75)
-    mark = _hsv(rng.random(), rng.uniform(0, 0.25), rng.uniform(0.85, 1))
-    beak = _hsv(rng.uniform(0, 0.15), rng.uniform(0.2, 0.9), rng.uniform(0.25, 0.95))
-    tail, crest = wing * rng.uniform(0.7, 1.1), _hsv(rng.random(), rng.uniform(0.3, 0.9), rng.uniform(0.2, 0.9))
+    body = _tint(rng, (0.1, 0.8), (0.42, 0.62))
+    belly = 0.4 * body + 0.6 * _tint(rng, (0.0, 0.3), (0.75, 0.85))
+    wing = body * rng.uniform(0.45, 0.6)
+    mark = _tint(rng, (0.0, 0.15), (0.9, 0.95))
+    beak = _tint(rng, (0.2, 0.8), (0.5, 0.7))
+    tail, crest = wing * rng.uniform(0.75, 1.0), _tint(rng, (0.3, 0.9), (0.2, 0.4))
     legs = beak * 0.6
 
     painter = Painter(_background(rng, px))
-    _clutter(painter, rng, px, int(rng.integers(2, 7)))
-    perch = pose.place([(-2.5, 0.62), (0.0, 0.5), (2.5, 0.66)]) + rng.normal(0, 0.02 * px, (3, 2))
-    painter.fill(stripe(perch, rng.uniform(0.03, 0.06) * px), _hsv(rng.uniform(0.02, 0.12), 0.5, rng.uniform(0.2, 0.5)), False)
+    _clutter(painter, rng, px, int(rng.integers(1, 5)))
+    foot = pose.place([(0.1, 0.52)])[0]
+    perch = [(-0.1 * px, foot[1]), tuple(foot), (1.1 * px, foot[1])] + rng.normal(0, 0.015 * px, (3, 2))
+    painter.fill(stripe(perch, rng.uniform(0.02, 0.03) * px), _tint(rng, (0.2, 0.5), (0.35, 0.45)), False)
 
     outlines = {}
     for part in PARTS:

@@ -1,0 +1,91 @@
+"""Every command line entry point: help, a true run, and one clear line with the right exit code for a user's mistake."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SMALL = (
+    "--config=configs/folder.py:small",
+    "--config.train.batch_size=8",
+    "--config.train.epochs=1",
+    "--config.optim.warmup_epochs=0",
+    "--config.views.global_px=16",
+    "--config.views.local_px=8",
+    "--config.head.prototypes=16",
+    "--config.head.hidden_dim=16",
+    "--config.data.canvas_px=32",
+)
+
+
+def _run(binary, *arguments):
+    command = [sys.executable, "-W", "error::FutureWarning", "-m", f"cmd_jax.{binary}", *arguments]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(("binary", "flag"), [("main", "--dry_run"), ("eval", "--step")])
+def test_help(binary, flag):
+    out = _run(binary, "--help")
+    assert out.returncode == 0, out.stderr
+    text = out.stdout + out.stderr
+    assert flag.strip("-") in text
+    assert f"python -m cmd_jax.{binary} --" in text
+    assert "Exit codes" in text
+
+
+def test_train_and_evaluate_a_folder(photo_folder, tmp_path):
+    folder, workdir = f"--config.data.folder={photo_folder}", f"--workdir={tmp_path / 'run'}"
+    dry = _run("main", *SMALL, folder, "--dry_run")
+    assert dry.returncode == 0, dry.stderr
+    assert "24 train, 12 test images" in dry.stdout
+    trained = _run("main", *SMALL, folder, workdir)
+    assert trained.returncode == 0, trained.stderr
+    for words in ("untrained teacher", "step 3/3", "k-NN top-1", "Retrieval Rank-1", "ETA", "images/s"):
+        assert words in trained.stdout, words
+    evaluated = _run("eval", workdir)
+    assert evaluated.returncode == 0, evaluated.stderr
+    for words in ("untrained", "step 3", "12 test queries, 24 train images", "top-1 by class", "mil_overlays.png"):
+        assert words in evaluated.stdout, words
+    missing = _run("eval", workdir, "--step=7")
+    assert (missing.returncode, missing.stderr.count("\n")) == (65, 1)
+    assert "has no step 7; it has 3" in missing.stderr
+
+
+@pytest.mark.parametrize(
+    ("binary", "arguments", "message"),
+    [
+        ("main", (), "--config is missing"),
+        ("main", ("--config=configs/demo.py",), "--workdir is missing"),
+        ("main", ("--config=configs/none.py", "--workdir=x"), "configs/none.py"),
+        ("main", ("--config=configs/demo.py:typo", "--workdir=x"), "no preset 'typo'"),
+        ("main", ("--config=configs/demo.py", "--workdir=x", "--config.optim.lrr=1"), 'Did you mean "lr"'),
+        ("main", ("--config=configs/demo.py", "--workdir=x", "--config.train.batch_size=many"), "many"),
+        (
+            "main",
+            ("--config=configs/demo.py", "--workdir=x", "--config.method.name=moco"),
+            "method.name is 'moco'; choose one of",
+        ),
+        ("main", ("--config=configs/demo.py", "--wordkir=x"), "wordkir"),
+        ("main", ("--config=configs/demo.py", "--workdir=x", "word"), "unexpected argument 'word'"),
+        ("main", ("--config=configs/folder.py", "--workdir=x"), "needs data.folder"),
+        (
+            "main",
+            ("--config=configs/folder.py", "--config.data.folder=/no/place", "--workdir=x"),
+            "'/no/place' is not a directory",
+        ),
+        ("eval", (), "--workdir is missing"),
+        ("eval", ("--workdir=/no/run",), "/no/run has no config.json"),
+        ("eval", ("--workdir=x", "--step=many"), "step"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_exit_code_64(binary, arguments, message):
+    out = _run(binary, *arguments)
+    assert out.returncode == 64, out.stderr
+    assert message in out.stderr
+    assert out.stderr.startswith("error: ")
+    assert "Traceback" not in out.stderr
+    assert not (ROOT / "x").exists()
