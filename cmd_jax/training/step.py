@@ -101,7 +101,7 @@ def make_train_step(
         )
         student = optax.apply_updates(state.student, updates)
         momentum = schedules.teacher_momentum(state.step)
-        grad_norm = optax.global_norm(gradients)
+        grad_norm = optax.tree.norm(gradients)
         new = TrainState(state.step, student, ema(state.teacher, student, momentum), optimizer_state, result.centers)
         new = health.keep_if_finite(result.loss, grad_norm, new, state)._replace(step=state.step + 1)
         metrics = {

@@ -181,4 +181,5 @@ def test_health_signs_of_a_healthy_and_of_collapsed_teachers():
 def test_config_json_is_read_back(finished):
     workdir, _ = finished
     config = config_lib.load(str(workdir / "config.json"))
-    assert config.to_dict() == json.loads((workdir / "config.json").read_text())
+    assert json.loads(json.dumps(config.to_dict())) == json.loads((workdir / "config.json").read_text())
+    config_lib.validate(config)
