@@ -31,12 +31,11 @@ def _parse(arguments: list[str]) -> list[str]:
         rest = flags.FLAGS(arguments)
     except (flags.Error, KeyError, AttributeError, ValueError, OSError) as error:
         _stop(BAD_CONFIG, error)
-    if flags.FLAGS["help"].value or flags.FLAGS["helpfull"].value:
-        app.usage()
+    except SystemExit:  # absl ends with 1 after printing a --help
         sys.exit(0)
     if len(rest) > 1:
         _stop(BAD_CONFIG, ConfigError(f"unexpected argument {rest[1]!r}; every option starts with --"))
-    logging.set_verbosity(logging.WARNING)
+    logging.set_verbosity(logging.ERROR)
     return rest
 
 

@@ -149,8 +149,9 @@ def resized_crop(canvas: Array, box: Array, flip: Array, out: int) -> Array:
     rows = interpolation_matrix(box[0], box[2], out, canvas.shape[0])
     columns = interpolation_matrix(box[1], box[3], out, canvas.shape[1])
     columns = jnp.where(flip, columns[::-1], columns)
-    pixels = jnp.einsum("yi,ijc->yjc", rows, canvas.astype(jnp.float32), precision="highest")
-    return jnp.clip(jnp.einsum("xj,yjc->yxc", columns, pixels, precision="highest"), 0, 255)
+    # Cut to 0..255 in between, as Pillow does: beside a saturated edge the overshoot shows.
+    pixels = jnp.einsum("xj,ijc->ixc", columns, canvas.astype(jnp.float32), precision="highest")
+    return jnp.clip(jnp.einsum("yi,ixc->yxc", rows, jnp.clip(pixels, 0, 255), precision="highest"), 0, 255)
 
 
 def luma(pixels: Array) -> Array:

@@ -29,11 +29,12 @@ def _close(actual, expected, mean, largest):
 @pytest.mark.parametrize("flip", [False, True])
 def test_resized_crop_is_pillows_bicubic(picture, box, flip):
     top, left, height, width = box
-    expected = Image.fromarray(picture).crop((left, top, left + width, top + height)).resize((48, 48), Image.Resampling.BICUBIC)
+    # Along x, then along y: in one call Pillow chooses the order by the shape, and cuts to 0..255 in between.
+    cropped = Image.fromarray(picture).crop((left, top, left + width, top + height))
+    expected = cropped.resize((48, height), Image.Resampling.BICUBIC).resize((48, 48), Image.Resampling.BICUBIC)
     expected = ImageOps.mirror(expected) if flip else expected
     actual = augment.resized_crop(jnp.asarray(picture), jnp.array(box, jnp.float32), jnp.array(flip), 48)
-    # Pillow rounds after each of the two passes, and the kernel's negative lobes enlarge the first rounding.
-    _close(actual, expected, mean=0.4, largest=3.0)
+    _close(actual, expected, mean=0.4, largest=1.5)
 
 
 def test_canvas_outside_the_picture_does_not_leak(picture):
