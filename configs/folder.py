@@ -39,7 +39,7 @@ def small(config: ConfigDict) -> None:
     config.head.hidden_dim = 256
     config.head.bottleneck_dim = 128
     config.head.layers = 2
-    config.head.batch_norm = True  # short runs: the centers alone are too slow to take out what all images share
+    config.head.batch_norm = True  # as in the demo
     config.head.prototypes = 512
     config.optim.lr = 1.2e-3
     config.method.mil_hidden_dim = 64

@@ -12,6 +12,8 @@ from cmd_jax.config import ConfigDict
 from cmd_jax.data.augment import normalize
 from cmd_jax.data.decode import decode_rgb, eval_boxes, eval_crop
 from cmd_jax.data.sources import Source
+from cmd_jax.method import mil
+from cmd_jax.models.heads import l2_normalize
 from cmd_jax.models.network import Network
 from cmd_jax.training.state import Params
 
@@ -47,11 +49,11 @@ def make_extractor(config: ConfigDict, network: Network) -> Callable[[Params, np
         pools = {
             "cls": lambda: encoded.backbone["cls_token"].astype(jnp.float32),
             "mean": lambda: jnp.mean(tokens, axis=1),
-            "mil": lambda: jnp.einsum("bn,bnd->bd", encoded.mil_weights, tokens),
+            "mil": lambda: mil.bag_embedding(encoded.mil_weights, tokens),
         }
         chosen = [pools[name]() for name in parts]
         # Each pool counts the same in a concatenation, whatever its norm.
-        unit = [x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12) for x in chosen]
+        unit = [l2_normalize(x) for x in chosen]
         return {
             "features": jnp.concatenate(unit, axis=-1) / np.sqrt(len(parts)),
             "mil_weights": encoded.mil_weights,
