@@ -12,10 +12,12 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from cmd_jax.models.vit import SIZES
+from cmd_jax.models import swin, vit
 
 # Below this many images the field uses fewer prototypes, a colder teacher and a faster EMA (see `resolve`).
 SMALL_DATASET = 20_000
+
+MODELS = (*vit.SIZES, *swin.SIZES)
 
 # What a method's name stands for: weights of the four terms, pooling of the image level, weights of the regions.
 METHODS = {
@@ -60,8 +62,10 @@ def default() -> ConfigDict:
     config.method.mil_hidden_dim = 128
 
     config.model = ConfigDict()
-    config.model.name = "vit_small"  # one of cmd_jax.models.vit.SIZES
-    config.model.patch_size = 16  # pixels
+    config.model.name = "vit_small"  # one of MODELS
+    config.model.patch_size = placeholder(int)  # pixels; None: 16 of a ViT, 4 of a Swin
+    config.model.registers = 0  # of a ViT: learned tokens beside the class token
+    config.model.window = 7  # of a Swin: side of a window in tokens
     config.model.drop_path = 0.1  # student only
     config.model.dtype = "float32"  # of activations: float32 | bfloat16; losses, norms and EMA stay float32
 
@@ -122,7 +126,9 @@ def default() -> ConfigDict:
     config.eval.batch_size = 64
     config.eval.resize_px = placeholder(int)  # shorter side; None: 8/7 of crop_px, the references' 256 for 224
     config.eval.crop_px = placeholder(int)  # None: views.global_px
-    config.eval.features = placeholder(str)  # cls | mean | mil, or a concatenation like cls+mean; None: the method's pool
+    # cls | mean | mil | blocks (of the last blocks, see evaluation.features), or several like cls+mean; None: the method's pool
+    config.eval.features = placeholder(str)
+    config.eval.last_blocks = 4  # how many "blocks" reads; the references' linear probe reads 4
     config.eval.knn_k = (10, 20)
     config.eval.knn_temp = 0.07
     return config
@@ -142,6 +148,7 @@ def resolve(config: ConfigDict, train_images: int) -> ConfigDict:
     small = train_images < SMALL_DATASET
     method = METHODS[config.method.name]
     rules: dict[str, Any] = {
+        "model.patch_size": patch_px(config),
         "method.image_pool": method["image_pool"],
         "method.region_weights": method["region_weights"],
         "method.intra_image_weight": method["intra_image"],
@@ -165,6 +172,21 @@ def resolve(config: ConfigDict, train_images: int) -> ConfigDict:
     return config
 
 
+def is_swin(config: ConfigDict) -> bool:
+    """Whether the configured backbone is a Swin, otherwise it is a ViT."""
+    return config.model.name in swin.SIZES
+
+
+def patch_px(config: ConfigDict) -> int:
+    """Side in pixels of the squares that the backbone embeds, resolved or not."""
+    return config.model.patch_size or (swin.PATCH_PX if is_swin(config) else 16)
+
+
+def token_px(config: ConfigDict) -> int:
+    """Side in pixels of a patch token: the stride of the last stage of a Swin, the patch of a ViT."""
+    return swin.STRIDE_PX if is_swin(config) else patch_px(config)
+
+
 def _fill(config: ConfigDict, key: str, value: Any) -> None:
     section, name = key.split(".")
     if config[section][name] is None:
@@ -180,7 +202,7 @@ def validate(config: ConfigDict) -> None:
     _choice("method.name", config.method.name, METHODS)
     _choice("method.image_pool", config.method.image_pool, ("mil", "cls", "mean", None))
     _choice("method.region_weights", config.method.region_weights, ("teacher_mil", "uniform", None))
-    _choice("model.name", config.model.name, SIZES)
+    _choice("model.name", config.model.name, MODELS)
     _choice("model.dtype", config.model.dtype, ("float32", "bfloat16"))
     _choice("data.source", config.data.source, SOURCES)
     _choice("data.normalization", config.data.normalization, ("imagenet", "local_contrast"))
@@ -195,6 +217,7 @@ def validate(config: ConfigDict) -> None:
         "head.layers",
         "method.mil_hidden_dim",
         "model.patch_size",
+        "model.window",
         "data.canvas_px",
         "data.decode_threads",
         "views.global_px",
@@ -205,6 +228,7 @@ def validate(config: ConfigDict) -> None:
         "eval.batch_size",
         "eval.resize_px",
         "eval.crop_px",
+        "eval.last_blocks",
     ]:
         _range(config, key, low=1)
     for key in [
@@ -213,6 +237,7 @@ def validate(config: ConfigDict) -> None:
         "method.inter_student_weight",
         "method.inter_teacher_weight",
         "method.warmup_teacher_temp_epochs",
+        "model.registers",
         "views.local_count",
         "views.brightness",
         "views.contrast",
@@ -257,7 +282,7 @@ def validate(config: ConfigDict) -> None:
             )
     for key in ("views.global_px", "views.local_px", "eval.crop_px"):
         section, name = key.split(".")
-        side, patch = config[section][name], config.model.patch_size
+        side, patch = config[section][name], patch_px(config)
         if side is not None and side % patch:
             below, above = max(1, side // patch) * patch, (side // patch + 1) * patch
             raise ConfigError(f"{key} is {side}; it must be a multiple of model.patch_size={patch}; use {below} or {above}")
@@ -271,10 +296,30 @@ def validate(config: ConfigDict) -> None:
             "use a tenth of the epochs"
         )
     for name in (config.eval.features or "mil").split("+"):
-        _choice("eval.features", name, ("cls", "mean", "mil"))
+        _choice("eval.features", name, ("cls", "mean", "mil", "blocks"))
+    _check_backbone(config)
     weights = [config.method[f"{term}_weight"] for term in ("intra_image", "intra_region", "inter_student", "inter_teacher")]
     if all(weight == 0 for weight in weights):
         raise ConfigError("all four weights of the objective are 0; set method.intra_image_weight or another above 0")
+
+
+def _check_backbone(config: ConfigDict) -> None:
+    """What a ViT has and a Swin has not."""
+    if not is_swin(config):
+        return
+    name = config.model.name
+    if patch_px(config) != swin.PATCH_PX:
+        raise ConfigError(f"model.patch_size is {config.model.patch_size}, but a Swin's is {swin.PATCH_PX}; leave it out")
+    if config.model.registers:
+        raise ConfigError(f"model.registers is {config.model.registers}, but {name} has none; set it to 0 or choose a ViT")
+    pool = config.method.image_pool or METHODS[config.method.name]["image_pool"]
+    if pool == "cls":
+        raise ConfigError(
+            f"method.image_pool is 'cls', but {name} has no class token; "
+            "pass --config.method.image_pool=mean (or mil), or choose a ViT"
+        )
+    if "cls" in (config.eval.features or pool).split("+"):
+        raise ConfigError(f"eval.features is {config.eval.features!r}, but {name} has no class token; use mean, mil or blocks")
 
 
 def _choice(key: str, value: Any, choices: Any) -> None:

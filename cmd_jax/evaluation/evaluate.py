@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cmd_jax.config import ConfigDict, ConfigError
+from cmd_jax.config import ConfigDict, ConfigError, token_px
 from cmd_jax.data.sources import Source, open_source
 from cmd_jax.evaluation.features import Features, extract_features, make_extractor
 from cmd_jax.evaluation.knn import knn_classify
@@ -105,7 +105,7 @@ def evaluate(config: ConfigDict, network: Network, teacher: Params, step: int, s
         Row("map", "Retrieval mAP", found.map_full, f"whole ranking, {protocol}"),
     ]
     if queries.boxes.shape[1]:
-        point = pointing(queries.mil_weights, queries.boxes)
+        point = pointing(queries.mil_weights, queries.boxes, token_px(config) / config.eval.crop_px)
         patches = f"{queries.mil_weights.shape[1]} patches, {len(queries.labels):,} test images"
         rows.append(
             Row(

@@ -24,7 +24,6 @@ class Features(NamedTuple):
     Attributes:
         features: [N, F] float32, l2-normalised.
         mil_weights: [N, P] float32, weights of the P patches, row-major; rows sum to 1.
-        attention: [N, P] float32, the class token's attention to the patches in the last block, mean of the heads.
         labels: [N] int64, -1 where unlabelled.
         boxes: [N, parts, 4] float32 (ymin, xmin, ymax, xmax), fractions of the evaluation crop.
         names: paths or ids.
@@ -32,14 +31,34 @@ class Features(NamedTuple):
 
     features: np.ndarray
     mil_weights: np.ndarray
-    attention: np.ndarray
     labels: np.ndarray
     boxes: np.ndarray
     names: tuple[str, ...]
 
 
+def last_blocks(named: dict, count: int, append_mean: bool = False) -> jax.Array:
+    """The references' linear-probe feature: what the last blocks say of an image, concatenated in network order.
+
+    Of a ViT the class tokens, each after the final norm (DINO, EsViT); of a Swin the means over tokens, of which only the
+    last stage's are normed and every stage's are taken before its merging (EsViT).
+
+    Args:
+        named: a backbone's intermediates.
+        count: number of blocks.
+        append_mean: end with the mean patch token of the last block (`avgpool` of EsViT's ViT).
+
+    Returns:
+        [B, F] float32, not normalised; F is the sum of the blocks' widths, and one more width with the mean.
+    """
+    blocks = [tokens.astype(jnp.float32) for tokens in named["blocks"][-count:]]
+    parts = [tokens[:, 0] if "cls_token" in named else jnp.mean(tokens, axis=1) for tokens in blocks]
+    if append_mean:
+        parts.append(jnp.mean(named["patch_tokens"].astype(jnp.float32), axis=1))
+    return jnp.concatenate(parts, axis=-1)
+
+
 def make_extractor(config: ConfigDict, network: Network) -> Callable[[Params, np.ndarray], dict[str, jax.Array]]:
-    """Builds the jitted function (params, [B, H, W, 3] uint8) -> features, mil_weights, attention of a batch."""
+    """Builds the jitted function (params, [B, H, W, 3] uint8) -> features and mil_weights of a batch."""
     parts = config.eval.features.split("+")
 
     @jax.jit
@@ -50,6 +69,7 @@ def make_extractor(config: ConfigDict, network: Network) -> Callable[[Params, np
             "cls": lambda: encoded.backbone["cls_token"].astype(jnp.float32),
             "mean": lambda: jnp.mean(tokens, axis=1),
             "mil": lambda: mil.bag_embedding(encoded.mil_weights, tokens),
+            "blocks": lambda: last_blocks(encoded.backbone, config.eval.last_blocks),
         }
         chosen = [pools[name]() for name in parts]
         # Each pool counts the same in a concatenation, whatever its norm.
@@ -57,7 +77,6 @@ def make_extractor(config: ConfigDict, network: Network) -> Callable[[Params, np
         return {
             "features": jnp.concatenate(unit, axis=-1) / np.sqrt(len(parts)),
             "mil_weights": encoded.mil_weights,
-            "attention": jnp.mean(encoded.backbone["attention"][:, :, 0, 1:], axis=1),
         }
 
     return extract

@@ -17,7 +17,7 @@ class PointingResult(NamedTuple):
     chance: float
 
 
-def patches_on_parts(boxes: np.ndarray, patches: int) -> np.ndarray:
+def patches_on_parts(boxes: np.ndarray, patches: int, patch_side: float) -> np.ndarray:
     """Which patches lie on a part: the patch's centre is inside a part's box, or the box's centre inside the patch.
 
     The second rule keeps parts that are smaller than a patch.
@@ -25,6 +25,7 @@ def patches_on_parts(boxes: np.ndarray, patches: int) -> np.ndarray:
     Args:
         boxes: [N, parts, 4] (ymin, xmin, ymax, xmax), fractions of the crop; boxes without area do not count.
         patches: P, a square number; row-major.
+        patch_side: of a patch, a fraction of the crop; the last row and column may reach beyond it.
 
     Returns:
         [N, P] bool.
@@ -34,23 +35,24 @@ def patches_on_parts(boxes: np.ndarray, patches: int) -> np.ndarray:
         raise ValueError(f"{patches} patches do not form a square grid")
     low, high = boxes[:, :, None, :2], boxes[:, :, None, 2:]  # [N, parts, 1, 2] (y, x)
     rows, columns = np.divmod(np.arange(patches), side)
-    corner = np.stack([rows, columns], -1) / side  # [P, 2]
-    center = corner + 0.5 / side
+    corner = np.stack([rows, columns], -1) * patch_side  # [P, 2]
+    center = corner + 0.5 * patch_side
     box_center = (low + high) / 2
     patch_in_box = np.all((center >= low) & (center <= high), axis=-1)
-    box_in_patch = np.all((box_center >= corner) & (box_center < corner + 1 / side), axis=-1)
+    box_in_patch = np.all((box_center >= corner) & (box_center < corner + patch_side), axis=-1)
     real = np.all(high > low, axis=-1)
     return np.any((patch_in_box | box_in_patch) & real, axis=1)
 
 
-def pointing(mil_weights: np.ndarray, boxes: np.ndarray) -> PointingResult:
+def pointing(mil_weights: np.ndarray, boxes: np.ndarray, patch_side: float) -> PointingResult:
     """Pointing accuracy over the images that have a part.
 
     Args:
         mil_weights: [N, P].
         boxes: [N, parts, 4], see `patches_on_parts`.
+        patch_side: of a patch, a fraction of the crop.
     """
-    on_part = patches_on_parts(boxes, mil_weights.shape[1])
+    on_part = patches_on_parts(boxes, mil_weights.shape[1], patch_side)
     has_part = on_part.any(axis=1)
     hit = on_part[np.arange(len(on_part)), np.argmax(mil_weights, axis=1)]
     return PointingResult(100 * float(hit[has_part].mean()), 100 * float(on_part[has_part].mean()))

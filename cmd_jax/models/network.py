@@ -37,8 +37,8 @@ class Network(nn.Module):
     """Backbone with both levels of CMD on top.
 
     Attributes:
-        backbone: a module that maps images to named intermediates with `patch_tokens` (and `cls_token` for pool "cls").
-        image_pool: how patches become one image embedding.
+        backbone: `vit.ViT`, `swin.Swin`: maps images to named intermediates with `patch_tokens`, a ViT with `cls_token`.
+        image_pool: how patches become one image embedding; "cls" wants a ViT.
         prototypes: K.
         share_prototypes: both levels use the image level's prototypes.
         mil_temp: temperature of the MIL weights.

@@ -1,10 +1,9 @@
 """Vision transformer of DINO and EsViT (pre-norm, class token, learned position table), as pure flax modules.
 
-Letters: B images, N patches, T = N + 1 tokens, D width, H heads.
+Letters: B images, N patches, R registers, T = 1 + R + N tokens, D width, H heads.
 """
 
 import math
-from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import flax.linen as nn
@@ -12,9 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmd_jax.models.layers import (
+    drop_path_rates,
+    layer_norm,
+    patch_embedding,
+    pre_norm_block,
+    self_attention,
+    table_init,
+)
+
 Array = jax.Array
 ResampleRule = Literal["dino", "esvit"]
-LAYER_NORM_EPS = 1e-6  # of DINO and EsViT
 
 
 class Size(NamedTuple):
@@ -32,10 +39,6 @@ SIZES = {
     "vit_small": Size(384, 12, 6),
     "vit_base": Size(768, 12, 12),
 }
-
-# 1/sqrt(fan_in). DINO's fixed 0.02 is about that for widths of 384 and up, but leaves the small sizes almost linear.
-_kernel_init = nn.initializers.lecun_normal()
-_table_init = nn.initializers.truncated_normal(0.02)
 
 
 def bicubic_matrix(table_side: int, patches: int, scale: float) -> np.ndarray:
@@ -84,13 +87,8 @@ def resample_positions(table: Array, grid: tuple[int, int], rule: ResampleRule =
     return fitted.reshape(rows * columns, width)
 
 
-def layer_norm(dtype: jnp.dtype, name: str) -> nn.LayerNorm:
-    """LayerNorm with the references' epsilon; flax computes its statistics in float32."""
-    return nn.LayerNorm(epsilon=LAYER_NORM_EPS, use_fast_variance=False, dtype=dtype, name=name)
-
-
 class Attention(nn.Module):
-    """Multi-head self-attention with packed q, k, v; the softmax is float32."""
+    """Self-attention over all tokens of an image."""
 
     num_heads: int
     dtype: jnp.dtype = jnp.float32
@@ -98,58 +96,22 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, tokens: Array) -> tuple[Array, Array]:
         """tokens: [B, T, D] -> ([B, T, D], attention probabilities [B, H, T, T] float32)."""
-        batch, length, width = tokens.shape
-        dense: Callable = lambda features, name: nn.Dense(features, dtype=self.dtype, kernel_init=_kernel_init, name=name)
-        # [B, T, 3D] -> 3 x [B, T, H, D/H]
-        q, k, v = jnp.moveaxis(dense(3 * width, "qkv")(tokens).reshape(batch, length, 3, self.num_heads, -1), 2, 0)
-        logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) * (width // self.num_heads) ** -0.5
-        attention = jax.nn.softmax(logits, axis=-1)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", attention.astype(self.dtype), v)
-        return dense(width, "proj")(mixed.reshape(batch, length, width)), attention
-
-
-class MLP(nn.Module):
-    """Two linear layers with exact (erf) GELU."""
-
-    hidden: int
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        width = x.shape[-1]
-        x = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=_kernel_init, name="fc1")(x)
-        x = nn.gelu(x, approximate=False)
-        return nn.Dense(width, dtype=self.dtype, kernel_init=_kernel_init, name="fc2")(x)
-
-
-def drop_path(branch: Array, rate: float, key: Array | None) -> Array:
-    """Stochastic depth: drops a sample's residual branch with probability `rate` and rescales the rest.
-
-    Args:
-        branch: [B, ...].
-        rate: probability in 0..1.
-        key: random key; None (the teacher, evaluation) keeps every branch.
-    """
-    if key is None or rate == 0.0:
-        return branch
-    keep = jax.random.bernoulli(key, 1.0 - rate, (branch.shape[0],) + (1,) * (branch.ndim - 1))
-    return jnp.where(keep, branch / (1.0 - rate), 0.0).astype(branch.dtype)
+        return self_attention(tokens, self.num_heads, self.dtype)
 
 
 class Block(nn.Module):
     """Pre-norm transformer block."""
 
     num_heads: int
+    mlp_ratio: float = 4.0
     drop_path_rate: float = 0.0
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, tokens: Array, *, train: bool) -> tuple[Array, Array]:
         keys = jax.random.split(self.make_rng("drop_path")) if train and self.drop_path_rate > 0 else (None, None)
-        mixed, attention = Attention(self.num_heads, self.dtype, name="attn")(layer_norm(self.dtype, "norm1")(tokens))
-        tokens = tokens + drop_path(mixed, self.drop_path_rate, keys[0])
-        mixed = MLP(4 * tokens.shape[-1], self.dtype, name="mlp")(layer_norm(self.dtype, "norm2")(tokens))
-        return tokens + drop_path(mixed, self.drop_path_rate, keys[1]), attention
+        mix = Attention(self.num_heads, self.dtype, name="attn")
+        return pre_norm_block(tokens, mix, keys, self.drop_path_rate, self.mlp_ratio, self.dtype)
 
 
 class ViT(nn.Module):
@@ -161,6 +123,8 @@ class ViT(nn.Module):
         depth: number of blocks.
         num_heads: H.
         table_px: image side in pixels for which the position table is learned; other sizes resample it.
+        registers: R, learned tokens after the class token, without position, that belong to no patch (arXiv 2309.16588).
+        mlp_ratio: hidden width of the MLPs over D.
         drop_path_rate: stochastic depth of the last block, growing linearly from 0 at the first.
         resample_rule: see `resample_positions`.
         dtype: of activations; parameters are float32.
@@ -171,6 +135,8 @@ class ViT(nn.Module):
     depth: int
     num_heads: int
     table_px: int
+    registers: int = 0
+    mlp_ratio: float = 4.0
     drop_path_rate: float = 0.0
     resample_rule: ResampleRule = "dino"
     dtype: jnp.dtype = jnp.float32
@@ -185,34 +151,38 @@ class ViT(nn.Module):
 
         Returns:
             cls_token [B, D] and patch_tokens [B, N, D] after the final norm; attention [B, H, T, T], the last block's
-            probabilities, class token first; blocks, a tuple of every block's tokens [B, T, D] after the final norm.
+            probabilities, class token first, then registers; blocks, a tuple of every block's tokens [B, T, D] after the
+            final norm; positions [1, 1 + N, D], the table as added to class token and patches.
         """
         batch, height, width, _ = images.shape
         if height % self.patch_size or width % self.patch_size:
             raise ValueError(f"an image of {height}x{width} px does not divide into patches of {self.patch_size} px")
         grid = (height // self.patch_size, width // self.patch_size)
-        patch = (self.patch_size, self.patch_size)
-        embed = nn.Conv(
-            self.width, patch, strides=patch, padding="VALID", dtype=self.dtype, kernel_init=_kernel_init, name="patch_embed"
-        )
+        embed = patch_embedding(self.width, self.patch_size, self.dtype)
         tokens = embed(images.astype(self.dtype)).reshape(batch, -1, self.width)
         side = self.table_px // self.patch_size
-        cls_token = self.param("cls_token", _table_init, (1, 1, self.width))
-        table = self.param("pos_embed", _table_init, (1, 1 + side * side, self.width))
-        positions = jnp.concatenate([table[0, :1], resample_positions(table[0, 1:], grid, self.resample_rule)])
-        tokens = jnp.concatenate([jnp.broadcast_to(cls_token, (batch, 1, self.width)).astype(self.dtype), tokens], axis=1)
-        tokens = tokens + positions.astype(self.dtype)
+        cls_token = self.param("cls_token", table_init, (1, 1, self.width))
+        table = self.param("pos_embed", table_init, (1, 1 + side * side, self.width))
+        positions = jnp.concatenate([table[0, :1], resample_positions(table[0, 1:], grid, self.resample_rule)])[None]
+        tokens = tokens + positions[:, 1:].astype(self.dtype)
+        first = cls_token + positions[:, :1]
+        if self.registers:
+            registers = self.param("register_tokens", table_init, (1, self.registers, self.width))
+            first = jnp.concatenate([first, registers], axis=1)
+        first = jnp.broadcast_to(first, (batch, *first.shape[1:])).astype(self.dtype)
+        tokens = jnp.concatenate([first, tokens], axis=1)
 
         outputs = []
-        for index in range(self.depth):
-            rate = self.drop_path_rate * index / max(1, self.depth - 1)
-            tokens, attention = Block(self.num_heads, rate, self.dtype, name=f"blocks_{index}")(tokens, train=train)
+        for index, rate in enumerate(drop_path_rates(self.drop_path_rate, self.depth)):
+            block = Block(self.num_heads, self.mlp_ratio, rate, self.dtype, name=f"blocks_{index}")
+            tokens, attention = block(tokens, train=train)
             outputs.append(tokens)
         norm = layer_norm(self.dtype, "norm")
         blocks = tuple(norm(tokens) for tokens in outputs)
         return {
             "cls_token": blocks[-1][:, 0],
-            "patch_tokens": blocks[-1][:, 1:],
+            "patch_tokens": blocks[-1][:, 1 + self.registers :],
             "attention": attention,
             "blocks": blocks,
+            "positions": positions,
         }

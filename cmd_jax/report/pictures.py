@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from cmd_jax.config import ConfigDict
+from cmd_jax.config import ConfigDict, token_px
 from cmd_jax.data.decode import decode_rgb, eval_crop
 from cmd_jax.data.sources import Source
 from cmd_jax.evaluation.evaluate import Evaluation, LabelledSplits
@@ -47,16 +47,21 @@ def mil_overlays(evaluation: Evaluation, config: ConfigDict, splits: LabelledSpl
         plain, overlay = axes.flat[2 * cell], axes.flat[2 * cell + 1]
         plain.imshow(image)
         plain.set_title(_class_name(splits, queries.labels[index]), fontsize=8)
-        px = image.shape[0]
+        px, patch = image.shape[0], token_px(config)
         overlay.imshow(image.mean(axis=-1), cmap="gray", extent=(0, px, px, 0))
-        overlay.imshow(weights.reshape(side, side), cmap="jet", alpha=0.5, interpolation="bilinear", extent=(0, px, px, 0))
+        overlay.imshow(
+            weights.reshape(side, side),
+            cmap="jet",
+            alpha=0.5,
+            interpolation="bilinear",
+            extent=(0, side * patch, side * patch, 0),
+        )
+        overlay.set(xlim=(0, px), ylim=(px, 0))  # the last patches of a Swin may reach beyond the crop
         for ymin, xmin, ymax, xmax in queries.boxes[index] * px:
             if ymax > ymin and xmax > xmin:
                 overlay.add_patch(Rectangle((xmin, ymin), xmax - xmin, ymax - ymin, fill=False, edgecolor="white", linewidth=1))
         row, column = divmod(int(np.argmax(weights)), side)
-        overlay.plot(
-            (column + 0.5) * px / side, (row + 0.5) * px / side, "o", markersize=9, markerfacecolor="none", color="lime"
-        )
+        overlay.plot((column + 0.5) * patch, (row + 0.5) * patch, "o", markersize=9, markerfacecolor="none", color="lime")
         overlay.set_title(f"max {weights.max() * len(weights):.1f} x uniform", fontsize=8)
     return figure
 

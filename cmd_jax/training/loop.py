@@ -178,16 +178,17 @@ def describe(config: ConfigDict) -> str:
     compiled = run.train_step.lower(state, batch).compile()
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     test = open_source(config.data, "test")
-    views, patch = config.views, config.model.patch_size
+    views, token_px = config.views, config_lib.token_px(config)
+    patches = lambda side: (-(-side // token_px)) ** 2
     backbone, total = count_parameters(state.student["backbone"]), count_parameters(state.student)
     gib, devices = 2**30, run.shardings.mesh.size
     lines = [
         f"data        {config.data.folder or config.data.source}: {len(run.source):,} train, {len(test):,} test images, "
         f"{len(run.source.class_names)} classes",
         f"cache       {len(run.source) * side * side * 3 / gib:.2f} GiB of host memory at {side} px",
-        f"views       2 x {views.global_px} px ({(views.global_px // patch) ** 2} patches), "
-        f"{views.local_count} x {views.local_px} px ({(views.local_px // patch) ** 2} patches)",
-        f"model       {config.model.name}/{patch}: {backbone:,} parameters in the backbone, {total:,} with heads and "
+        f"views       2 x {views.global_px} px ({patches(views.global_px)} patches), "
+        f"{views.local_count} x {views.local_px} px ({patches(views.local_px)} patches)",
+        f"model       {config.model.name}/{config.model.patch_size}: {backbone:,} parameters in the backbone, {total:,} with heads and "
         f"{config.head.prototypes:,} prototypes a level",
         f"run         {run.steps:,} steps of {count} images on {devices} device(s), {config.train.epochs:g} epochs",
         f"memory      {memory.argument_size_in_bytes / gib:.2f} GiB of state and batch, "

@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cmd_jax.config import ConfigDict
+from cmd_jax.config import ConfigDict, is_swin
 from cmd_jax.method.objective import Centers
+from cmd_jax.models import swin, vit
 from cmd_jax.models.network import Network
-from cmd_jax.models.vit import SIZES, ViT
+from cmd_jax.models.swin import Swin
+from cmd_jax.models.vit import ViT
 
 Params = Any
 
@@ -32,21 +34,26 @@ class TrainState(NamedTuple):
     centers: Centers
 
 
+def make_backbone(config: ConfigDict) -> ViT | Swin:
+    """The backbone of a resolved configuration."""
+    model = config.model
+    common = {
+        "patch_size": model.patch_size,
+        "table_px": config.views.global_px,
+        "drop_path_rate": model.drop_path,
+        "dtype": jnp.dtype(model.dtype),
+    }
+    if is_swin(config):
+        return Swin(*swin.SIZES[model.name], window=model.window, **common)
+    size = vit.SIZES[model.name]
+    return ViT(width=size.width, depth=size.depth, num_heads=size.heads, registers=model.registers, **common)
+
+
 def make_network(config: ConfigDict) -> Network:
     """The student's network (the teacher's too: stochastic depth is drawn only in training)."""
-    size = SIZES[config.model.name]
     dtype = jnp.dtype(config.model.dtype)
-    backbone = ViT(
-        patch_size=config.model.patch_size,
-        width=size.width,
-        depth=size.depth,
-        num_heads=size.heads,
-        table_px=config.views.global_px,
-        drop_path_rate=config.model.drop_path,
-        dtype=dtype,
-    )
     return Network(
-        backbone=backbone,
+        backbone=make_backbone(config),
         image_pool=config.method.image_pool,
         prototypes=config.head.prototypes,
         bottleneck_dim=config.head.bottleneck_dim,

@@ -38,17 +38,23 @@ def test_patches_on_parts_counts_large_and_tiny_boxes_and_skips_empty_ones():
     expected = np.zeros((4, 4), bool)
     expected[:2, :2] = True  # the centres of four patches lie in the first box
     expected[3, 3] = True  # the second box is smaller than a patch
-    np.testing.assert_array_equal(patches_on_parts(boxes, 16)[0].reshape(4, 4), expected)
+    np.testing.assert_array_equal(patches_on_parts(boxes, 16, 1 / 4)[0].reshape(4, 4), expected)
 
 
 def test_pointing_leaves_images_without_parts_out():
     boxes = np.zeros((3, 1, 4), np.float32)
     boxes[0, 0] = boxes[1, 0] = (0.0, 0.0, 0.5, 0.5)
     weights = np.eye(4, dtype=np.float32)[[0, 3, 0]]  # hit, miss, no part
-    result = pointing(weights, boxes)
+    result = pointing(weights, boxes, 1 / 2)
     assert (result.accuracy, result.chance) == (50.0, 25.0)
+
+
+def test_patches_may_reach_beyond_the_crop():
+    # a Swin's tokens of 32 px on a crop of 48 px: the second column covers the last third alone
+    boxes = np.array([[[0.0, 0.7, 0.3, 1.0]]])
+    np.testing.assert_array_equal(patches_on_parts(boxes, 4, 32 / 48)[0], [False, True, False, False])
 
 
 def test_patches_must_form_a_square():
     with pytest.raises(ValueError, match="5 patches"):
-        patches_on_parts(np.zeros((1, 1, 4)), 5)
+        patches_on_parts(np.zeros((1, 1, 4)), 5, 0.5)

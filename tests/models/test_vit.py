@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmd_jax.models.vit import SIZES, ViT, bicubic_matrix, drop_path, resample_positions
+from cmd_jax.models.layers import drop_path
+from cmd_jax.models.vit import SIZES, ViT, bicubic_matrix, resample_positions
 
 
 def _vit(**options):
@@ -91,3 +92,20 @@ def test_sizes_have_the_parameters_of_the_references(name, millions):
     model = ViT(16, size.width, size.depth, size.heads, table_px=224)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3))))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+def test_registers_take_part_but_are_no_patches():
+    images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+    model = _vit(registers=3)
+    params = model.init(jax.random.key(0), images)
+    out = model.apply(params, images)
+    assert out["patch_tokens"].shape == (2, 16, 16)
+    assert out["blocks"][-1].shape == (2, 1 + 3 + 16, 16)
+    assert out["positions"].shape == (1, 17, 16)
+    np.testing.assert_array_equal(out["blocks"][-1][:, 4:], out["patch_tokens"])
+    # with equal registers their order cannot matter: no position is added to them
+    equal = jax.tree.map(lambda x: x, params)
+    equal["params"]["register_tokens"] = jnp.ones((1, 3, 16))
+    registers = model.apply(equal, images)["blocks"][-1][:, 1:4]
+    np.testing.assert_allclose(registers[:, 0], registers[:, 2], atol=1e-6)
+    assert np.any(model.apply(equal, images)["cls_token"] != out["cls_token"])

@@ -1,0 +1,235 @@
+"""Swin transformer of EsViT and CMD (arXiv 2103.14030), any window, as pure flax modules.
+
+Window and shift of every block follow from the image side the model is configured for; inputs of any other size are padded
+to whole windows. Letters: B images, M windows of an image, n = window^2 tokens of a window, N tokens, D width, H heads.
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cmd_jax.models.layers import (
+    drop_path_rates,
+    kernel_init,
+    layer_norm,
+    patch_embedding,
+    pre_norm_block,
+    self_attention,
+    table_init,
+)
+
+Array = jax.Array
+PATCH_PX = 4  # of all named sizes
+STRIDE_PX = 32  # side in pixels of a token of the last of four stages
+MASKED = -100.0  # added to the logits between regions that only the cyclic shift made neighbours
+
+
+class Size(NamedTuple):
+    """Architecture of a named model: width of the first stage, blocks and heads of each of the four."""
+
+    width: int
+    depths: tuple[int, int, int, int]
+    heads: tuple[int, int, int, int]
+
+
+# "micro" is ours, for CPU cores; the others are Swin's.
+SIZES = {
+    "swin_micro": Size(24, (1, 1, 2, 1), (1, 2, 4, 8)),
+    "swin_tiny": Size(96, (2, 2, 6, 2), (3, 6, 12, 24)),
+    "swin_small": Size(96, (2, 2, 18, 2), (3, 6, 12, 24)),
+    "swin_base": Size(128, (2, 2, 18, 2), (4, 8, 16, 32)),
+}
+
+
+def block_windows(grid: int, depths: tuple[int, ...], window: int) -> tuple[tuple[int, int], ...]:
+    """(window, shift) of every block in order.
+
+    A stage whose side is at most the window attends over the whole map without shift; otherwise its odd blocks are shifted
+    by half a window.
+
+    Args:
+        grid: side in patches of the image the model is configured for; each stage halves it, rounding down.
+        depths: blocks of each stage.
+        window: the configured side of a window.
+    """
+    blocks = []
+    for stage, depth in enumerate(depths):
+        side = max(1, grid >> stage)
+        whole = side <= window
+        blocks += [(side if whole else window, 0 if whole or block % 2 == 0 else window // 2) for block in range(depth)]
+    return tuple(blocks)
+
+
+def relative_position_index(window: int) -> np.ndarray:
+    """Row of the relative-position table for every (query, key) of a window, [n, n] int32.
+
+    Row (dy + window - 1) * (2 * window - 1) + dx + window - 1, with (dy, dx) = query - key.
+    """
+    y, x = np.divmod(np.arange(window * window), window)
+    dy, dx = y[:, None] - y[None] + window - 1, x[:, None] - x[None] + window - 1
+    return (dy * (2 * window - 1) + dx).astype(np.int32)
+
+
+def to_windows(grid: Array | np.ndarray, window: int) -> Array | np.ndarray:
+    """[B, rows, columns, C], sides multiples of the window -> [B * M, n, C], windows row-major within an image."""
+    batch, rows, columns, channels = grid.shape
+    split = grid.reshape(batch, rows // window, window, columns // window, window, channels)
+    return split.swapaxes(2, 3).reshape(-1, window * window, channels)
+
+
+def from_windows(windows: Array, window: int, rows: int, columns: int) -> Array:
+    """Inverse of `to_windows`: [B * M, n, C] -> [B, rows, columns, C]."""
+    split = windows.reshape(-1, rows // window, columns // window, window, window, windows.shape[-1])
+    return split.swapaxes(2, 3).reshape(-1, rows, columns, windows.shape[-1])
+
+
+def shift_mask(rows: int, columns: int, window: int, shift: int) -> np.ndarray:
+    """What is added to the attention logits of the windows of a cyclically shifted map.
+
+    Args:
+        rows: of the padded map.
+        columns: of the padded map.
+        window: side of a window.
+        shift: 0 < shift < window.
+
+    Returns:
+        [M, n, n] float32: 0 between tokens that were neighbours before the shift, else MASKED.
+    """
+
+    def band(length: int) -> np.ndarray:
+        # 0 up to the last window, 1 its tokens that stayed in place, 2 those that came round from the other end
+        position = np.arange(length)
+        return (position >= length - window).astype(int) + (position >= length - shift)
+
+    region = 3 * band(rows)[:, None] + band(columns)[None]
+    labels = to_windows(region[None, :, :, None], window)[..., 0]  # [M, n]
+    return np.where(labels[:, :, None] == labels[:, None, :], 0.0, MASKED).astype(np.float32)
+
+
+class WindowAttention(nn.Module):
+    """Attention within (shifted) windows of a map, with a learned bias for every relative position."""
+
+    num_heads: int
+    window: int
+    shift: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, grid: Array) -> tuple[Array, Array]:
+        """grid: [B, rows, columns, D] -> (the same, attention probabilities [B * M, H, n, n] float32)."""
+        window, (batch, rows, columns) = self.window, grid.shape[:3]
+        # Pad tokens are ordinary keys: only the mask of the shift keeps windows' regions apart, as in the reference.
+        padded = jnp.pad(grid, ((0, 0), (0, -rows % window), (0, -columns % window), (0, 0)))
+        height, breadth = padded.shape[1:3]
+        table = self.param("relative_position_bias_table", table_init, ((2 * window - 1) ** 2, self.num_heads))
+        bias = jnp.moveaxis(table[relative_position_index(window)], -1, 0)[None]  # [1, H, n, n]
+        if self.shift:
+            padded = jnp.roll(padded, (-self.shift, -self.shift), axis=(1, 2))
+            mask = shift_mask(height, breadth, window, self.shift)
+            bias = jnp.tile(bias + mask[:, None], (batch, 1, 1, 1))  # [B * M, H, n, n]
+        mixed, attention = self_attention(to_windows(padded, window), self.num_heads, self.dtype, bias)
+        mixed = from_windows(mixed, window, height, breadth)
+        if self.shift:
+            mixed = jnp.roll(mixed, (self.shift, self.shift), axis=(1, 2))
+        return mixed[:, :rows, :columns], attention
+
+
+class SwinBlock(nn.Module):
+    """Pre-norm block on a map [B, rows, columns, D]."""
+
+    num_heads: int
+    window: int
+    shift: int
+    mlp_ratio: float = 4.0
+    drop_path_rate: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, grid: Array, *, train: bool) -> tuple[Array, Array]:
+        keys = jax.random.split(self.make_rng("drop_path")) if train and self.drop_path_rate > 0 else (None, None)
+        mix = WindowAttention(self.num_heads, self.window, self.shift, self.dtype, name="attn")
+        return pre_norm_block(grid, mix, keys, self.drop_path_rate, self.mlp_ratio, self.dtype)
+
+
+class PatchMerging(nn.Module):
+    """2 x 2 tokens become one of twice the width; an odd map is padded with zeros at the bottom and the right."""
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, grid: Array) -> Array:
+        """grid: [B, rows, columns, D] -> [B, ceil(rows / 2), ceil(columns / 2), 2D]."""
+        _, rows, columns, width = grid.shape
+        grid = jnp.pad(grid, ((0, 0), (0, rows % 2), (0, columns % 2), (0, 0)))
+        corners = [grid[:, row::2, column::2] for row, column in ((0, 0), (1, 0), (0, 1), (1, 1))]
+        merged = layer_norm(self.dtype, "norm")(jnp.concatenate(corners, axis=-1))
+        return nn.Dense(2 * width, use_bias=False, dtype=self.dtype, kernel_init=kernel_init, name="reduction")(merged)
+
+
+class Swin(nn.Module):
+    """Swin transformer that returns its intermediates by name.
+
+    Attributes:
+        width: of the first stage; every merging doubles it.
+        depths: blocks of each stage.
+        num_heads: of each stage.
+        window: side of a window in tokens.
+        table_px: image side in pixels that decides every block's window and shift, see `block_windows`.
+        patch_size: side of a patch in pixels.
+        mlp_ratio: hidden width of the MLPs over D.
+        drop_path_rate: stochastic depth of the last block, growing linearly over all blocks from 0 at the first.
+        dtype: of activations; parameters are float32.
+    """
+
+    width: int
+    depths: tuple[int, ...]
+    num_heads: tuple[int, ...]
+    window: int
+    table_px: int
+    patch_size: int = PATCH_PX
+    mlp_ratio: float = 4.0
+    drop_path_rate: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: Array, *, train: bool = False) -> dict[str, Array | tuple[Array, ...]]:
+        """Encodes normalised images.
+
+        Args:
+            images: [B, height, width, 3] float of any size; pixels beyond the last whole patch are not read.
+            train: draw stochastic depth from the "drop_path" stream.
+
+        Returns:
+            patch_tokens [B, N, D] of the last stage after the final norm, row-major; attention [B * M, H, n, n], the last
+            block's probabilities; blocks, a tuple of every block's tokens [B, N_i, D_i], those of the last stage after the
+            final norm, those of the others before their merging; embedded [B, N_0, D_0], the normed patch embedding;
+            stages, a tuple of every stage's tokens after its merging and before the final norm.
+        """
+        flat = lambda grid: grid.reshape(grid.shape[0], -1, grid.shape[-1])
+        grid = patch_embedding(self.width, self.patch_size, self.dtype)(images.astype(self.dtype))
+        grid = layer_norm(self.dtype, "patch_norm")(grid)
+        embedded = flat(grid)
+        windows = iter(block_windows(self.table_px // self.patch_size, self.depths, self.window))
+        rates = iter(drop_path_rates(self.drop_path_rate, sum(self.depths)))
+        norm = layer_norm(self.dtype, "norm")
+        blocks, stages = [], []
+        for stage, (depth, heads) in enumerate(zip(self.depths, self.num_heads, strict=True)):
+            last = stage == len(self.depths) - 1
+            for index in range(depth):
+                name = f"layers_{stage}_blocks_{index}"
+                block = SwinBlock(heads, *next(windows), self.mlp_ratio, next(rates), self.dtype, name=name)
+                grid, attention = block(grid, train=train)
+                blocks.append(norm(flat(grid)) if last else flat(grid))
+            if not last:
+                grid = PatchMerging(self.dtype, name=f"layers_{stage}_downsample")(grid)
+            stages.append(flat(grid))
+        return {
+            "patch_tokens": blocks[-1],
+            "attention": attention,
+            "blocks": tuple(blocks),
+            "embedded": embedded,
+            "stages": tuple(stages),
+        }
