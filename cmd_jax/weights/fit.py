@@ -143,12 +143,13 @@ def _square(count: int) -> bool:
 
 def _check(ours: Arrays, wanted: Shapes, layout: Layout, unknown: list[str], source: str) -> None:
     """Compares under the file's own names, which its owner knows."""
-    given = {name: array.shape for name, array in to_theirs(ours, layout).items()}
+    theirs, more = to_theirs(ours, layout)
+    given = {name: array.shape for name, array in theirs.items()}
     # A scalar stretched to the shape: names and layouts without memory.
-    empty = {name: np.broadcast_to(np.float32(0), shape) for name, shape in wanted.items()}
-    expected = {name: array.shape for name, array in to_theirs(empty, layout).items()}
+    empty, unplaced = to_theirs({name: np.broadcast_to(np.float32(0), shape) for name, shape in wanted.items()}, layout)
+    expected = {name: array.shape for name, array in empty.items()} | {name: wanted[name] for name in unplaced}
     missing = sorted(expected.keys() - given.keys())
-    extra = sorted(given.keys() - expected.keys()) + unknown
+    extra = sorted(given.keys() - expected.keys()) + unknown + more
     faults = [f"{name} is missing{_nearest(name, extra)}" for name in missing]
     faults += [f"{name} is not in the model{_nearest(name, missing or list(expected))}" for name in extra]
     faults += [
@@ -158,8 +159,8 @@ def _check(ours: Arrays, wanted: Shapes, layout: Layout, unknown: list[str], sou
     ]
     if faults:
         raise WeightsError(
-            f"{source} ({layout.title}) does not fit the model, {len(faults)} arrays differ: {'; '.join(faults)}; "
-            "set model.* (and with init.heads head.*) to the checkpoint's"
+            f"{source} ({layout.title}) does not fit the model; set model.* (with init.heads also head.*) to the "
+            f"checkpoint's. {len(faults)} arrays differ: {'; '.join(faults)}"
         )
 
 

@@ -97,24 +97,25 @@ def to_ours(arrays: Arrays, layout: Layout) -> tuple[Arrays, list[str]]:
     return {f"backbone/{name}": array for name, array in backbone.items()} | heads, unknown
 
 
-def to_theirs(arrays: Arrays, layout: Layout) -> Arrays:
+def to_theirs(arrays: Arrays, layout: Layout) -> tuple[Arrays, list[str]]:
     """The inverse of `to_ours`.
 
     Args:
-        arrays: under our names; a MIL scorer, which no other project has, is left out.
+        arrays: under our names.
         layout: one of LAYOUTS.
 
-    Raises:
-        WeightsError: the layout has no place for an array.
+    Returns:
+        (arrays under the layout's names; our names that have no place in it).
     """
     if layout is OURS:
-        return dict(arrays)
+        return dict(arrays), []
     backbone = {name.removeprefix("backbone/"): array for name, array in arrays.items() if name.startswith("backbone/")}
     if "register_tokens" in backbone and "pos_embed" in backbone:
         backbone = _positions_to_timm(backbone)
     if layout.separate_qkv:
         backbone = _split_qkv(backbone)
-    theirs: Arrays = {}
+    theirs = _heads_to_theirs(arrays)
+    unplaced = [name for name in arrays if name.startswith("mil_scorer/")]
     for name, array in backbone.items():
         module, _, leaf = name.rpartition("/")
         renamed = _apply(layout.rules, name, to_ours=False)
@@ -122,9 +123,10 @@ def to_theirs(arrays: Arrays, layout: Layout) -> Arrays:
             renamed = _apply(layout.rules, module, to_ours=False)
             renamed = renamed and f"{renamed}.{'bias' if leaf == 'bias' else 'weight'}"
         if renamed is None:
-            raise WeightsError(f"a {layout.title} has no place for {name}; export it under another format")
-        theirs[renamed] = _kernel_to_theirs(array) if leaf == "kernel" else array
-    return theirs | _heads_to_theirs(arrays)
+            unplaced.append(f"backbone/{name}")
+        else:
+            theirs[renamed] = _kernel_to_theirs(array) if leaf == "kernel" else array
+    return theirs, unplaced
 
 
 @functools.cache
@@ -161,20 +163,22 @@ def _with_leaf(name: str, array: np.ndarray) -> str:
 
 
 def _kernel_to_ours(array: np.ndarray) -> np.ndarray:
-    return {2: lambda: array.T, 4: lambda: array.transpose(2, 3, 1, 0)}.get(array.ndim, lambda: array)()
+    axes = {2: (1, 0), 4: (2, 3, 1, 0)}
+    return array.transpose(axes[array.ndim]) if array.ndim in axes else array
 
 
 def _kernel_to_theirs(array: np.ndarray) -> np.ndarray:
-    return {2: lambda: array.T, 4: lambda: array.transpose(3, 2, 0, 1)}[array.ndim]()
+    axes = {2: (1, 0), 4: (3, 2, 0, 1)}
+    return array.transpose(axes[array.ndim]) if array.ndim in axes else array
 
 
 def _join_qkv(arrays: Arrays) -> Arrays:
-    """Query, key and value side by side, in this order, wherever all three are there."""
+    """Query, key and value side by side, in this order, wherever all three are there and of one shape."""
     joined = dict(arrays)
     for name in arrays:
         if "/attn/query/" in name:
             parts = [name.replace("/query/", f"/{part}/") for part in _PARTS]
-            if all(part in arrays for part in parts):
+            if len({arrays[part].shape if part in arrays else None for part in parts}) == 1:
                 joined[name.replace("/query/", "/qkv/")] = np.concatenate([joined.pop(part) for part in parts], axis=-1)
     return joined
 
@@ -197,6 +201,8 @@ def _positions_to_ours(arrays: Arrays) -> Arrays:
     """
     table = arrays["pos_embed"]
     registers = arrays.get("register_tokens", np.zeros((1, 0, table.shape[-1]), np.float32))
+    if table.ndim != 3 or registers.ndim != 3 or table.shape[-1] != registers.shape[-1]:
+        return arrays
     count, extra = table.shape[1], registers.shape[1]
     if _is_square(count - 1 - extra):
         if not extra:
