@@ -68,3 +68,14 @@ def photo_folder(tmp_path_factory):
                 pixels = np.clip(base + rng.normal(0, 40, (24, 32, 3)), 0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(root / split / name / f"{number}.png")
     return root
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, photo_folder):
+    """(workdir, config) of an uninterrupted run of six steps; tests only read it."""
+    from cmd_jax.training import loop
+
+    config, workdir = tiny(), tmp_path_factory.mktemp("run")
+    config.data.source, config.data.folder = "folder", str(photo_folder)
+    loop.train(config, str(workdir))
+    return workdir, config

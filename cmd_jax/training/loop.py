@@ -43,9 +43,13 @@ class Run(NamedTuple):
         return jax.tree.map(place, shapes)
 
     def first_state(self) -> TrainState:
-        """The state before the first step, with random weights."""
+        """The state before the first step; says what it takes from `init.weights`."""
         init = jax.jit(lambda: init_state(self.config, self.network, self.optimizer), out_shardings=self.shardings.replicated)
-        return init()
+        if not self.config.init.weights:
+            return init()
+        weights = initial_weights(self.config, self.network)
+        print("\n".join(f"init: {note}" for note in weights.notes), flush=True)
+        return start_from(init(), weights.arrays)
 
 
 def prepare_run(config: ConfigDict) -> Run:
@@ -96,10 +100,6 @@ def train(config: ConfigDict, workdir: str) -> None:
         print(f"continuing {workdir} at step {int(state.step)} of {run.steps}", flush=True)
     else:
         state = run.first_state()
-        if config.init.weights:
-            weights = initial_weights(config, run.network)
-            print("\n".join(f"init: {note}" for note in weights.notes), flush=True)
-            state = start_from(state, weights.arrays)
     config_lib.save(config, os.path.join(workdir, "config.json"))
     first_step = int(state.step)
     writer = MetricsWriter(workdir, first_step)
@@ -173,6 +173,7 @@ def describe(config: ConfigDict) -> str:
     """What `--dry_run` prints: data, model, shapes, memory and arithmetic of the compiled step; nothing is trained."""
     run = prepare_run(config)
     config, state = run.config, run.abstract_state()
+    init = [f"init        {note}" for note in initial_weights(config, run.network).notes] if config.init.weights else []
     side, count = config.data.canvas_px, config.train.batch_size
     batch = Batch(
         *(
@@ -187,7 +188,6 @@ def describe(config: ConfigDict) -> str:
     patches = lambda side: (-(-side // token_px)) ** 2
     backbone, total = count_parameters(state.student["backbone"]), count_parameters(state.student)
     gib, devices = 2**30, run.shardings.mesh.size
-    init = [f"init        {note}" for note in initial_weights(config, run.network).notes] if config.init.weights else []
     lines = [
         f"data        {config.data.folder or config.data.source}: {len(run.source):,} train, {len(test):,} test images, "
         f"{len(run.source.class_names)} classes",

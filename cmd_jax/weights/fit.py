@@ -151,7 +151,7 @@ def _check(ours: Arrays, wanted: Shapes, layout: Layout, unknown: list[str], sou
     missing = sorted(expected.keys() - given.keys())
     extra = sorted(given.keys() - expected.keys()) + unknown + more
     faults = [f"{name} is missing{_nearest(name, extra)}" for name in missing]
-    faults += [f"{name} is not in the model{_nearest(name, missing or list(expected))}" for name in extra]
+    faults += [f"{name} is not in the model{_nearest(name, list(expected))}" for name in extra]
     faults += [
         f"{name} is {given[name]}, the model's is {expected[name]}"
         for name in sorted(given.keys() & expected.keys())
@@ -160,7 +160,7 @@ def _check(ours: Arrays, wanted: Shapes, layout: Layout, unknown: list[str], sou
     if faults:
         raise WeightsError(
             f"{source} ({layout.title}) does not fit the model; set model.* (with init.heads also head.*) to the "
-            f"checkpoint's. {len(faults)} arrays differ: {'; '.join(faults)}"
+            f"checkpoint's. {len(faults)} array(s) differ: {'; '.join(faults)}"
         )
 
 

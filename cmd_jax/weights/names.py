@@ -110,7 +110,7 @@ def to_theirs(arrays: Arrays, layout: Layout) -> tuple[Arrays, list[str]]:
     if layout is OURS:
         return dict(arrays), []
     backbone = {name.removeprefix("backbone/"): array for name, array in arrays.items() if name.startswith("backbone/")}
-    if "register_tokens" in backbone and "pos_embed" in backbone:
+    if {"register_tokens", "pos_embed"} <= backbone.keys() and "register_tokens" in layout.rules:
         backbone = _positions_to_timm(backbone)
     if layout.separate_qkv:
         backbone = _split_qkv(backbone)

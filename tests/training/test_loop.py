@@ -36,17 +36,6 @@ def _state(workdir, config):
     return jax.device_get(state)
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, photo_folder):
-    """(workdir, config) of an uninterrupted run."""
-    from tests.conftest import tiny
-
-    config, workdir = tiny(), tmp_path_factory.mktemp("run")
-    config.data.source, config.data.folder = "folder", str(photo_folder)
-    loop.train(config, str(workdir))
-    return workdir, config
-
-
 def test_a_run_writes_its_files(finished, photo_folder):
     workdir, _ = finished
     lines = _lines(workdir)

@@ -1,0 +1,179 @@
+"""Fitting a checkpoint to a model: all differences in one error, tables of other sizes, heads, what is left out."""
+
+import numpy as np
+import pytest
+
+from cmd_jax.models.vit import resample_positions
+from cmd_jax.weights.errors import WeightsError
+from cmd_jax.weights.fit import fit, resample_relative_positions
+from cmd_jax.weights.layouts import LAYOUTS
+from cmd_jax.weights.names import strip_prefixes, to_ours, to_theirs
+from tests.weights.checkpoints import EMBED, WIDTH, dino_vit, esvit_swin, projection_head
+
+
+def _shapes(arrays, layout="vit"):
+    return {name: array.shape for name, array in to_ours(strip_prefixes(arrays), LAYOUTS[layout])[0].items()}
+
+
+def _with_heads(gain=None):
+    return dino_vit() | projection_head("head", WIDTH, gain=gain) | projection_head("head_dense", WIDTH, gain=gain)
+
+
+VIT = _shapes(dino_vit())
+SWIN = _shapes(esvit_swin(), "swin")
+
+
+def test_a_backbone_is_taken_whole_and_said():
+    model = _shapes(_with_heads())
+    fitted = fit(dino_vit(), model, "a.safetensors", heads=False)
+    assert set(fitted.arrays) == set(VIT)
+    assert fitted.notes[0] == f"{len(VIT)} arrays of a.safetensors (DINO or timm ViT): backbone"
+    assert fitted.notes[1] == "from the seed: image_head, image_last_layer, region_head, region_last_layer"
+
+
+@pytest.mark.parametrize("layout", ["vit", "hf_vit", "hf5_vit"])
+def test_every_layout_gives_the_same_arrays(layout):
+    theirs, _ = to_theirs(to_ours(dino_vit(), LAYOUTS["vit"])[0], LAYOUTS[layout])
+    fitted = fit(theirs, VIT, "x", heads=False).arrays
+    for name, array in to_ours(dino_vit(), LAYOUTS["vit"])[0].items():
+        np.testing.assert_array_equal(fitted[name], array)
+        assert fitted[name].flags.c_contiguous
+
+
+def test_one_error_lists_all_that_differs_with_the_nearest_names():
+    arrays = dino_vit(depth=3)
+    arrays["blocks.0.attn.kqv.weight"] = arrays.pop("blocks.0.attn.qkv.weight")
+    arrays["blocks.1.mlp.fc1.bias"] = np.zeros(3, np.float32)
+    arrays["blocks.0.ls1.gamma"] = np.zeros(WIDTH, np.float32)
+    with pytest.raises(WeightsError) as error:
+        fit(arrays, VIT, "a.pth", heads=False)
+    text = str(error.value)
+    for part in (
+        "a.pth (DINO or timm ViT) does not fit the model; set model.*",
+        "16 array(s) differ",
+        "blocks.0.attn.qkv.weight is missing (nearest: blocks.2.attn.qkv.weight, blocks.0.attn.kqv.weight)",
+        "blocks.0.attn.kqv.weight is not in the model (nearest: blocks.0.attn.qkv.weight, blocks.1.attn.qkv.weight)",
+        "blocks.0.ls1.gamma is not in the model",
+        "blocks.1.mlp.fc1.bias is (3,), the model's is (32,)",
+    ):
+        assert part in text, text
+    for name in dino_vit(depth=3):
+        assert (f"{name} is not in the model" in text) == name.startswith("blocks.2."), name
+
+
+def test_differences_are_told_in_the_names_of_the_file():
+    theirs, _ = to_theirs(to_ours(dino_vit(), LAYOUTS["vit"])[0], LAYOUTS["hf_vit"])
+    del theirs["encoder.layer.1.attention.attention.key.weight"]
+    theirs["encoder.layer.0.attention.attention.value.bias"] = np.zeros(5, np.float32)
+    with pytest.raises(WeightsError) as error:
+        fit(theirs, VIT, "x", heads=False)
+    assert "2 array(s) differ" in str(error.value)
+    assert "encoder.layer.1.attention.attention.key.weight is missing" in str(error.value)
+    assert "encoder.layer.0.attention.attention.value.bias is (5,), the model's is (8,)" in str(error.value)
+
+
+def test_a_model_with_registers_misses_them_in_a_file_without():
+    model = VIT | {"backbone/register_tokens": (1, 2, WIDTH)}
+    with pytest.raises(WeightsError, match="reg_token is missing"):
+        fit(dino_vit(), model, "x", heads=False)
+    theirs, _ = to_theirs(to_ours(dino_vit(), LAYOUTS["vit"])[0], LAYOUTS["hf_vit"])
+    with pytest.raises(WeightsError, match=r"1 array\(s\) differ: backbone/register_tokens is missing"):
+        fit(theirs, model, "x", heads=False)
+
+
+def test_a_backbone_of_another_kind_is_refused():
+    with pytest.raises(WeightsError, match=r"x holds a EsViT Swin, but model\.name is a vit"):
+        fit(esvit_swin(), VIT, "x", heads=False)
+    with pytest.raises(WeightsError, match=r"x holds a DINO or timm ViT, but model\.name is a swin"):
+        fit(dino_vit(), SWIN, "x", heads=False)
+    with pytest.raises(WeightsError, match=r"^x: the names of the arrays \(fc\.weight\) fit no known layout"):
+        fit({"fc.weight": np.zeros((2, 2))}, VIT, "x", heads=False)
+
+
+def test_classifiers_are_ignored_and_named():
+    extra = {
+        name: np.zeros(2, np.float32)
+        for name in ("head.weight", "head.bias", "head.fc.weight", "fc.bias", "classifier.weight", "pooler.dense.weight")
+    }
+    fitted = fit(dino_vit() | extra, VIT, "x", heads=False)
+    assert set(fitted.arrays) == set(VIT)
+    assert f"ignored, of no use here: {', '.join(extra)}" in fitted.notes
+
+
+def test_position_tables_are_resampled_and_said():
+    arrays = dino_vit(grid=3)
+    fitted = fit(arrays, VIT, "x", heads=False)
+    table = arrays["pos_embed"][0]
+    np.testing.assert_array_equal(fitted.arrays["backbone/pos_embed"][0, 0], table[0])
+    np.testing.assert_allclose(fitted.arrays["backbone/pos_embed"][0, 1:], resample_positions(table[1:], (4, 4), "dino"))
+    assert any("from 3 x 3 to 4 x 4 patches" in note for note in fitted.notes)
+
+
+def test_a_position_table_that_is_no_square_is_a_difference():
+    arrays = dino_vit() | {"pos_embed": np.zeros((1, 12, WIDTH), np.float32)}
+    with pytest.raises(WeightsError, match=r"pos_embed is \(1, 12, 8\), the model's is \(1, 17, 8\)"):
+        fit(arrays, VIT, "x", heads=False)
+
+
+def test_relative_position_tables_are_resampled_and_said():
+    fitted = fit(esvit_swin(window=3), SWIN, "x", heads=False)
+    assert "5 relative-position tables resampled from window 3 to 2 (bicubic)" in fitted.notes
+    name = "layers_2_blocks_1/attn/relative_position_bias_table"
+    table = esvit_swin(window=3)[f"{name.replace('layers_2_blocks_1', 'layers.2.blocks.1').replace('/', '.')}"]
+    np.testing.assert_array_equal(fitted.arrays[f"backbone/{name}"], resample_relative_positions(table, 9))
+
+
+def test_relative_positions_by_hand():
+    # From 5 x 5 to 1 x 1 the source is the middle; to 3 x 3 it lies at 1/3, 2, 11/3: t = 1/3 and 2/3 between neighbours.
+    rows = np.arange(5.0)
+    table = np.repeat(rows**3, 5)[:, None].astype(np.float32)  # depends on the row alone
+    np.testing.assert_allclose(resample_relative_positions(table, 1), [[8.0]], rtol=1e-6)
+    near = lambda x: 1.25 * x**3 - 2.25 * x**2 + 1
+    far = lambda x: -0.75 * (x**3 - 5 * x**2 + 8 * x - 4)
+    t = 1 / 3
+    weights = np.array([far(1 + t), near(t), near(1 - t), far(2 - t)])
+    first = weights @ (np.array([0, 0, 1, 2]) ** 3.0)  # the border is repeated
+    last = weights[::-1] @ (np.array([2, 3, 4, 4]) ** 3.0)
+    fitted = resample_relative_positions(table, 9).reshape(3, 3)
+    np.testing.assert_allclose(fitted, np.array([[first], [8.0], [last]]) * np.ones((1, 3)), rtol=1e-5)
+
+
+def test_heads_are_taken_when_asked_for():
+    arrays = _with_heads(gain=np.full((7, 1), 2.0, np.float32))
+    model = _shapes(arrays) | {"mil_scorer/out_kernel": (3, 1)}
+    fitted = fit(arrays, model, "x", heads=True)
+    assert set(fitted.arrays) == set(model) - {"mil_scorer/out_kernel"}
+    assert fitted.notes[-1] == "from the seed: mil_scorer"
+    without = fit(arrays, model, "x", heads=False)
+    assert set(without.arrays) == set(VIT)
+    assert "not used: 16 arrays of projection heads; init.heads=True continues with them" in without.notes
+
+
+def test_a_checkpoint_of_dino_has_the_image_head_alone():
+    model = _shapes(_with_heads())
+    fitted = fit(dino_vit() | projection_head("head", WIDTH), model, "x", heads=True)
+    assert any(name.startswith("image_head/") for name in fitted.arrays)
+    assert fitted.notes[-1] == "from the seed: region_head, region_last_layer"
+
+
+def test_heads_that_are_not_there_or_do_not_match():
+    model = _shapes(_with_heads())
+    with pytest.raises(WeightsError, match=r"x has no projection heads; leave init\.heads=False"):
+        fit(dino_vit(), model, "x", heads=True)
+    other = model | {"image_last_layer/weight_v": (9, 5)}
+    with pytest.raises(WeightsError, match=r"head\.last_layer\.weight_v is \(7, 5\), the model's is \(9, 5\)"):
+        fit(_with_heads(), other, "x", heads=True)
+
+
+def test_gains_of_one_fit_a_model_of_unit_rows_and_learned_ones_do_not():
+    unit = {name: shape for name, shape in _shapes(_with_heads()).items() if not name.endswith("weight_g")}
+    assert set(fit(_with_heads(), unit, "x", heads=True).arrays) == set(unit)
+    with pytest.raises(WeightsError, match=r"learned gain.*set head\.norm_last_layer=False"):
+        fit(_with_heads(gain=np.full((7, 1), 1.5, np.float32)), unit, "x", heads=True)
+
+
+def test_swin_with_both_heads():
+    arrays = esvit_swin() | projection_head("head", 8 * EMBED) | projection_head("head_dense", 8 * EMBED)
+    model = _shapes(arrays, "swin")
+    fitted = fit({f"module.{name}": array for name, array in arrays.items()}, model, "x", heads=True)
+    assert set(fitted.arrays) == set(model)
