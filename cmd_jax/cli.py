@@ -1,46 +1,72 @@
 """What every binary shares: a user's mistake ends with one clear line and an exit code, not with a traceback."""
 
+import functools
+import os
 import sys
 from collections.abc import Callable
 
 from absl import app, flags, logging
+from ml_collections import config_flags
 
-from cmd_jax.config import ConfigError
+from cmd_jax.config import ConfigDict, ConfigError
 from cmd_jax.data.decode import BadImage
 from cmd_jax.training.checkpoint import CheckpointError
 from cmd_jax.training.health import NonFinite
+from cmd_jax.weights.errors import WeightsError
 
 BAD_CONFIG, BAD_DATA, SICK_RUN = 64, 65, 70  # 0 is success; launchers retry on any other code
 
 _DEBUG = flags.DEFINE_bool("debug", False, "show the traceback of an error")
 
 
-def run(main: Callable[[], None], usage: str) -> None:
+def run(main: Callable[..., None], usage: str, words: int = 0) -> None:
     """Parses the flags and runs a binary.
 
     Args:
-        main: reads the parsed flags.
+        main: reads the parsed flags; called with the words of the command line that are no flags.
         usage: shown by --help above the flags.
+        words: how many there may be.
     """
     sys.modules["__main__"].__doc__ = usage
-    app.run(lambda _: _guarded(main), flags_parser=_parse)
+    app.run(lambda arguments: _guarded(lambda: main(*arguments[1:])), flags_parser=functools.partial(_parse, words=words))
 
 
-def _parse(arguments: list[str]) -> list[str]:
+def given_config() -> ConfigDict:
+    """The value of the flag --config, which the binary defines.
+
+    Raises:
+        ConfigError: it is missing, or names no file.
+    """
+    config, path = flags.FLAGS["config"].value, config_flags.get_config_filename(flags.FLAGS["config"])
+    remedy = "pass a file such as --config=configs/demo.py"
+    if config is None:
+        raise ConfigError(f"--config is missing; {remedy}")
+    if not os.path.exists(path.split(":")[0]):
+        raise ConfigError(f"--config={path} does not exist; {remedy}")
+    return config
+
+
+def _parse(arguments: list[str], words: int) -> list[str]:
     try:
         rest = flags.FLAGS(arguments)
     except (flags.Error, KeyError, AttributeError, ValueError, OSError) as error:
         _stop(BAD_CONFIG, error)
     except SystemExit:  # absl ends with 1 after printing a --help
         sys.exit(0)
-    if len(rest) > 1:
-        _stop(BAD_CONFIG, ConfigError(f"unexpected argument {rest[1]!r}; every option starts with --"))
+    if len(rest) > 1 + words:
+        _stop(BAD_CONFIG, ConfigError(f"unexpected argument {rest[1 + words]!r}; every option starts with --"))
     logging.set_verbosity(logging.ERROR)
     return rest
 
 
 def _guarded(main: Callable[[], None]) -> None:
-    codes = {ConfigError: BAD_CONFIG, BadImage: BAD_DATA, CheckpointError: BAD_DATA, NonFinite: SICK_RUN}
+    codes = {
+        ConfigError: BAD_CONFIG,
+        BadImage: BAD_DATA,
+        CheckpointError: BAD_DATA,
+        WeightsError: BAD_DATA,
+        NonFinite: SICK_RUN,
+    }
     try:
         main()
     except tuple(codes) as error:

@@ -79,6 +79,11 @@ def default() -> ConfigDict:
     config.model.drop_path = 0.1  # student only
     config.model.dtype = "float32"  # of activations: float32 | bfloat16; losses, norms and EMA stay float32
 
+    config.init = ConfigDict()  # what a run starts from; student and teacher alike
+    config.init.weights = placeholder(str)  # file, directory, workdir of a run or hf:OWNER/NAME; None: random, by the seed
+    config.init.network = "teacher"  # teacher | student, of a checkpoint that holds both
+    config.init.heads = False  # continue with the checkpoint's projection heads too, not with its backbone alone
+
     config.head = ConfigDict()
     config.head.prototypes = placeholder(int)  # K, by the size of the data
     config.head.share_prototypes = False  # one W for the image and the region level
@@ -215,6 +220,7 @@ def validate(config: ConfigDict) -> None:
     _choice("method.region_weights", config.method.region_weights, ("teacher_mil", "uniform", None))
     _choice("model.name", config.model.name, MODELS)
     _choice("model.dtype", config.model.dtype, ("float32", "bfloat16"))
+    _choice("init.network", config.init.network, ("teacher", "student"))
     _choice("data.source", config.data.source, SOURCES)
     _choice("data.normalization", config.data.normalization, ("imagenet", "local_contrast"))
     if config.data.source == "folder" and not config.data.folder:

@@ -1,7 +1,5 @@
 """Train binary: `python -m cmd_jax.main --config=configs/cub.py --workdir=DIR`."""
 
-import os
-
 from absl import flags
 from ml_collections import config_flags
 
@@ -18,25 +16,21 @@ The configuration is a Python file, with a preset after a colon (configs/demo.py
 --config.SECTION.KEY=VALUE. Written to --workdir: config.json, metrics.jsonl, checkpoints/, tb/ (TensorBoard), eval/STEP/,
 report/. Exit codes: 0 done, 64 bad flag or configuration, 65 bad data or checkpoint, 70 loss not finite."""
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "configuration FILE[:PRESET]", lock_config=True)
+config_flags.DEFINE_config_file("config", None, "configuration FILE[:PRESET]", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run; one with checkpoints is continued")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "check everything, print data, shapes, memory and arithmetic, and stop")
 
 
 def main() -> None:
-    if _CONFIG.value is None:
-        raise ConfigError("--config is missing; pass a file such as --config=configs/demo.py")
-    path = config_flags.get_config_filename(flags.FLAGS["config"])
-    if not os.path.exists(path.split(":")[0]):
-        raise ConfigError(f"--config={path} does not exist; pass a file such as --config=configs/demo.py")
+    config = cli.given_config()
     if _WORKDIR.value is None and not _DRY_RUN.value:
         raise ConfigError("--workdir is missing; pass a directory such as --workdir=runs/demo")
     from cmd_jax.training import loop  # imported after the flags are checked: it loads jax
 
     if _DRY_RUN.value:
-        print(loop.describe(_CONFIG.value))
+        print(loop.describe(config))
     else:
-        loop.train(_CONFIG.value, _WORKDIR.value)
+        loop.train(config, _WORKDIR.value)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import options as orbax_options
 
@@ -51,19 +52,12 @@ class Checkpoints:
 
     def save(self, state: TrainState, config: ConfigDict) -> None:
         """Starts saving a state; the disk is written while training goes on."""
-        step = int(state.step)
         train = {"step": state.step, "student": state.student, "optimizer": state.optimizer, "centers": state.centers}
-        saved = self._manager.save(
-            step,
-            force=True,
-            args=ocp.args.Composite(
-                teacher=ocp.args.StandardSave(state.teacher),
-                train=ocp.args.StandardSave(train),
-                meta=ocp.args.JsonSave({"schema": SCHEMA, "step": step, "config": config.to_dict(), "jax": jax.__version__}),
-            ),
-        )
-        if not saved:
-            raise CheckpointError(f"{self._manager.directory}: step {step} was not saved; newer steps {self.steps()} lie there")
+        self._save(int(state.step), config, teacher=state.teacher, train=train)
+
+    def save_teacher(self, teacher: Params, config: ConfigDict) -> None:
+        """Starts saving a teacher alone as step 0: it can be evaluated, exported and started from, but not continued."""
+        self._save(0, config, teacher=teacher)
 
     def restore_state(self, abstract: TrainState, step: int | None = None) -> TrainState:
         """The newest (or the given) step as a whole state; `abstract` holds shapes, dtypes and shardings."""
@@ -82,6 +76,29 @@ class Checkpoints:
         step = self._choose(step)
         return step, self._restore(step, {"teacher": abstract})["teacher"]
 
+    def read_network(self, network: str, step: int | None = None) -> tuple[int, Params]:
+        """Reads one network as it was stored, whatever the model; optimizer and the other network are not read.
+
+        Args:
+            network: "teacher" or "student".
+            step: of the checkpoint; None is the newest.
+
+        Returns:
+            (step, parameters as NumPy arrays).
+        """
+        step = self._choose(step)
+        item = {"teacher": "teacher", "student": "train"}[network]
+        stored = self._stored(step, item)
+        tree = stored if network == "teacher" else {"student": stored["student"]}
+        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+        as_arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            read = reader.restore(
+                self._manager.directory / str(step) / item,
+                args=ocp.args.PyTreeRestore(item=abstract, restore_args=as_arrays, partial_restore=True),
+            )
+        return step, read if network == "teacher" else read["student"]
+
     def close(self) -> None:
         """Waits for what is being saved."""
         self._manager.wait_until_finished()
@@ -97,9 +114,26 @@ class Checkpoints:
             raise CheckpointError(f"{self._manager.directory} has no step {step}; it has {', '.join(map(str, steps))}")
         return step
 
+    def _save(self, step: int, config: ConfigDict, **items: Any) -> None:
+        meta = {"schema": SCHEMA, "step": step, "config": config.to_dict(), "jax": jax.__version__}
+        trees = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        if not self._manager.save(step, force=True, args=ocp.args.Composite(**trees, meta=ocp.args.JsonSave(meta))):
+            raise CheckpointError(f"{self._manager.directory}: step {step} was not saved; newer steps {self.steps()} lie there")
+
+    def _stored(self, step: int, item: str) -> Any:
+        """Shapes and dtypes of an item on disk."""
+        metadata = self._manager.item_metadata(step)
+        stored = metadata[item] if item in metadata.keys() else None  # noqa: SIM118, a Composite is no mapping
+        if stored is None:
+            raise CheckpointError(
+                f"{self._manager.directory}/{step} holds an imported teacher alone; to train from it, pass it as "
+                "--config.init.weights with another --workdir"
+            )
+        return getattr(stored, "tree", stored)
+
     def _restore(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
         for name, abstract in items.items():
-            differences = _differences(abstract, self._manager.item_metadata(step)[name])
+            differences = _differences(abstract, self._stored(step, name))
             if differences:
                 raise CheckpointError(
                     f"{self._manager.directory}/{step} does not fit this model: {len(differences)} arrays differ, first "
@@ -116,7 +150,7 @@ def _differences(abstract: Any, stored: Any) -> list[str]:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
         return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
 
-    model, disk = shapes(abstract), shapes(getattr(stored, "tree", stored))
+    model, disk = shapes(abstract), shapes(stored)
     return [
         f"{name}: model {model.get(name, 'nothing')}, checkpoint {disk.get(name, 'nothing')}"
         for name in sorted(model.keys() | disk.keys())

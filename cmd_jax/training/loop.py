@@ -22,6 +22,7 @@ from cmd_jax.training.schedules import make_schedules, steps_per_epoch, total_st
 from cmd_jax.training.sharding import Shardings, make_shardings
 from cmd_jax.training.state import TrainState, count_parameters, init_state, make_network
 from cmd_jax.training.step import make_train_step
+from cmd_jax.training.transfer import initial_weights, start_from
 
 
 class Run(NamedTuple):
@@ -42,7 +43,7 @@ class Run(NamedTuple):
         return jax.tree.map(place, shapes)
 
     def first_state(self) -> TrainState:
-        """The state before the first step."""
+        """The state before the first step, with random weights."""
         init = jax.jit(lambda: init_state(self.config, self.network, self.optimizer), out_shardings=self.shardings.replicated)
         return init()
 
@@ -95,6 +96,10 @@ def train(config: ConfigDict, workdir: str) -> None:
         print(f"continuing {workdir} at step {int(state.step)} of {run.steps}", flush=True)
     else:
         state = run.first_state()
+        if config.init.weights:
+            weights = initial_weights(config, run.network)
+            print("\n".join(f"init: {note}" for note in weights.notes), flush=True)
+            state = start_from(state, weights.arrays)
     config_lib.save(config, os.path.join(workdir, "config.json"))
     first_step = int(state.step)
     writer = MetricsWriter(workdir, first_step)
@@ -183,6 +188,7 @@ def describe(config: ConfigDict) -> str:
     model = f"{config.model.name}/{config.model.patch_size}"
     backbone, total = count_parameters(state.student["backbone"]), count_parameters(state.student)
     gib, devices = 2**30, run.shardings.mesh.size
+    init = [f"init        {note}" for note in initial_weights(config, run.network).notes] if config.init.weights else []
     lines = [
         f"data        {config.data.folder or config.data.source}: {len(run.source):,} train, {len(test):,} test images, "
         f"{len(run.source.class_names)} classes",
@@ -191,6 +197,7 @@ def describe(config: ConfigDict) -> str:
         f"{views.local_count} x {views.local_px} px ({patches(views.local_px)} patches)",
         f"model       {model}: {backbone:,} parameters in the backbone, {total:,} with heads and "
         f"{config.head.prototypes:,} prototypes a level",
+        *init,
         f"run         {run.steps:,} steps of {count} images on {devices} device(s), {config.train.epochs:g} epochs",
         f"memory      {memory.argument_size_in_bytes / gib:.2f} GiB of state and batch, "
         f"{memory.temp_size_in_bytes / gib:.2f} GiB temporary on each device",

@@ -1,0 +1,70 @@
+"""Convert binary: `python -m cmd_jax.convert import|export`; weights of other projects in, and ours out."""
+
+import os
+
+from absl import flags
+from ml_collections import config_flags
+
+from cmd_jax import cli
+from cmd_jax.config import ConfigError
+
+USAGE = """Converts weights between other projects and the directory of a run.
+
+  python -m cmd_jax.convert import SOURCE --config=FILE[:PRESET] --workdir=DIR
+  python -m cmd_jax.convert export --workdir=DIR --format=timm --out=FILE.safetensors
+  python -m cmd_jax.convert export --workdir=DIR --format=hf --out=DIRECTORY
+
+import makes DIR the directory of a run at step 0, which cmd_jax.eval, export and --config.init.weights=DIR of cmd_jax.main
+read. SOURCE is a .safetensors file under the names of DINO, EsViT, timm or transformers; a directory with
+model.safetensors; hf:OWNER/NAME (pip install 'cmd_jax[hf]'); a .pth of DINO or EsViT (pip install 'cmd_jax[torch]'); or
+another run. The configuration says which model it is (--config.model.name and so on); --config.init.heads continues with
+the projection heads too, --config.init.network=student takes the student.
+export writes the backbone of the teacher for timm, or config.json and model.safetensors for ViTModel and SwinModel of
+transformers. Exit codes: 0 done, 64 bad flag or configuration, 65 weights or checkpoint that do not fit."""
+
+_COMMANDS = "import SOURCE or export"
+config_flags.DEFINE_config_file("config", None, "configuration FILE[:PRESET] (import)", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run: written by import, read by export")
+_FORMAT = flags.DEFINE_enum("format", None, ["timm", "hf"], "whose names and files to write (export)")
+_OUT = flags.DEFINE_string("out", None, "file (timm) or directory (hf) to write (export)")
+_STEP = flags.DEFINE_integer("step", None, "step of the checkpoint; the newest by default (export)", lower_bound=0)
+_NETWORK = flags.DEFINE_enum("network", "teacher", ["teacher", "student"], "whose backbone to write (export)")
+
+
+def main(command: str = "", source: str = "") -> None:
+    if command not in ("import", "export"):
+        raise ConfigError(f"unknown command {command!r}; use {_COMMANDS}" if command else f"no command; use {_COMMANDS}")
+    if _WORKDIR.value is None:
+        raise ConfigError("--workdir is missing; pass the directory of a run such as --workdir=runs/dino")
+    if command == "import":
+        _import(source, _WORKDIR.value)
+    else:
+        _export(source, _WORKDIR.value)
+
+
+def _import(source: str, workdir: str) -> None:
+    if not source:
+        raise ConfigError("import needs a source: python -m cmd_jax.convert import SOURCE --config=FILE --workdir=DIR")
+    config = cli.given_config()
+    from cmd_jax.training import transfer  # imported after the flags are checked: it loads jax
+
+    config.init.weights = source
+    print("\n".join(transfer.import_run(config, workdir)))
+    print(f"wrote {workdir}: evaluate with python -m cmd_jax.eval --workdir={workdir}")
+
+
+def _export(source: str, workdir: str) -> None:
+    if source:
+        raise ConfigError(f"unexpected argument {source!r}; export reads --workdir")
+    if not os.path.exists(os.path.join(workdir, "config.json")):
+        raise ConfigError(f"{workdir} has no config.json; give the --workdir of a run of cmd_jax.main or of an import")
+    if _FORMAT.value is None or _OUT.value is None:
+        raise ConfigError("export needs --format=timm or hf, and --out=PATH")
+    from cmd_jax.training import transfer  # imported after the flags are checked: it loads jax
+
+    step, scalars = transfer.export_run(workdir, _STEP.value, _NETWORK.value, _FORMAT.value, _OUT.value)
+    print(f"wrote {_OUT.value}: {_NETWORK.value} of step {step}, {scalars:,} parameters")
+
+
+if __name__ == "__main__":
+    cli.run(main, USAGE, words=2)

@@ -1,0 +1,126 @@
+"""Weights of other projects and of other runs: into a run's first state, into a work directory, and out of one."""
+
+import os
+from typing import Any
+
+import jax
+import numpy as np
+
+from cmd_jax import config as config_lib
+from cmd_jax.config import ConfigDict, ConfigError
+from cmd_jax.models.network import Network
+from cmd_jax.training.checkpoint import CheckpointError, Checkpoints
+from cmd_jax.training.state import Params, TrainState, init_params, make_backbone, make_network
+from cmd_jax.weights.export import write_hugging_face, write_timm
+from cmd_jax.weights.fit import Fitted, fit
+from cmd_jax.weights.read import read_source
+from cmd_jax.weights.trees import flatten, unflatten
+
+FORMATS = {"timm": write_timm, "hf": write_hugging_face}
+
+
+def initial_weights(config: ConfigDict, network: Network) -> Fitted:
+    """Reads `init.weights` and fits it to the network.
+
+    Args:
+        config: resolved; `init.weights` is set.
+        network: of the configuration.
+
+    Returns:
+        Arrays of the backbone, and with `init.heads` of the heads; both student and teacher start from them.
+
+    Raises:
+        WeightsError: it cannot be read or does not fit.
+        CheckpointError: it is a work directory without checkpoints.
+    """
+    source = config.init.weights
+    if os.path.isdir(os.path.join(source, "checkpoints")):
+        arrays = flatten(_read_run(source, None, config.init.network)[1])
+    else:
+        arrays = read_source(source, config.init.network)
+    shapes = jax.eval_shape(lambda: init_params(config, network))
+    return fit(arrays, {name: leaf.shape for name, leaf in flatten(shapes).items()}, source, config.init.heads)
+
+
+def start_from(state: TrainState, arrays: dict[str, np.ndarray]) -> TrainState:
+    """A first state with these arrays in student and teacher; what they do not name stays.
+
+    Args:
+        state: before the first step.
+        arrays: name joined by "/" -> array of the parameter's shape.
+    """
+    return state._replace(student=_with(state.student, arrays), teacher=_with(state.teacher, arrays))
+
+
+def _with(params: Params, arrays: dict[str, np.ndarray]) -> Params:
+    put = lambda name, leaf: jax.device_put(arrays[name], leaf.sharding) if name in arrays else leaf
+    return unflatten({name: put(name, leaf) for name, leaf in flatten(params).items()})
+
+
+def _read_run(workdir: str, step: int | None, network: str) -> tuple[int, Params]:
+    checkpoints = Checkpoints(workdir, read_only=True)
+    try:
+        return checkpoints.read_network(network, step)
+    finally:
+        checkpoints.close()
+
+
+def import_run(config: ConfigDict, workdir: str) -> list[str]:
+    """Makes a work directory of a checkpoint: `config.json` and step 0 with the teacher, ready for evaluation and export.
+
+    No data is opened; keys that depend on the number of images get the values for few.
+
+    Args:
+        config: as given; `init.weights` is set.
+        workdir: a new directory.
+
+    Returns:
+        What was taken, resampled and left out; a sentence each.
+
+    Raises:
+        ConfigError: a value cannot work.
+        CheckpointError: the directory has checkpoints.
+        WeightsError: the checkpoint cannot be read or does not fit.
+    """
+    config_lib.validate(config)
+    config = config_lib.resolve(config, train_images=0)
+    config_lib.validate(config)
+    if os.path.exists(os.path.join(workdir, "checkpoints")):
+        raise CheckpointError(f"{workdir} is the directory of a run; choose another --workdir")
+    network = make_network(config)
+    weights = initial_weights(config, network)
+    teacher = _with(jax.jit(lambda: init_params(config, network))(), weights.arrays)
+    os.makedirs(workdir, exist_ok=True)
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save_teacher(teacher, config)
+    checkpoints.close()
+    config_lib.save(config, os.path.join(workdir, "config.json"))
+    return list(weights.notes)
+
+
+def export_run(workdir: str, step: int | None, network: str, form: str, out: str) -> tuple[int, int]:
+    """Writes the backbone of a run's teacher or student for another project; nothing else of the run is read.
+
+    Args:
+        workdir: of a run.
+        step: of the checkpoint; None is the newest.
+        network: "teacher" or "student".
+        form: a key of FORMATS.
+        out: a `.safetensors` file for "timm", a directory for "hf".
+
+    Returns:
+        (step, number of scalars).
+
+    Raises:
+        CheckpointError: there is no such step.
+        ConfigError: `out` is not what the format writes.
+        WeightsError: the format has no place for this backbone.
+    """
+    if (form == "timm") != out.endswith(".safetensors"):
+        wanted = "a file that ends in .safetensors" if form == "timm" else "a directory"
+        raise ConfigError(f"--out is {out!r}; --format={form} writes {wanted}")
+    config = config_lib.load(os.path.join(workdir, "config.json"))
+    step, params = _read_run(workdir, step, network)
+    arrays: dict[str, Any] = flatten({"backbone": params["backbone"]})
+    FORMATS[form](out, arrays, make_backbone(config))
+    return step, sum(array.size for array in arrays.values())

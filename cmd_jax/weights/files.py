@@ -1,0 +1,47 @@
+"""Reading and writing `.safetensors`, without PyTorch."""
+
+import os
+
+import numpy as np
+import safetensors
+from safetensors import numpy as safetensors_numpy
+
+from cmd_jax.weights.errors import WeightsError
+
+# Both timm and transformers ask for it: the layouts (out, in) and OIHW are those of PyTorch.
+PYTORCH_METADATA = {"format": "pt"}
+
+
+def read_safetensors(path: str) -> dict[str, np.ndarray]:
+    """Reads a file.
+
+    Args:
+        path: of a `.safetensors` file.
+
+    Returns:
+        name -> array; every floating type (bfloat16 and float16 too) becomes float32, integers stay.
+
+    Raises:
+        WeightsError: there is no such file, or it is damaged.
+    """
+    try:
+        arrays = safetensors_numpy.load_file(path)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error}") from error
+    except safetensors.SafetensorError as error:
+        raise WeightsError(f"{path} is no whole .safetensors file ({error}); download or convert it again") from error
+    # bfloat16 is an extension type of NumPy's, of kind V.
+    return {name: np.asarray(array, np.float32) if array.dtype.kind in "fV" else array for name, array in arrays.items()}
+
+
+def write_safetensors(path: str, arrays: dict[str, np.ndarray]) -> None:
+    """Writes a file, whole or not at all.
+
+    Args:
+        path: of the file; its directory exists.
+        arrays: name -> array.
+    """
+    partial = f"{path}.partial"
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    safetensors_numpy.save_file(contiguous, partial, metadata=PYTORCH_METADATA)
+    os.replace(partial, path)

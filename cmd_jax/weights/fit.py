@@ -1,0 +1,169 @@
+"""Fits the arrays of a checkpoint to a model: layout, tables of other sizes, and one error for all that does not match."""
+
+import difflib
+import math
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from cmd_jax.models.vit import bicubic_matrix, resample_positions
+from cmd_jax.weights.errors import WeightsError
+from cmd_jax.weights.layouts import OURS, Layout
+from cmd_jax.weights.names import HEADS, Arrays, detect_layout, strip_prefixes, to_ours, to_theirs
+
+Shapes = dict[str, tuple[int, ...]]
+# What other projects put on a backbone or use for other losses: named in a note, never an error.
+_IGNORED = re.compile(r"(head\.(weight|bias|fc\..*)|(fc|classifier|pooler|decoder)\..*|(embeddings\.)?mask_token)")
+_RELATIVE = "relative_position_bias_table"
+
+
+class Fitted(NamedTuple):
+    """Arrays for a model.
+
+    Attributes:
+        arrays: under our names, float32, of the model's shapes.
+        notes: what was taken, resampled, left out and left as initialised; a sentence each.
+    """
+
+    arrays: Arrays
+    notes: tuple[str, ...]
+
+
+def fit(arrays: Arrays, model: Shapes, source: str, heads: bool) -> Fitted:
+    """Renames, resamples and checks.
+
+    Args:
+        arrays: of a checkpoint, under its own names.
+        model: our name -> shape of every parameter of the network.
+        source: where the arrays are from, for messages.
+        heads: take the projection heads (and of our own runs the MIL scorer) too, not the backbone alone.
+
+    Raises:
+        WeightsError: no layout fits, or arrays are missing, left over or of other shapes; all are listed.
+    """
+    given = strip_prefixes(arrays)
+    try:
+        layout = detect_layout(set(given))
+    except WeightsError as error:
+        raise WeightsError(f"{source}: {error}") from None
+    kind = "vit" if "backbone/cls_token" in model else "swin"
+    if layout is not OURS and layout.backbone != kind:
+        raise WeightsError(f"{source} holds a {layout.title}, but model.name is a {kind}; set model.name to one of its kind")
+    notes: list[str] = []
+    ours, unknown = to_ours(_without_ignored(given, heads, notes), layout)
+    if not heads:
+        ours = {name: array for name, array in ours.items() if name.startswith("backbone/")}
+    elif not any(name.startswith("image_head/") for name in ours):
+        raise WeightsError(f"{source} has no projection heads; leave init.heads=False")
+    else:
+        ours = _without_unit_gain(ours, model, source)
+    taken = sorted({_part(name) for name in ours})
+    wanted = {name: shape for name, shape in model.items() if _part(name) in taken}
+    ours = _resample(ours, wanted, notes)
+    _check(ours, wanted, layout, unknown, source)
+    started = sorted({_part(name) for name in model} - set(taken))
+    notes.insert(0, f"{len(ours)} arrays of {source} ({layout.title}): {', '.join(taken)}")
+    if started:
+        notes.append(f"from the seed: {', '.join(started)}")
+    return Fitted({name: np.ascontiguousarray(array, np.float32) for name, array in ours.items()}, tuple(notes))
+
+
+def _part(name: str) -> str:
+    return name.partition("/")[0]
+
+
+def _without_ignored(given: Arrays, heads: bool, notes: list[str]) -> Arrays:
+    ignored = [name for name in given if _IGNORED.fullmatch(name)]
+    projection = [name for name in given if name.partition(".")[0] in HEADS and name not in ignored]
+    if ignored:
+        notes.append(f"ignored, of no use here: {', '.join(ignored)}")
+    if projection and not heads:
+        notes.append(f"not used: {len(projection)} arrays of projection heads; init.heads=True continues with them")
+        ignored += projection
+    return {name: array for name, array in given.items() if name not in ignored}
+
+
+def _without_unit_gain(ours: Arrays, model: Shapes, source: str) -> Arrays:
+    """Takes out gains that are all 1, which DINO stores and a model of unit rows has no place for."""
+    kept = dict(ours)
+    for _, last_layer in HEADS.values():
+        name = f"{last_layer}/weight_g"
+        if name in ours and name not in model:
+            if not np.all(ours[name] == 1):
+                raise WeightsError(
+                    f"{source} has prototypes with a learned gain, the model keeps them at unit norm; "
+                    "set head.norm_last_layer=False"
+                )
+            del kept[name]
+    return kept
+
+
+def resample_relative_positions(table: np.ndarray, positions: int) -> np.ndarray:
+    """Fits a relative-position table to another window as Swin's own fine-tuning does: bicubic, A = -0.75.
+
+    Args:
+        table: [(2w - 1)^2, H], row-major.
+        positions: (2w' - 1)^2 of the other window.
+
+    Returns:
+        [positions, H] float32.
+    """
+    side, other = math.isqrt(table.shape[0]), math.isqrt(positions)
+    matrix = bicubic_matrix(side, other, other / side)
+    square = table.reshape(side, side, -1).astype(np.float64)
+    return np.einsum("ri,cj,ijh->rch", matrix, matrix, square).reshape(positions, -1).astype(np.float32)
+
+
+def _resample(ours: Arrays, wanted: Shapes, notes: list[str]) -> Arrays:
+    """Fits the tables whose side alone differs; what cannot be fitted stays for `_check`."""
+    fitted = dict(ours)
+    windows: dict[tuple[int, int], int] = {}
+    for name, table in ours.items():
+        shape = wanted.get(name, table.shape)
+        if table.shape == shape or table.ndim != len(shape) or table.shape[-1] != shape[-1]:
+            continue
+        if name == "backbone/pos_embed" and _square(table.shape[1] - 1) and _square(shape[1] - 1):
+            side, other = (math.isqrt(count - 1) for count in (table.shape[1], shape[1]))
+            patches = np.asarray(resample_positions(table[0, 1:], (other, other), "dino"))
+            fitted[name] = np.concatenate([table[0, :1], patches])[None]
+            notes.append(f"position table resampled from {side} x {side} to {other} x {other} patches (bicubic, DINO's rule)")
+        elif name.endswith(_RELATIVE) and _square(table.shape[0]) and _square(shape[0]):
+            fitted[name] = resample_relative_positions(table, shape[0])
+            sides = tuple((math.isqrt(count) + 1) // 2 for count in (table.shape[0], shape[0]))
+            windows[sides] = windows.get(sides, 0) + 1
+    for (window, other), count in windows.items():
+        notes.append(f"{count} relative-position tables resampled from window {window} to {other} (bicubic)")
+    return fitted
+
+
+def _square(count: int) -> bool:
+    return count > 0 and math.isqrt(count) ** 2 == count
+
+
+def _check(ours: Arrays, wanted: Shapes, layout: Layout, unknown: list[str], source: str) -> None:
+    """Compares under the file's own names, which its owner knows."""
+    theirs, more = to_theirs(ours, layout)
+    given = {name: array.shape for name, array in theirs.items()}
+    # A scalar stretched to the shape: names and layouts without memory.
+    empty, unplaced = to_theirs({name: np.broadcast_to(np.float32(0), shape) for name, shape in wanted.items()}, layout)
+    expected = {name: array.shape for name, array in empty.items()} | {name: wanted[name] for name in unplaced}
+    missing = sorted(expected.keys() - given.keys())
+    extra = sorted(given.keys() - expected.keys()) + unknown + more
+    faults = [f"{name} is missing{_nearest(name, extra)}" for name in missing]
+    faults += [f"{name} is not in the model{_nearest(name, missing or list(expected))}" for name in extra]
+    faults += [
+        f"{name} is {given[name]}, the model's is {expected[name]}"
+        for name in sorted(given.keys() & expected.keys())
+        if given[name] != expected[name]
+    ]
+    if faults:
+        raise WeightsError(
+            f"{source} ({layout.title}) does not fit the model; set model.* (with init.heads also head.*) to the "
+            f"checkpoint's. {len(faults)} arrays differ: {'; '.join(faults)}"
+        )
+
+
+def _nearest(name: str, others: list[str]) -> str:
+    near = difflib.get_close_matches(name, others, n=2)
+    return f" (nearest: {', '.join(near)})" if near else ""

@@ -1,0 +1,77 @@
+"""The child process of `pickled`: python -P pickled_child.py CHECKPOINT NETWORK OUT.
+
+Loads CHECKPOINT with PyTorch's restricted unpickler and writes the arrays of NETWORK to the .safetensors file OUT. A
+checkpoint that it will not read ends with exit code 1 and the reason as the last line of the error stream.
+"""
+
+import argparse
+import pickle
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+NETWORKS = ("teacher", "student")
+# Under which other keys files keep the one network they hold.
+_WRAPPERS = ("state_dict", "model")
+
+
+def select(content: Any, network: str) -> Mapping:
+    """The state dict of a network in a checkpoint's content.
+
+    Args:
+        content: what was unpickled: a state dict, or a mapping with one under "teacher", "student" or a wrapper's key.
+        network: "teacher" or "student".
+
+    Raises:
+        ValueError: it is no mapping, or holds the other network only.
+    """
+    if not isinstance(content, Mapping):
+        raise ValueError(f"it holds a {type(content).__name__}, not names with arrays")
+    held = [key for key in NETWORKS if isinstance(content.get(key), Mapping)]
+    if held and network not in held:
+        raise ValueError(f"it has no {network}, but a {held[0]}; set init.network={held[0]}")
+    for key in (network, *_WRAPPERS):
+        if isinstance(content.get(key), Mapping):
+            return content[key]
+    return content
+
+
+def load(path: str) -> Any:
+    """Unpickles arrays, plain containers and argparse.Namespace, and nothing else.
+
+    Raises:
+        ValueError: it holds something else, or is damaged.
+    """
+    import torch
+
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"it asks to run {asked[1]}" if asked else "it is damaged or holds more than arrays"
+        raise ValueError(
+            f"{what}; only arrays, plain containers and argparse.Namespace are read, for a pickle can run any program"
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"it is damaged or no PyTorch checkpoint ({str(error).splitlines()[0]})") from error
+
+
+def main(path: str, network: str, out: str) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    try:
+        state = select(load(path), network)
+    except ValueError as error:
+        sys.exit(str(error))
+    # Copies: names that share storage are refused by the format.
+    arrays = {name: value.detach().clone().contiguous() for name, value in state.items() if isinstance(value, torch.Tensor)}
+    if not arrays:
+        sys.exit(f"it holds no arrays, but {', '.join(map(str, state)) or 'nothing'}")
+    save_file(arrays, out)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,58 @@
+"""From what a user names (a file, a directory, a model on Hugging Face) to arrays under that project's names."""
+
+import os
+
+from cmd_jax.weights.errors import WeightsError
+from cmd_jax.weights.files import read_safetensors
+from cmd_jax.weights.names import Arrays
+from cmd_jax.weights.pickled import read_pickled
+
+HUB_PREFIX = "hf:"
+SAFETENSORS = "model.safetensors"  # of a directory or repository of transformers and timm
+_PICKLED = (".pth", ".pt", ".bin")
+
+
+def read_source(source: str, network: str) -> Arrays:
+    """Reads the arrays of one network.
+
+    Args:
+        source: a `.safetensors` file, a directory with `model.safetensors`, a pickled PyTorch checkpoint (.pth, .pt,
+            .bin), or hf:OWNER/NAME[@REVISION].
+        network: "teacher" or "student", for checkpoints that hold both.
+
+    Returns:
+        name -> array as in the file, float32.
+
+    Raises:
+        WeightsError: there is nothing there that can be read.
+    """
+    path = _download(source) if source.startswith(HUB_PREFIX) else source
+    if os.path.isdir(path):
+        path = os.path.join(path, SAFETENSORS)
+        if not os.path.exists(path):
+            raise WeightsError(f"{source} has no {SAFETENSORS} (nor config.json with checkpoints/ of a run); name a file")
+    if not os.path.exists(path):
+        raise WeightsError(f"{source} does not exist; give a file, a directory or {HUB_PREFIX}OWNER/NAME")
+    if path.endswith(".safetensors"):
+        return read_safetensors(path)
+    if path.endswith(_PICKLED):
+        return read_pickled(path, network)
+    raise WeightsError(f"{source} is of no known kind; give a .safetensors, {', '.join(_PICKLED)} or a directory")
+
+
+def _download(source: str) -> str:
+    """Fetches the arrays of a repository, or finds them in the local cache."""
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise WeightsError(
+            f"{source} needs huggingface_hub: pip install 'cmd_jax[hf]', or download {SAFETENSORS} yourself and give its path"
+        ) from None
+    repository, _, revision = source.removeprefix(HUB_PREFIX).partition("@")
+    try:
+        return huggingface_hub.hf_hub_download(repository, SAFETENSORS, revision=revision or None)
+    except (OSError, ValueError) as error:  # offline, no such repository or file, not a name
+        raise WeightsError(
+            f"{source} cannot be downloaded ({str(error).strip().splitlines()[0]}); check the name and the connection, or "
+            f"download {SAFETENSORS} yourself and give its path"
+        ) from error
