@@ -19,7 +19,7 @@ SMALL_DATASET = 20_000
 
 MODELS = (*vit.SIZES, *swin.SIZES)
 
-# What a method's name stands for: weights of the four terms, pooling of the image level, weights of the regions.
+# What a method's name stands for: weights of the terms, pooling of the image level, weights of the regions.
 METHODS = {
     "cmd": {
         "intra_image": 0.5,
@@ -29,6 +29,15 @@ METHODS = {
         "region_weights": "teacher_mil",
     },
     "esvit": {"intra_image": 0.5, "intra_region": 0.5, "inter": 0.0, "image_pool": "mean", "region_weights": "uniform"},
+    # what the authors' released code computes, to reproduce it (cmd_jax/method/released.py says what it is and why masked)
+    "released": {
+        "intra_image": 0.5,
+        "intra_region": 0.5,
+        "inter": 0.0,
+        "released": 1.0,
+        "image_pool": "mean",
+        "region_weights": "uniform",
+    },
     "dino": {"intra_image": 1.0, "intra_region": 0.0, "inter": 0.0, "image_pool": "cls", "region_weights": "uniform"},
 }
 SOURCES = ("synthetic_birds", "cub", "folder")
@@ -44,13 +53,14 @@ def default() -> ConfigDict:
     config.seed = 0  # the run is a function of (config, data, seed)
 
     config.method = ConfigDict()
-    config.method.name = "cmd"  # cmd | esvit | dino: fills the None below
+    config.method.name = "cmd"  # cmd | esvit | dino | released: fills the None below
     config.method.image_pool = placeholder(str)  # mil | cls | mean: how patches become the image embedding
     config.method.region_weights = placeholder(str)  # teacher_mil | uniform
     config.method.intra_image_weight = placeholder(float)  # of L_I
     config.method.intra_region_weight = placeholder(float)  # of L_R
     config.method.inter_student_weight = placeholder(float)  # of L_S, the paper's lambda
     config.method.inter_teacher_weight = placeholder(float)  # of L_T, the paper's lambda
+    config.method.released_weight = placeholder(float)  # of the authors' own cross-level term, 0 but in "released"
     config.method.student_temp = 0.1
     config.method.teacher_temp = placeholder(float)  # by the size of the data
     config.method.warmup_teacher_temp = placeholder(float)  # None: no warm-up
@@ -160,6 +170,7 @@ def resolve(config: ConfigDict, train_images: int) -> ConfigDict:
         "method.intra_region_weight": method["intra_region"],
         "method.inter_student_weight": method["inter"],
         "method.inter_teacher_weight": method["inter"],
+        "method.released_weight": method.get("released", 0.0),
         # Few images cannot fill 65,536 prototypes: most would never be the teacher's choice, and each costs memory.
         "head.prototypes": 4096 if small else 65_536,
         # With few prototypes and few images the teacher's distribution stays flat for long; a colder one sharpens it.
@@ -242,6 +253,7 @@ def validate(config: ConfigDict) -> None:
         "method.intra_region_weight",
         "method.inter_student_weight",
         "method.inter_teacher_weight",
+        "method.released_weight",
         "method.warmup_teacher_temp_epochs",
         "model.registers",
         "views.local_count",
@@ -304,9 +316,9 @@ def validate(config: ConfigDict) -> None:
     for name in (config.eval.features or "mil").split("+"):
         _choice("eval.features", name, ("cls", "mean", "mil", "blocks"))
     _check_backbone(config)
-    weights = [config.method[f"{term}_weight"] for term in ("intra_image", "intra_region", "inter_student", "inter_teacher")]
-    if all(weight == 0 for weight in weights):
-        raise ConfigError("all four weights of the objective are 0; set method.intra_image_weight or another above 0")
+    terms = ("intra_image", "intra_region", "inter_student", "inter_teacher", "released")
+    if all(config.method[f"{term}_weight"] == 0 for term in terms):
+        raise ConfigError("all weights of the objective are 0; set method.intra_image_weight or another above 0")
 
 
 def _check_backbone(config: ConfigDict) -> None:

@@ -54,8 +54,13 @@ def test_a_method_fills_what_is_open_and_leaves_what_is_set(name):
     config = default()
     config.method.name = name
     resolved = config_lib.resolve(config, 1000).method
-    expected = {"cmd": (0.5, 0.5, 1.0, 1.0), "esvit": (0.5, 0.5, 0.0, 0.0), "dino": (1.0, 0.0, 0.0, 0.0)}[name]
-    terms = ("intra_image", "intra_region", "inter_student", "inter_teacher")
+    expected = {
+        "cmd": (0.5, 0.5, 1.0, 1.0, 0.0),
+        "esvit": (0.5, 0.5, 0.0, 0.0, 0.0),
+        "released": (0.5, 0.5, 0.0, 0.0, 1.0),
+        "dino": (1.0, 0.0, 0.0, 0.0, 0.0),
+    }[name]
+    terms = ("intra_image", "intra_region", "inter_student", "inter_teacher", "released")
     assert tuple(resolved[f"{term}_weight"] for term in terms) == expected
     config.method.inter_student_weight = 0.25
     assert config_lib.resolve(config, 1000).method.inter_student_weight == 0.25
@@ -64,7 +69,7 @@ def test_a_method_fills_what_is_open_and_leaves_what_is_set(name):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("method.name", "moco", "method.name is 'moco'; choose one of cmd, esvit, dino"),
+        ("method.name", "moco", "method.name is 'moco'; choose one of cmd, esvit, released, dino"),
         ("model.name", "vit_huge", "model.name is 'vit_huge'; choose one of vit_micro"),
         ("data.source", "imagenet", "data.source is 'imagenet'"),
         ("data.source", "folder", "needs data.folder; pass --config.data.folder"),
@@ -87,9 +92,33 @@ def test_a_bad_value_is_named_with_its_rule_and_remedy(key, value, message):
         config_lib.validate(config)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"method.name": "dino"}, "method.image_pool is 'cls', but swin_tiny has no class token; pass --config.method.image"),
+        ({"method.image_pool": "cls"}, "method.image_pool is 'cls'"),
+        ({"eval.features": "mil+cls"}, r"eval.features is 'mil\+cls', but swin_tiny has no class token; use mean"),
+        ({"model.patch_size": 16}, "model.patch_size is 16, but a Swin's is 4; leave it out"),
+        ({"model.registers": 4}, "model.registers is 4, but swin_tiny has none"),
+        ({"views.local_px": 98}, "views.local_px is 98; it must be a multiple of model.patch_size=4; use 96 or 100"),
+        ({"model.window": 0}, "model.window is 0; it must be at least 1"),
+    ],
+)
+def test_what_a_swin_has_not_is_refused_with_the_remedy(values, message):
+    config = default()
+    config.model.name = "swin_tiny"
+    config_lib.validate(config)
+    assert config_lib.resolve(config, 1000).model.patch_size == 4
+    for key, value in values.items():
+        section, name = key.split(".")
+        config[section][name] = value
+    with pytest.raises(ConfigError, match=message):
+        config_lib.validate(config)
+
+
 def test_an_objective_without_terms_is_refused():
     config = default()
-    for term in ("intra_image", "intra_region", "inter_student", "inter_teacher"):
+    for term in ("intra_image", "intra_region", "inter_student", "inter_teacher", "released"):
         config.method[f"{term}_weight"] = 0.0
-    with pytest.raises(ConfigError, match="all four weights"):
+    with pytest.raises(ConfigError, match="all weights"):
         config_lib.validate(config)

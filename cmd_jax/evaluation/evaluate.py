@@ -11,7 +11,7 @@ from cmd_jax.data.sources import Source, open_source
 from cmd_jax.evaluation.features import Features, extract_features, make_extractor
 from cmd_jax.evaluation.knn import knn_classify
 from cmd_jax.evaluation.pointing import pointing
-from cmd_jax.evaluation.retrieval import retrieval
+from cmd_jax.evaluation.retrieval import ratio_split, retrieval
 from cmd_jax.models.network import Network
 from cmd_jax.training.state import Params
 
@@ -103,6 +103,17 @@ def evaluate(config: ConfigDict, network: Network, teacher: Params, step: int, s
             f"first 100 ranks, over the relevant found there, {protocol}",
         ),
         Row("map", "Retrieval mAP", found.map_full, f"whole ranking, {protocol}"),
+    ]
+    ratio_gallery, ratio_queries = ratio_split(gallery.features, gallery.labels, queries.features, queries.labels)
+    found = retrieval(*ratio_gallery, *ratio_queries)
+    protocol = (
+        f"cosine, {features}, every ninth test image as query ({len(ratio_queries[1]):,}), the others in the gallery "
+        f"({len(ratio_gallery[1]):,})"
+    )
+    rows += [
+        Row("ratio_rank1", "Retrieval 1:8 Rank-1", found.rank1, protocol),
+        Row("ratio_rank5", "Retrieval 1:8 Rank-5", found.rank5, protocol),
+        Row("ratio_map_at_100", "Retrieval 1:8 mAP@100", found.map_at_100, protocol),
     ]
     if queries.boxes.shape[1]:
         point = pointing(queries.mil_weights, queries.boxes, token_px(config) / config.eval.crop_px)

@@ -8,11 +8,17 @@ QUERIES_AT_ONCE = 1024
 
 
 class KNNResult(NamedTuple):
-    """Percentages of right answers, and the predicted class of each query [Q] int64."""
+    """Percentages of right answers, and the predicted class of each query [Q] int64.
+
+    Attributes:
+        open_top5: queries with fewer than five voted classes, none of them the right one: the reference fills its top five
+            with arbitrary classes there, and so can be right by chance.
+    """
 
     top1: float
     top5: float
     predictions: np.ndarray
+    open_top5: int
 
 
 def knn_votes(
@@ -56,4 +62,6 @@ def knn_classify(
     votes = knn_votes(gallery, gallery_labels, queries, k=k, temp=temp, classes=classes)
     ranked = np.argsort(-votes, axis=1, kind="stable")[:, :5]
     right = (ranked == query_labels[:, None]) & (np.take_along_axis(votes, ranked, axis=1) > 0)
-    return KNNResult(100 * float(np.mean(right[:, 0])), 100 * float(np.mean(right.any(axis=1))), ranked[:, 0])
+    found = right.any(axis=1)
+    open_top5 = int(np.sum(~found & (np.sum(votes > 0, axis=1) < 5)))
+    return KNNResult(100 * float(np.mean(right[:, 0])), 100 * float(np.mean(found)), ranked[:, 0], open_top5)

@@ -6,6 +6,7 @@ import numpy as np
 
 QUERIES_AT_ONCE = 512
 AP_RANKS = 100
+QUERY_EVERY = 9  # of the test items in `ratio_split`
 
 
 class RetrievalResult(NamedTuple):
@@ -36,6 +37,25 @@ def average_precision(relevant: np.ndarray) -> np.ndarray:
     hits = np.cumsum(relevant, axis=1)
     precision = hits / np.arange(1, relevant.shape[1] + 1)
     return np.sum(precision * relevant, axis=1) / np.maximum(1, hits[:, -1])
+
+
+def ratio_split(
+    gallery: np.ndarray, gallery_labels: np.ndarray, queries: np.ndarray, query_labels: np.ndarray
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """CMD's other split: every ninth test item is a query, the remaining ones join the gallery behind the training items.
+
+    Args:
+        gallery: [M, F] training features.
+        gallery_labels: [M] int.
+        queries: [Q, F] test features.
+        query_labels: [Q] int.
+
+    Returns:
+        ((gallery features, labels), (query features, labels)).
+    """
+    chosen = np.arange(len(queries)) % QUERY_EVERY == 0
+    joined = (np.concatenate(parts) for parts in ((gallery, queries[~chosen]), (gallery_labels, query_labels[~chosen])))
+    return tuple(joined), (queries[chosen], query_labels[chosen])
 
 
 def retrieval(

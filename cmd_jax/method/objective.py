@@ -10,6 +10,7 @@ and a student view v != q.
     L_R  intra-level, region:  sum_i w_i CE( p_t_reg[q, m(i)], p_s_reg[v, i] ), m(i) the most similar teacher patch
     L_S  inter-level, student: KL( sum_i a_s[v, i] p_s_reg[v, i] || p_s_img[v] )
     L_T  inter-level, teacher: KL( sum_i a_t[q, i] p_t_reg[q, i] || p_t_img[q] ), gradient to the student's scorer alone
+The variant "released" adds to EsViT's loss the cross-level term of the authors' code, see `released`.
 """
 
 from typing import Literal, NamedTuple
@@ -18,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from cmd_jax.method import prototypes as P
+from cmd_jax.method import released
 from cmd_jax.method.centers import update_center
 
 Array = jax.Array
@@ -56,16 +58,20 @@ class Centers(NamedTuple):
 
 
 class TermWeights(NamedTuple):
-    """Weights of the four terms: DINO is (1, 0, 0, 0), EsViT (0.5, 0.5, 0, 0), CMD (0.5, 0.5, lambda, lambda)."""
+    """Weights of the terms: DINO is (1, 0, 0, 0), EsViT (0.5, 0.5, 0, 0), CMD (0.5, 0.5, lambda, lambda).
+
+    `released` weighs the term of the authors' code, which is 0 but in the variant "released", (0.5, 0.5, 0, 0, 1).
+    """
 
     intra_image: float
     intra_region: float
     inter_student: float
     inter_teacher: float
+    released: float = 0.0
 
 
 class Result(NamedTuple):
-    """The loss, its four unweighted terms by name, the new centers, and the teacher's image-level probabilities [B, Q, K]."""
+    """The loss, its unweighted terms by name, the new centers, and the teacher's image-level probabilities [B, Q, K]."""
 
     loss: Array
     terms: dict[str, Array]
@@ -141,6 +147,7 @@ def cmd_objective(
     student_temp: float,
     teacher_temp: Array | float,
     center_momentum: Array | float,
+    released_mask: bool = True,
 ) -> Result:
     """Computes the loss of one batch and the centers after it.
 
@@ -156,6 +163,7 @@ def cmd_objective(
         student_temp: tau_s.
         teacher_temp: tau_t.
         center_momentum: of the centers' moving average.
+        released_mask: False shows where the released term is NaN as its authors wrote it, see `released.divergence`.
     """
     stop = jax.lax.stop_gradient
     teacher, teacher_prototypes, centers = stop(teacher), stop(teacher_prototypes), stop(centers)
@@ -164,12 +172,13 @@ def cmd_objective(
     use_regions = any(weights[1:])
     if use_regions:
         teacher_region_logits = P.teacher_logits(teacher.region_z, teacher_prototypes.region, centers.region, teacher_temp)
-    if weights.intra_region:
+    if weights.intra_region or weights.released:
         teacher_region_probs = jax.nn.softmax(teacher_region_logits, axis=-1)  # [B, Q, N, K]
+    if weights.intra_region:
         targets = P.expected_prototype(teacher_region_probs, student_prototypes.region)
 
     zero = jnp.zeros((), jnp.float32)
-    intra_image = intra_region = inter_student = inter_teacher = zero
+    intra_image = intra_region = inter_student = inter_teacher = released_term = zero
     views = sum(group.image_z.shape[1] for group in student)
     pairs = TEACHER_VIEWS * (views - 1)
     for group_index, group in enumerate(student):
@@ -184,11 +193,17 @@ def cmd_objective(
                 intra_region += (
                     _intra_region(group, region_logits, teacher, targets, region_weights, own, q, student_temp) / pairs
                 )
+        # A global view stands in one pair (q, v) with q != v, a local view in both.
+        times = TEACHER_VIEWS - 1 if group_index == 0 else TEACHER_VIEWS
         if weights.inter_student:
-            # A global view stands in one pair (q, v) with q != v, a local view in both.
-            times = TEACHER_VIEWS - 1 if group_index == 0 else TEACHER_VIEWS
             divergence = P.mixture_divergence(group.mil_weights, region_logits, image_logits)  # [B, V]
             inter_student += times * jnp.sum(jnp.mean(divergence, axis=0)) / pairs
+        if weights.released:
+            bags = released.student_bags(group.region_z, student_prototypes.region, student_temp)  # [B, V, K]
+            released_term += times * jnp.sum(released.divergence(image_logits, bags, released_mask)) / pairs
+    if weights.released:  # every teacher view stands in views - 1 pairs
+        constant = released.teacher_divergence(teacher_image_probs, teacher_region_probs)
+        released_term += (views - 1) * jnp.sum(constant) / pairs
     if weights.inter_teacher:
         inter_teacher = jnp.mean(P.mixture_divergence(inter_teacher_weights, teacher_region_logits, teacher_image_logits))
 
@@ -198,6 +213,8 @@ def cmd_objective(
         "inter_student": inter_student,
         "inter_teacher": inter_teacher,
     }
+    if weights.released:
+        terms["released"] = released_term
     loss = sum(weight * terms[name] for name, weight in weights._asdict().items() if weight)
     new_centers = Centers(
         update_center(centers.image, teacher.image_z, teacher_prototypes.image, center_momentum),

@@ -186,6 +186,7 @@ def describe(config: ConfigDict) -> str:
     test = open_source(config.data, "test")
     views, token_px = config.views, config_lib.token_px(config)
     patches = lambda side: (-(-side // token_px)) ** 2
+    model = f"{config.model.name}/{config.model.patch_size}"
     backbone, total = count_parameters(state.student["backbone"]), count_parameters(state.student)
     gib, devices = 2**30, run.shardings.mesh.size
     lines = [
@@ -194,7 +195,7 @@ def describe(config: ConfigDict) -> str:
         f"cache       {len(run.source) * side * side * 3 / gib:.2f} GiB of host memory at {side} px",
         f"views       2 x {views.global_px} px ({patches(views.global_px)} patches), "
         f"{views.local_count} x {views.local_px} px ({patches(views.local_px)} patches)",
-        f"model       {config.model.name}/{config.model.patch_size}: {backbone:,} parameters in the backbone, {total:,} with heads and "
+        f"model       {model}: {backbone:,} parameters in the backbone, {total:,} with heads and "
         f"{config.head.prototypes:,} prototypes a level",
         *init,
         f"run         {run.steps:,} steps of {count} images on {devices} device(s), {config.train.epochs:g} epochs",

@@ -9,12 +9,16 @@ import optax
 Params = Any
 
 
+def parameter_norm(gradient: jax.Array) -> jax.Array:
+    """Euclidean norm of one parameter's gradient, [] float32."""
+    return jnp.sqrt(jnp.sum(jnp.square(gradient)))
+
+
 def clip_per_parameter(max_norm: float) -> optax.GradientTransformation:
     """Scales each parameter's gradient on its own to at most `max_norm`, by max_norm / (norm + 1e-6); 0: not at all."""
 
     def clip(gradient: jax.Array) -> jax.Array:
-        norm = jnp.sqrt(jnp.sum(jnp.square(gradient)))
-        return gradient * jnp.minimum(1.0, max_norm / (norm + 1e-6))
+        return gradient * jnp.minimum(1.0, max_norm / (parameter_norm(gradient) + 1e-6))
 
     return optax.stateless(lambda updates, _: jax.tree.map(clip, updates) if max_norm else updates)
 

@@ -39,10 +39,7 @@ def encode_views(network: Network, params: Params, images: Array, drop_key: Arra
 
 def term_weights(config: ConfigDict) -> TermWeights:
     """The weights of the objective's terms in a resolved configuration."""
-    method = config.method
-    return TermWeights(
-        method.intra_image_weight, method.intra_region_weight, method.inter_student_weight, method.inter_teacher_weight
-    )
+    return TermWeights(**{term: config.method[f"{term}_weight"] for term in TermWeights._fields})
 
 
 def ema(teacher: Params, student: Params, momentum: Array) -> Params:

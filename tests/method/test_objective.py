@@ -13,6 +13,7 @@ from cmd_jax.method.objective import (
     cmd_objective,
     match_regions,
 )
+from cmd_jax.method.released import divergence
 
 CMD = TermWeights(0.5, 0.5, 1.0, 1.0)
 
@@ -95,7 +96,7 @@ def test_terms_equal_the_loops_of_the_equations(region_weights, local):
     result = _run(problem, region_weights=region_weights)
     expected = _oracle(problem, region_weights, (0.1, 0.04))
     np.testing.assert_allclose([float(x) for x in result.terms.values()], expected, rtol=1e-5)
-    np.testing.assert_allclose(float(result.loss), np.dot(CMD, expected), rtol=1e-5)
+    np.testing.assert_allclose(float(result.loss), np.dot(CMD[:4], expected), rtol=1e-5)
     np.testing.assert_allclose(
         result.centers.region,
         0.9 * problem[5].region + 0.1 * (problem[2].region_z @ problem[3].region.T).mean((0, 1, 2)),
@@ -223,6 +224,41 @@ def test_esvit_matches_its_golden_numbers(golden):
                 group, row = (student[0], v) if v < 2 else (student[1], v - 2)
                 match = match_regions(group.features[:, row], teacher.features[:, q])
                 np.testing.assert_array_equal(match, arrays[f"out_match_t{q}_s{v}"])
+
+
+@pytest.mark.parametrize("local", [0, 3])
+def test_the_released_term_equals_the_loops_of_its_definition(local):
+    problem = _problem(seed=local, local=local)
+    student, student_w, teacher, teacher_w, _, centers = problem
+    result = _run(problem, TermWeights(0.5, 0.5, 0.0, 0.0, 1.0), "uniform")
+    views = [(group, v) for group in student for v in range(group.image_z.shape[1])]
+    pairs = [(q, v) for q in range(2) for v in range(len(views)) if v != q]
+    images, prototypes = teacher.image_z.shape[0], len(centers.image)
+    expected = 0.0
+    for q, v in pairs:
+        group, row = views[v]
+        for b in range(images):
+            probs = _softmax((teacher_w.image @ teacher.image_z[b, q] - centers.image) / 0.04)
+            bag = _softmax((teacher.region_z[b, q] @ teacher_w.region.T - centers.region) / 0.04).sum(0)
+            logits = student_w.image.astype(np.float64) @ group.image_z[b, row] / 0.1
+            logit_bag = (group.region_z[b, row].astype(np.float64) @ student_w.region.T).sum(0) / 0.1
+            for k in range(prototypes):
+                for a, t in ((probs[k], bag[k]), (logits[k], logit_bag[k])):
+                    expected += t * (np.log(t) - a) if t > 0 else 0.0
+    expected /= len(pairs) * images * prototypes
+    np.testing.assert_allclose(result.terms["released"], expected, rtol=1e-5)
+    esvit = _run(problem, TermWeights(0.5, 0.5, 0.0, 0.0), "uniform")
+    np.testing.assert_allclose(result.loss, esvit.loss + expected, rtol=1e-5)
+    assert "released" not in esvit.terms
+
+
+def test_the_released_divergence_drops_what_is_not_positive_from_value_and_gradient():
+    inputs, targets = jnp.array([[[2.0, 3.0, 5.0]]]), jnp.array([[[4.0, -1.0, 0.0]]])
+    value, gradients = jax.value_and_grad(lambda a, t: divergence(a, t)[0], argnums=(0, 1))(inputs, targets)
+    np.testing.assert_allclose(value, 4 * (np.log(4) - 2) / 3, rtol=1e-6)
+    np.testing.assert_allclose(gradients[0], [[[-4 / 3, 0, 0]]], rtol=1e-6)
+    np.testing.assert_allclose(gradients[1], [[[(np.log(4) + 1 - 2) / 3, 0, 0]]], rtol=1e-6)
+    assert np.isnan(divergence(inputs, targets, masked=False)[0])
 
 
 def test_nothing_flows_into_the_teacher_and_l_t_trains_the_scorer_alone():

@@ -11,10 +11,11 @@ import pytest
 
 from cmd_jax import config as config_lib
 from cmd_jax.data.loader import Batch
+from cmd_jax.training import step as step_lib
 from cmd_jax.training.optimizer import adamw
 from cmd_jax.training.schedules import make_schedules
 from cmd_jax.training.state import init_state, make_network
-from cmd_jax.training.step import make_train_step
+from cmd_jax.training.step import encode_views, make_train_step
 
 IMAGES = 16
 
@@ -67,6 +68,32 @@ def test_a_step_moves_the_student_and_the_teacher_follows(tiny_config, method):
     m = float(metrics["teacher_momentum"])
     for old, new, student in zip(*map(jax.tree.leaves, (states[2].teacher, states[3].teacher, states[3].student)), strict=True):
         np.testing.assert_allclose(new, m * old + (1 - m) * student, atol=1e-6)
+
+
+def test_stochastic_depth_is_the_students_alone(tiny_config, monkeypatch):
+    tiny_config.model.drop_path = 0.9
+    state, step = _setup(tiny_config)
+    drawn = []
+
+    def record(network, params, images, drop_key):
+        drawn.append((images.shape[1], drop_key is not None))
+        return encode_views(network, params, images, drop_key)
+
+    monkeypatch.setattr(step_lib, "encode_views", record)
+    jax.eval_shape(step, state, _batch())
+    # the teacher's global views, then the student's global and local ones
+    assert drawn == [(2, False), (2, True), (tiny_config.views.local_count, True)]
+
+
+def test_a_swin_learns(tiny_config):
+    tiny_config.model.name, tiny_config.model.patch_size, tiny_config.model.window = "swin_micro", None, 3
+    tiny_config.views.global_px, tiny_config.views.local_px = 48, 20  # 2 x 2 patches and one, of padded maps
+    first, step = _setup(tiny_config)
+    state = first
+    for _ in range(3):
+        state, metrics = step(state, _batch(canvas=64))
+    assert all(np.isfinite(float(value)) for value in metrics.values())
+    assert _moved(first.student["backbone"], state.student["backbone"]) == set(first.student["backbone"])
 
 
 def test_a_step_is_a_function_of_seed_step_and_images(tiny_config):

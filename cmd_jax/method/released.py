@@ -1,0 +1,53 @@
+"""The cross-level term that the authors' released code computes (BiQiWHU/CMD, commit 1fae3df7), kept for reproduction.
+
+To EsViT's loss the released code adds, with weight 1,
+
+    L_md = 1/n sum over the n pairs (q, v != q) of D(P_t[q], T_bag[q]) + D(Z_s[v], S_bag[v]),
+    D(a, t) = mean over the B * K elements of t (log t - a)
+
+where log-probabilities belong in the place of a and probabilities in the place of t, but P_t are the teacher's image-level
+*probabilities*, T_bag the *sum* over patches of its region probabilities (rows sum to N), Z_s the student's image *logits* and
+S_bag the sum over patches of its region *logits*, of any sign. The teacher's part is a constant; there are no MIL weights.
+
+Where t < 0 PyTorch up to 1.12 gives the value 0 with the gradient NaN, and from 1.13 on the value is NaN: as released the
+code cannot train. `divergence` gives 0 there with the gradient 0, so its value is that of PyTorch 1.12.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from cmd_jax.method import prototypes as P
+
+Array = jax.Array
+
+
+def divergence(inputs: Array, targets: Array, masked: bool = True) -> Array:
+    """D(a, t): PyTorch's `kl_div` of reduction "mean", over all axes but the second.
+
+    Args:
+        inputs: [B, V, K], a.
+        targets: [B, V, K], t.
+        masked: elements with t <= 0 count 0, in the value and in both gradients; False leaves t (log t - a) as it is, NaN
+            where t is negative, as PyTorch from 1.13 on.
+
+    Returns:
+        [V] float32.
+    """
+    if masked:
+        positive = targets > 0
+        # The inner where keeps the logarithm's infinite slope out of the gradient of what the outer one drops.
+        inputs, targets = jnp.where(positive, inputs, 0.0), jnp.where(positive, targets, 1.0)
+        elements = jnp.where(positive, targets * (jnp.log(targets) - inputs), 0.0)
+    else:
+        elements = targets * (jnp.log(targets) - inputs)
+    return jnp.mean(elements, axis=(0, 2))
+
+
+def student_bags(region_z: Array, prototypes: Array, temp: float) -> Array:
+    """S_bag, the sum over patches of region logits: [B, V, N, d], [K, d] -> [B, V, K] logits (linear, so z is summed)."""
+    return P.student_logits(jnp.sum(region_z, axis=2), prototypes, temp)
+
+
+def teacher_divergence(image_probs: Array, region_probs: Array) -> Array:
+    """D(P_t[q], T_bag[q]): [B, Q, K] and [B, Q, N, K] probabilities -> [Q] float32."""
+    return divergence(image_probs, jnp.sum(region_probs, axis=2))
