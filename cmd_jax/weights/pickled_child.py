@@ -54,8 +54,9 @@ def load(path: str) -> Any:
         raise ValueError(
             f"{what}; only arrays, plain containers and argparse.Namespace are read, for a pickle can run any program"
         ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"it is damaged or no PyTorch checkpoint ({str(error).splitlines()[0]})") from error
+    except Exception as error:  # damaged bytes end in errors of many types
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"it is damaged or no PyTorch checkpoint ({reason})") from error
 
 
 def main(path: str, network: str, out: str) -> None:

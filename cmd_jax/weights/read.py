@@ -52,7 +52,8 @@ def _download(source: str) -> str:
     try:
         return huggingface_hub.hf_hub_download(repository, SAFETENSORS, revision=revision or None)
     except (OSError, ValueError) as error:  # offline, no such repository or file, not a name
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise WeightsError(
-            f"{source} cannot be downloaded ({str(error).strip().splitlines()[0]}); check the name and the connection, or "
+            f"{source} cannot be downloaded ({reason}); check the name and the connection, or "
             f"download {SAFETENSORS} yourself and give its path"
         ) from error
