@@ -2,8 +2,10 @@
 PYTHON ?= $(shell for v in 3.12 3.11 3; do command -v python$$v >/dev/null 2>&1 && python$$v -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo python$$v && break; done)
 VENV := .venv
 RUN := $(VENV)/bin/python
+VENV_TORCH := .venv-torch
+RUN_TORCH := $(VENV_TORCH)/bin/python
 
-.PHONY: setup demo smoke test lint lock clean
+.PHONY: setup demo smoke test test-torch lint lock clean
 
 setup: $(VENV)/.installed
 
@@ -26,14 +28,29 @@ smoke: setup
 test: lint
 	$(RUN) -m pytest
 
+# Weights in and out beside PyTorch and transformers, in an environment of their own.
+test-torch: $(VENV_TORCH)/.installed
+	$(RUN_TORCH) -m pytest tests/torch
+
+# The CPU build of PyTorch first and alone: the one on PyPI would bring gigabytes of CUDA.
+$(VENV_TORCH)/.installed: requirements-torch.lock setup.cfg pyproject.toml
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found; install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV_TORCH)
+	$(RUN_TORCH) -m pip install --quiet --disable-pip-version-check --no-deps --extra-index-url https://download.pytorch.org/whl/cpu $$(grep '^torch==' requirements-torch.lock)
+	$(RUN_TORCH) -m pip install --quiet --disable-pip-version-check --requirement requirements-torch.lock
+	$(RUN_TORCH) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
 lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-# Pins every dependency of the CPU set-up for Python 3.11 and newer.
+# Pins every dependency of the CPU set-up, and of the tests beside PyTorch, for Python 3.11 and newer.
+COMPILE := $(VENV)/bin/uv pip compile --quiet --python-version 3.11 --no-header --no-annotate --no-emit-index-url --extra dev setup.cfg
 lock: setup
 	$(RUN) -m pip install --quiet uv
-	$(VENV)/bin/uv pip compile --quiet --python-version 3.11 --extra dev --no-header --no-annotate --no-emit-index-url setup.cfg --output-file requirements.lock
+	$(COMPILE) --output-file requirements.lock
+	$(COMPILE) --extra hf --extra interop --constraint requirements.lock | grep -vE '^(cuda|nvidia|triton)' > requirements-torch.lock
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(VENV_TORCH) runs
