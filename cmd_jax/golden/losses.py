@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmd_jax.golden.fixture import CENTER, EXACT, FORWARD, GRADIENT, LOSS, SCHEDULE, Fixture
+from cmd_jax.golden.fixture import CENTER, EXACT, GRADIENT, LOSS, SCHEDULE, Fixture
 from cmd_jax.method import released
 from cmd_jax.method.objective import Centers, PrototypePair, Result, TermWeights, Views, cmd_objective, match_regions
 from cmd_jax.method.prototypes import student_logits, teacher_logits
@@ -170,7 +170,7 @@ def check_released(fixture: Fixture) -> None:
             for group in problem.student
         ]
         stacked = np.concatenate([np.moveaxis(np.asarray(bag), 0, 1) for bag in bags])  # [V, B, K]
-        fixture.check(f"out_{case}_s_region_mil", stacked, FORWARD)
+        fixture.check(f"out_{case}_s_region_mil", stacked, LOSS)
         result, gradient = problem.loss(_centers(fixture), RELEASED, temp)
         if np.all(stacked > 0):
             _check_released(fixture, f"out_{case}", problem, temp, result, gradient, masked=True)
