@@ -37,10 +37,10 @@ def given_config() -> ConfigDict:
     Raises:
         ConfigError: it is missing, or names no file.
     """
-    config, path = flags.FLAGS["config"].value, config_flags.get_config_filename(flags.FLAGS["config"])
-    remedy = "pass a file such as --config=configs/demo.py"
+    config, remedy = flags.FLAGS["config"].value, "pass a file such as --config=configs/demo.py"
     if config is None:
         raise ConfigError(f"--config is missing; {remedy}")
+    path = config_flags.get_config_filename(flags.FLAGS["config"])
     if not os.path.exists(path.split(":")[0]):
         raise ConfigError(f"--config={path} does not exist; {remedy}")
     return config

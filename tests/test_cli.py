@@ -27,13 +27,16 @@ def _run(binary, *arguments):
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize(("binary", "flag"), [("main", "--dry_run"), ("eval", "--step")])
-def test_help(binary, flag):
-    out = _run(binary, "--help")
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [("main", "--dry_run"), ("eval", "--step"), ("convert", "--format"), ("convert import", "--config"), ("convert export", "--out")],
+)
+def test_help(command, flag):
+    out = _run(*command.split(), "--help")
     assert out.returncode == 0, out.stderr
     text = out.stdout + out.stderr
     assert flag.strip("-") in text
-    assert f"python -m cmd_jax.{binary} --" in text
+    assert f"python -m cmd_jax.{command} " in text
     assert "Exit codes" in text
 
 
@@ -53,6 +56,27 @@ def test_train_and_evaluate_a_folder(photo_folder, tmp_path):
     missing = _run("eval", workdir, "--step=7")
     assert (missing.returncode, missing.stderr.count("\n")) == (65, 1)
     assert "has no step 7; it has 3" in missing.stderr
+
+
+def test_weights_go_out_and_come_in(finished, tmp_path):
+    out, workdir = f"--out={tmp_path / 'out'}", f"--workdir={tmp_path / 'run'}"
+    exported = _run("convert", "export", f"--workdir={finished[0]}", "--format=hf", "--network=student", "--step=3", out)
+    assert exported.returncode == 0, exported.stderr
+    assert exported.stdout == f"wrote {tmp_path / 'out'}: student of step 3, 242,976 parameters\n"
+    model = (*SMALL, "--config.data.folder=photos")
+    imported = _run("convert", "import", str(tmp_path / "out"), *model, workdir)
+    assert imported.returncode == 0, imported.stderr
+    for words in ("30 arrays of", "(Hugging Face ViT): backbone", "from the seed: image_head", f"wrote {tmp_path / 'run'}"):
+        assert words in imported.stdout, words
+    assert sorted(os.listdir(tmp_path / "run")) == ["checkpoints", "config.json"]
+    again = _run("convert", "import", str(tmp_path / "out"), *model, workdir)
+    assert (again.returncode, again.stderr.count("\n")) == (65, 1)
+    unfit = _run("convert", "import", str(tmp_path / "out"), *model, workdir + "2", "--config.model.name=vit_tiny")
+    assert (unfit.returncode, unfit.stderr.count("\n")) == (65, 1)
+    assert "embeddings.cls_token is (1, 1, 96), the model's is (1, 1, 192)" in unfit.stderr
+    bare = _run("convert", "export", f"--workdir={finished[0]}")
+    assert bare.returncode == 64
+    assert "export needs --format=timm or hf, and --out=PATH" in bare.stderr
 
 
 @pytest.mark.parametrize(
@@ -80,6 +104,15 @@ def test_train_and_evaluate_a_folder(photo_folder, tmp_path):
         ("eval", (), "--workdir is missing"),
         ("eval", ("--workdir=/no/run",), "/no/run has no config.json"),
         ("eval", ("--workdir=x", "--step=many"), "step"),
+        ("convert", (), "no command; use import SOURCE or export"),
+        ("convert", ("transmute", "--workdir=x"), "unknown command 'transmute'; use import SOURCE or export"),
+        ("convert", ("import", "a.pth", "--config=configs/cub.py"), "--workdir is missing"),
+        ("convert", ("import", "--workdir=x"), "import needs a source"),
+        ("convert", ("import", "a.pth", "--workdir=x"), "--config is missing"),
+        ("convert", ("import", "a.pth", "b.pth", "--workdir=x"), "unexpected argument 'b.pth'"),
+        ("convert", ("export", "--workdir=/no/run"), "/no/run has no config.json"),
+        ("convert", ("export", "word", "--workdir=x"), "unexpected argument 'word'; export reads --workdir"),
+        ("convert", ("export", "--workdir=x", "--format=onnx"), "format"),
     ],
 )
 def test_a_mistake_gets_one_line_and_exit_code_64(binary, arguments, message):
