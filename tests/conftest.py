@@ -1,28 +1,11 @@
-"""Shared by all tests: fixtures of golden numbers, a prepared dataset, a tiny configuration."""
+"""Shared by all tests: a tiny configuration and a folder of photos."""
 
-import json
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cmd_jax.config import default
-
-FIXTURES = Path(__file__).parent / "fixtures"
-
-
-@pytest.fixture(scope="session")
-def golden():
-    """name -> the arrays of tests/fixtures/NAME.npz; `meta` holds its hyper-parameters."""
-
-    def load(name):
-        with np.load(FIXTURES / f"{name}.npz", allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-        meta = json.loads(str(arrays["meta_json"])) if "meta_json" in arrays else {}
-        return arrays, meta
-
-    return load
 
 
 def tiny():

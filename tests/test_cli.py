@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -29,7 +30,14 @@ def _run(binary, *arguments):
 
 @pytest.mark.parametrize(
     ("command", "flag"),
-    [("main", "--dry_run"), ("eval", "--step"), ("convert", "--format"), ("convert import", "--config"), ("convert export", "--out")],
+    [
+        ("main", "--dry_run"),
+        ("eval", "--step"),
+        ("parity", "--only"),
+        ("convert", "--format"),
+        ("convert import", "--config"),
+        ("convert export", "--out"),
+    ],
 )
 def test_help(command, flag):
     out = _run(*command.split(), "--help")
@@ -101,6 +109,8 @@ def test_weights_go_out_and_come_in(finished, tmp_path):
             ("--config=configs/folder.py", "--config.data.folder=/no/place", "--workdir=x"),
             "'/no/place' is not a directory",
         ),
+        ("parity", (), "--fixtures is missing"),
+        ("parity", ("--fixtures=/no/place",), "--fixtures=/no/place is not a directory"),
         ("eval", (), "--workdir is missing"),
         ("eval", ("--workdir=/no/run",), "/no/run has no config.json"),
         ("eval", ("--workdir=x", "--step=many"), "step"),
@@ -122,3 +132,20 @@ def test_a_mistake_gets_one_line_and_exit_code_64(binary, arguments, message):
     assert out.stderr.startswith("error: ")
     assert "Traceback" not in out.stderr
     assert not (ROOT / "x").exists()
+
+
+def test_parity_ends_with_1_when_something_is_off_or_missing(tmp_path):
+    fixtures = ROOT / "tests" / "fixtures"
+    good = _run("parity", f"--fixtures={fixtures}", "--only=schedules", "--verbose")
+    assert good.returncode == 0, good.stderr
+    lines = good.stdout.splitlines()
+    assert (lines[0].split()[0], lines[0].split()[-1]) == ("schedules", "ok")
+    assert "out_a_lr" in lines[1]
+    with np.load(fixtures / "schedules.npz") as file:
+        arrays = {key: file[key] for key in file.files}
+    np.savez(tmp_path / "schedules.npz", **(arrays | {"out_a_lr": arrays["out_a_lr"] + 1e-6}))
+    (tmp_path / "MANIFEST.md").write_text("`schedules.npz` and `knn.npz`")
+    bad = _run("parity", f"--fixtures={tmp_path}")
+    assert bad.returncode == 1
+    assert [line.split()[0::3] for line in bad.stdout.splitlines()] == [["knn", "MISSING"], ["schedules", "FAIL"]]
+    assert "schedules: out_a_lr is off by" in bad.stderr

@@ -132,7 +132,7 @@ def difference(actual: np.ndarray, expected: np.ndarray, measure: str) -> float:
     """The largest error of an array.
 
     Args:
-        actual: cast to the expected array's type first, so that exact means exact as stored.
+        actual: rounded to the expected array's floating type first, so that exact means exact as stored.
         expected: NaN where NaN is expected.
         measure: see `Tolerance`.
 
@@ -141,9 +141,10 @@ def difference(actual: np.ndarray, expected: np.ndarray, measure: str) -> float:
     """
     if actual.shape != expected.shape:
         return np.inf
-    finite = np.isfinite(expected)
-    actual = actual.astype(expected.dtype)
-    if not np.array_equal(finite, np.isfinite(actual)) or not np.array_equal(np.isnan(expected), np.isnan(actual)):
+    if expected.dtype.kind == "f":
+        actual = actual.astype(expected.dtype)
+    finite = np.isfinite(expected) & np.isfinite(actual)
+    if not np.array_equal(actual[~finite], expected[~finite], equal_nan=True):
         return np.inf
     actual, expected = actual[finite].astype(np.float64), expected[finite].astype(np.float64)
     error, size = np.abs(actual - expected), np.abs(expected)

@@ -1,30 +1,32 @@
-"""k-NN and retrieval against golden numbers; pointing against a hand-made picture."""
+"""k-NN, retrieval and pointing against hand-made cases."""
 
 import numpy as np
 import pytest
 
 from cmd_jax.evaluation.knn import knn_classify, knn_votes
 from cmd_jax.evaluation.pointing import patches_on_parts, pointing
-from cmd_jax.evaluation.retrieval import average_precision, retrieval
+from cmd_jax.evaluation.retrieval import average_precision, ratio_split
 
 
-def test_knn_matches_golden_numbers(golden):
-    arrays, meta = golden("knn")
-    data = [arrays[f"in_{split}_{what}"] for split in ("train", "test") for what in ("feats", "labels")]
-    for k in meta["k"]:
-        votes = knn_votes(*data[:3], k=k, temp=meta["T"], classes=meta["num_classes"])
-        np.testing.assert_allclose(votes, arrays[f"out_knn{k}_votes"], rtol=1e-4)
-        result = knn_classify(*data, k=k, temp=meta["T"], classes=meta["num_classes"])
-        assert result.top1 == pytest.approx(float(arrays[f"out_knn{k}_top1"]), abs=1e-5)
-        assert result.top5 == pytest.approx(float(arrays[f"out_knn{k}_top5_positive_votes_only"]), abs=1e-5)
+def test_knn_by_hand():
+    gallery = np.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
+    queries = np.array([[1.0, 0.0], [0.0, 1.0]])
+    votes = knn_votes(gallery, np.array([0, 1, 1]), queries, k=2, temp=0.5, classes=3)
+    np.testing.assert_allclose(votes, [[np.exp(2), np.exp(1.6), 0], [0, np.exp(2) + np.exp(1.2), 0]])
+    result = knn_classify(gallery, np.array([0, 1, 1]), queries, np.array([1, 2]), k=2, temp=0.5, classes=3)
+    # the second query's class has no vote, and fewer than five classes have one
+    assert (result.top1, result.top5, result.open_top5) == (0.0, 50.0, 1)
+    np.testing.assert_array_equal(result.predictions, [0, 1])
 
 
-@pytest.mark.parametrize("kind", ["", "raw_"])
-def test_retrieval_matches_golden_numbers(golden, kind):
-    arrays, _ = golden("knn")
-    train, test = (arrays[f"in_{split}_{kind.strip('_')}feats"] for split in ("train", "test"))
-    result = retrieval(train, arrays["in_train_labels"], test, arrays["in_test_labels"])
-    np.testing.assert_allclose(result[:3], arrays[f"out_retrieval_{kind}origin"], atol=0.01)
+def test_ratio_split_takes_every_ninth_test_item():
+    queries = np.arange(20.0)[:, None]
+    gallery, chosen = ratio_split(np.full((2, 1), -1.0), np.array([7, 8]), queries, np.arange(20))
+    np.testing.assert_array_equal(chosen[0][:, 0], [0, 9, 18])
+    np.testing.assert_array_equal(chosen[1], [0, 9, 18])
+    assert gallery[0].shape == (19, 1)
+    np.testing.assert_array_equal(gallery[1][:4], [7, 8, 1, 2])
+    np.testing.assert_array_equal(gallery[0][2:, 0], gallery[1][2:])
 
 
 def test_average_precision_by_hand():
