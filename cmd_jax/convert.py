@@ -16,7 +16,7 @@ USAGE = """Converts weights between other projects and the directory of a run.
 
 import makes DIR the directory of a run at step 0, which cmd_jax.eval, export and --config.init.weights=DIR of cmd_jax.main
 read. SOURCE is a .safetensors file under the names of DINO, EsViT, timm or transformers; a directory with
-model.safetensors; hf:OWNER/NAME (pip install 'cmd_jax[hf]'); a .pth of DINO or EsViT (pip install 'cmd_jax[torch]'); or
+model.safetensors; hf:OWNER/NAME (pip install '.[hf]'); a .pth of DINO or EsViT (pip install '.[torch]'); or
 another run. The configuration says which model it is (--config.model.name and so on); --config.init.heads continues with
 the projection heads too, --config.init.network=student takes the student.
 export writes the backbone of the teacher for timm, or config.json and model.safetensors for ViTModel and SwinModel of

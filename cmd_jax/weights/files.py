@@ -43,5 +43,7 @@ def write_safetensors(path: str, arrays: dict[str, np.ndarray]) -> None:
     """
     partial = f"{path}.partial"
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    safetensors_numpy.save_file(contiguous, partial, metadata=PYTORCH_METADATA)
+    # Not its save_file, which lets nobody but the owner read the file.
+    with open(partial, "wb") as file:
+        file.write(safetensors_numpy.save(contiguous, metadata=PYTORCH_METADATA))
     os.replace(partial, path)

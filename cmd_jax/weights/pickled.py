@@ -28,7 +28,7 @@ def read_pickled(path: str, network: str) -> Arrays:
     """
     if importlib.util.find_spec("torch") is None:
         raise WeightsError(
-            f"{path} is a pickled checkpoint, which needs PyTorch: pip install 'cmd_jax[torch]', or convert it to "
+            f"{path} is a pickled checkpoint, which needs PyTorch: pip install torch, or convert it to "
             ".safetensors where PyTorch is installed"
         )
     with tempfile.TemporaryDirectory() as directory:

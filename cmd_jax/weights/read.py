@@ -46,7 +46,7 @@ def _download(source: str) -> str:
         import huggingface_hub
     except ImportError:
         raise WeightsError(
-            f"{source} needs huggingface_hub: pip install 'cmd_jax[hf]', or download {SAFETENSORS} yourself and give its path"
+            f"{source} needs huggingface_hub: pip install huggingface-hub, or download {SAFETENSORS} yourself and give its path"
         ) from None
     repository, _, revision = source.removeprefix(HUB_PREFIX).partition("@")
     try:

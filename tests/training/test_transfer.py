@@ -114,6 +114,8 @@ def test_student_and_teacher_start_from_the_weights(config, tmp_path, capsys):
     assert "not used: 14 arrays of projection heads" in capsys.readouterr().out
     for params in (state.student, state.teacher):
         _same(flatten(params), seed | {name: array for name, array in expected.items() if name.startswith("backbone/")})
+    pairs = zip(jax.tree.leaves(state.student), jax.tree.leaves(state.teacher), strict=True)
+    assert all(a.unsafe_buffer_pointer() != b.unsafe_buffer_pointer() for a, b in pairs)  # both are donated to the step
     config.init.heads = True
     run = loop.prepare_run(config)
     state = start_from(state, initial_weights(run.config, run.network).arrays)
