@@ -53,8 +53,8 @@ def start_from(state: TrainState, arrays: dict[str, np.ndarray]) -> TrainState:
 
 
 def _with(params: Params, arrays: dict[str, np.ndarray]) -> Params:
-    # A copy: the step is given the buffers of student and teacher to overwrite, so they must not be the same memory.
-    put = lambda name, leaf: jax.device_put(arrays[name], leaf.sharding, may_alias=False) if name in arrays else leaf
+    # Copies: on a CPU the device may keep the array itself, and student and teacher must not be the same memory.
+    put = lambda name, leaf: jax.device_put(np.array(arrays[name]), leaf.sharding) if name in arrays else leaf
     return unflatten({name: put(name, leaf) for name, leaf in flatten(params).items()})
 
 
