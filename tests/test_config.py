@@ -7,10 +7,18 @@ from pathlib import Path
 import pytest
 
 from cmd_jax import config as config_lib
+from cmd_jax import presets
 from cmd_jax.config import ConfigError, default
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-PRESETS = {"demo": ("", "smoke"), "folder": ("", "small"), "cub": ("",)}
+FINE_GRAINED = ("", *presets.PRESETS)
+PRESETS = {
+    "demo": ("", "smoke"),
+    "folder": ("", "small"),
+    "cub": FINE_GRAINED,
+    "cars": FINE_GRAINED,
+    "aircraft": FINE_GRAINED,
+}
 
 
 def _file(name):
@@ -34,6 +42,23 @@ def test_every_preset_is_valid_before_and_after_it_is_resolved(name, preset):
     config_lib.validate(resolved)
     json.dumps(resolved.to_dict())
     assert _file(name).__doc__.count("python -m cmd_jax.main") >= 1
+
+
+def test_the_presets_of_the_references_have_their_values():
+    resolved = {name: config_lib.resolve(_file("cub").get_config(name), 5994) for name in FINE_GRAINED}
+    assert resolved[""].to_dict() == resolved["vit_s16"].to_dict()
+    assert {config.train.epochs for config in resolved.values()} == {300.0}
+    swin, released = resolved["swin_t_w14"], resolved["released"]
+    assert (swin.model.name, swin.model.window, swin.model.patch_size, swin.method.image_pool) == ("swin_tiny", 14, 4, "mil")
+    assert (resolved["esvit"].model.window, resolved["esvit"].method.image_pool) == (7, "mean")
+    assert (released.method.released_weight, released.train.batch_size, released.model.window) == (1.0, 8, 14)
+    assert released.optim.lr * released.train.batch_size / 256 == pytest.approx(1.56e-5, rel=2e-3)  # of train_nfg.bat
+    for name in ("swin_t_w14", "esvit", "released"):
+        method = resolved[name].method
+        temps = (method.warmup_teacher_temp, method.teacher_temp, method.warmup_teacher_temp_epochs)
+        assert (*temps, method.teacher_momentum) == (0.04, 0.07, 30, 0.996)
+        assert not resolved[name].head.norm_last_layer
+    assert (resolved["dino"].method.teacher_temp, resolved["dino"].method.warmup_teacher_temp) == (0.04, 0.04)
 
 
 @pytest.mark.parametrize("name", PRESETS)
