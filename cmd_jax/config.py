@@ -298,6 +298,9 @@ def validate(config: ConfigDict) -> None:
             raise ConfigError(
                 f"{key} is ({low}, {high}); it needs 0 < low <= high <= 1, a share of the image's area, for example (0.4, 1.0)"
             )
+    for name in (config.eval.features or "mil").split("+"):
+        _choice("eval.features", name, ("cls", "mean", "mil", "blocks"))
+    _check_backbone(config)
     for key in ("views.global_px", "views.local_px", "eval.crop_px"):
         section, name = key.split(".")
         side, patch = config[section][name], patch_px(config)
@@ -313,9 +316,6 @@ def validate(config: ConfigDict) -> None:
             f"optim.warmup_epochs is {config.optim.warmup_epochs}, longer than train.epochs={config.train.epochs}; "
             "use a tenth of the epochs"
         )
-    for name in (config.eval.features or "mil").split("+"):
-        _choice("eval.features", name, ("cls", "mean", "mil", "blocks"))
-    _check_backbone(config)
     terms = ("intra_image", "intra_region", "inter_student", "inter_teacher", "released")
     if all(config.method[f"{term}_weight"] == 0 for term in terms):
         raise ConfigError("all weights of the objective are 0; set method.intra_image_weight or another above 0")
@@ -327,7 +327,7 @@ def _check_backbone(config: ConfigDict) -> None:
         return
     name = config.model.name
     if patch_px(config) != swin.PATCH_PX:
-        raise ConfigError(f"model.patch_size is {config.model.patch_size}, but a Swin's is {swin.PATCH_PX}; leave it out")
+        raise ConfigError(f"model.patch_size is {config.model.patch_size}, but a Swin's is {swin.PATCH_PX}; set it to that")
     if config.model.registers:
         raise ConfigError(f"model.registers is {config.model.registers}, but {name} has none; set it to 0 or choose a ViT")
     pool = config.method.image_pool or METHODS[config.method.name]["image_pool"]

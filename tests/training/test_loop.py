@@ -123,6 +123,21 @@ def test_a_checkpoint_of_another_model_is_refused_with_the_arrays_that_differ(fi
         loop.train(config, str(finished[0]))
 
 
+def test_a_swin_trains_and_is_evaluated_with_pictures(config, tmp_path):
+    config.model.name, config.model.patch_size, config.model.window = "swin_micro", None, 3
+    config.views.global_px, config.views.local_px = 40, 20  # 2 x 2 tokens that reach beyond the view, and one
+    config.eval.features = "mil+blocks"
+    config.train.epochs, config.optim.warmup_epochs = 1.0, 0.0
+    loop.train(config, str(tmp_path))
+    lines = _lines(tmp_path)
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]
+    assert all(np.isfinite(value) for line in lines for value in line.values())
+    protocol = json.loads((tmp_path / "eval" / "3" / "metrics.json").read_text())["protocol"]
+    assert "mil+blocks features at 40 px" in protocol["knn10_top1"]
+    assert "every ninth test image as query (2), the others in the gallery (34)" in protocol["ratio_rank1"]
+    assert (tmp_path / "report" / "mil_overlays.png").stat().st_size > 0
+
+
 def test_unlabelled_images_train_without_evaluation(config, photo_folder, tmp_path, capsys):
     config.data.folder, config.train.epochs, config.optim.warmup_epochs = str(photo_folder / "train"), 1.0, 0.0
     loop.train(config, str(tmp_path))
