@@ -21,7 +21,12 @@ from tests.torch.references import Head, dino_state, esvit_state, swin, tokens, 
 ROOT = Path(__file__).parent.parent.parent
 MODELS = {
     "vit": ["--config.model.name=vit_micro", "--config.model.patch_size=8", "--config.views.global_px=32"],
-    "swin": ["--config.model.name=swin_micro", "--config.model.window=2", "--config.views.global_px=64"],
+    "swin": [
+        "--config.model.name=swin_micro",
+        "--config.model.patch_size=4",
+        "--config.model.window=2",
+        "--config.views.global_px=64",
+    ],
 }
 HEADS = [
     "--config.init.heads",
