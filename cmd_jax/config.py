@@ -67,7 +67,9 @@ def default() -> ConfigDict:
     config.method.warmup_teacher_temp_epochs = 0
     config.method.teacher_momentum = placeholder(float)  # of the EMA at the start, by the size of the data
     config.method.teacher_momentum_end = 1.0
-    config.method.center_momentum = 0.9
+    config.method.centering = "ema"  # of the teacher's logits: ema (DINO) | sinkhorn (solved on each batch, as in DINOv2)
+    config.method.center_momentum = 0.9  # of centering "ema"
+    config.method.koleo_weight = 0.0  # of DINOv2's regulariser, which keeps the images of a batch apart; DINOv2 takes 0.1
     config.method.mil_temp = 1.0  # of the MIL weights' softmax
     config.method.mil_hidden_dim = 128
 
@@ -218,6 +220,7 @@ def validate(config: ConfigDict) -> None:
     _choice("method.name", config.method.name, METHODS)
     _choice("method.image_pool", config.method.image_pool, ("mil", "cls", "mean", None))
     _choice("method.region_weights", config.method.region_weights, ("teacher_mil", "uniform", None))
+    _choice("method.centering", config.method.centering, ("ema", "sinkhorn"))
     _choice("model.name", config.model.name, MODELS)
     _choice("model.dtype", config.model.dtype, ("float32", "bfloat16"))
     _choice("init.network", config.init.network, ("teacher", "student"))
@@ -254,6 +257,7 @@ def validate(config: ConfigDict) -> None:
         "method.inter_student_weight",
         "method.inter_teacher_weight",
         "method.released_weight",
+        "method.koleo_weight",
         "method.warmup_teacher_temp_epochs",
         "model.registers",
         "views.local_count",

@@ -20,10 +20,11 @@ import jax.numpy as jnp
 
 from cmd_jax.method import prototypes as P
 from cmd_jax.method import released
-from cmd_jax.method.centers import update_center
+from cmd_jax.method.centers import sinkhorn_center, update_center
 
 Array = jax.Array
 RegionWeights = Literal["teacher_mil", "uniform"]
+Centering = Literal["ema", "sinkhorn"]
 TEACHER_VIEWS = 2
 
 
@@ -147,6 +148,7 @@ def cmd_objective(
     student_temp: float,
     teacher_temp: Array | float,
     center_momentum: Array | float,
+    centering: Centering = "ema",
     released_mask: bool = True,
 ) -> Result:
     """Computes the loss of one batch and the centers after it.
@@ -163,13 +165,19 @@ def cmd_objective(
         student_temp: tau_s.
         teacher_temp: tau_t.
         center_momentum: of the centers' moving average.
+        centering: "ema" uses and updates the centers, "sinkhorn" replaces them by those of the batch.
         released_mask: False shows where the released term is NaN as its authors wrote it, see `released.divergence`.
     """
     stop = jax.lax.stop_gradient
     teacher, teacher_prototypes, centers = stop(teacher), stop(teacher_prototypes), stop(centers)
+    use_regions = any(weights[1:])
+    if centering == "sinkhorn":
+        centers = Centers(
+            sinkhorn_center(teacher.image_z, teacher_prototypes.image, teacher_temp),
+            sinkhorn_center(teacher.region_z, teacher_prototypes.region, teacher_temp) if use_regions else centers.region,
+        )
     teacher_image_logits = P.teacher_logits(teacher.image_z, teacher_prototypes.image, centers.image, teacher_temp)
     teacher_image_probs = jax.nn.softmax(teacher_image_logits, axis=-1)  # [B, Q, K]
-    use_regions = any(weights[1:])
     if use_regions:
         teacher_region_logits = P.teacher_logits(teacher.region_z, teacher_prototypes.region, centers.region, teacher_temp)
     if weights.intra_region or weights.released:
@@ -216,10 +224,11 @@ def cmd_objective(
     if weights.released:
         terms["released"] = released_term
     loss = sum(weight * terms[name] for name, weight in weights._asdict().items() if weight)
-    new_centers = Centers(
-        update_center(centers.image, teacher.image_z, teacher_prototypes.image, center_momentum),
-        update_center(centers.region, teacher.region_z, teacher_prototypes.region, center_momentum)
-        if use_regions
-        else centers.region,
-    )
-    return Result(loss, terms, new_centers, teacher_image_probs)
+    if centering == "ema":
+        centers = Centers(
+            update_center(centers.image, teacher.image_z, teacher_prototypes.image, center_momentum),
+            update_center(centers.region, teacher.region_z, teacher_prototypes.region, center_momentum)
+            if use_regions
+            else centers.region,
+        )
+    return Result(loss, terms, centers, teacher_image_probs)

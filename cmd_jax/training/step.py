@@ -9,6 +9,7 @@ import optax
 from cmd_jax.config import ConfigDict
 from cmd_jax.data.augment import multi_crop
 from cmd_jax.data.loader import Batch
+from cmd_jax.method.koleo import koleo
 from cmd_jax.method.objective import PrototypePair, Result, TermWeights, Views, cmd_objective
 from cmd_jax.models.network import Encoded, Network
 from cmd_jax.training import health
@@ -69,7 +70,8 @@ def make_train_step(
         teacher_prototypes = prototypes(state.teacher)
 
         def loss_fn(student: Params) -> tuple[Array, Result]:
-            groups = [encode_views(network, student, global_views, drop_global)[1]]
+            student_encoded, student_global = encode_views(network, student, global_views, drop_global)
+            groups = [student_global]
             if local_views is not None:
                 groups.append(encode_views(network, student, local_views, drop_local)[1])
             # L_T trains the scorer on the teacher's embeddings, and nothing else.
@@ -88,7 +90,13 @@ def make_train_step(
                 student_temp=config.method.student_temp,
                 teacher_temp=temp,
                 center_momentum=config.method.center_momentum,
+                centering=config.method.centering,
             )
+            if config.method.koleo_weight:
+                embeddings = student_encoded.image_embedding.reshape(*global_views.shape[:2], -1)  # [B * 2, D] -> [B, 2, D]
+                spread = jnp.mean(jax.vmap(koleo, in_axes=1)(embeddings))
+                loss = result.loss + config.method.koleo_weight * spread
+                result = result._replace(loss=loss, terms={**result.terms, "koleo": spread})
             return result.loss, result
 
         gradients, result = jax.grad(loss_fn, has_aux=True)(state.student)

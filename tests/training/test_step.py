@@ -134,3 +134,23 @@ def test_one_device_and_eight_give_the_same_numbers(photo_folder):
         assert int(count) == devices
         results.append([float(number) for number in numbers])
     np.testing.assert_allclose(results[0], results[1], rtol=1e-5)
+
+
+def test_koleo_is_added_to_the_loss_with_its_weight(tiny_config):
+    batch, losses = _batch(), {}
+    for weight in (0.0, 0.5):
+        tiny_config.method.koleo_weight = weight
+        state, step = _setup(tiny_config)
+        losses[weight] = step(state, batch)[1]
+    assert "loss_koleo" not in losses[0.0]
+    expected = losses[0.0]["loss"] + 0.5 * losses[0.5]["loss_koleo"]
+    np.testing.assert_allclose(losses[0.5]["loss"], expected, rtol=1e-5)
+
+
+def test_sinkhorn_centering_uses_the_batch_and_no_earlier_center(tiny_config):
+    tiny_config.method.centering = "sinkhorn"
+    state, step = _setup(tiny_config)
+    shifted = state._replace(centers=jax.tree.map(lambda center: center + jnp.arange(center.size), state.centers))
+    (after, metrics), (_, same) = step(state, _batch()), step(shifted, _batch())
+    np.testing.assert_allclose(metrics["loss"], same["loss"], rtol=1e-6)
+    assert float(jnp.max(jnp.abs(after.centers.image))) > 0

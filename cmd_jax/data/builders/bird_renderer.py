@@ -236,6 +236,11 @@ WING = smooth(
 )
 
 
+# Luma of everything behind the bird: hues vary at will, while the outline stands out alike in every picture. Brightness that
+# differs from picture to picture is what a network picks up first, and crops of one picture share it.
+GROUND = (0.6, 0.64)
+
+
 def _hsv(h: float, s: float, v: float) -> np.ndarray:
     """Hue, saturation, value in 0..1 -> RGB, [3] in 0..255."""
     k = (np.array([5.0, 3.0, 1.0]) + h * 6) % 6
@@ -257,17 +262,17 @@ def _noise(rng: np.random.Generator, px: int, cell: int) -> np.ndarray:
 
 def _background(rng: np.random.Generator, px: int) -> np.ndarray:
     """Out-of-focus habitat: a gradient of two colours, noise at three scales and blurred blobs; [px, px, 3] in 0..255."""
-    top, bottom = (_tint(rng, (0.05, 0.5), (0.42, 0.58)) for _ in range(2))
+    top, bottom = (_tint(rng, (0.05, 0.5), GROUND) for _ in range(2))
     ramp = np.linspace(0, 1, px, dtype=np.float32)[:, None, None]
     picture = top * (1 - ramp) + bottom * ramp + np.zeros((px, px, 1), np.float32)
     for cell, strength in ((px // 3, 0.4), (px // 8, 0.2), (px // 32, rng.uniform(0.03, 0.1))):
-        tint = _tint(rng, (0.0, 0.5), (0.4, 0.6))
+        tint = _tint(rng, (0.0, 0.5), GROUND)
         weight = (_noise(rng, px, max(1, cell)) * strength)[..., None]
         picture = picture * (1 - weight) + tint * weight
     canvas = Image.fromarray(picture.astype(np.uint8))
     draw = ImageDraw.Draw(canvas)
     for _ in range(rng.integers(3, 9)):
-        colour = tuple(int(c) for c in _tint(rng, (0.1, 0.6), (0.42, 0.58)))
+        colour = tuple(int(c) for c in _tint(rng, (0.1, 0.6), GROUND))
         outline = disc(*rng.uniform(0, px, 2), rng.uniform(0.03, 0.16) * px, rng.uniform(0.02, 0.1) * px, rng.uniform(0, np.pi))
         draw.polygon([tuple(p) for p in outline], fill=colour)
     return np.asarray(canvas.filter(ImageFilter.GaussianBlur(rng.uniform(0.025, 0.035) * px)), np.float32)
@@ -299,7 +304,7 @@ class Painter:
 def _clutter(painter: Painter, rng: np.random.Generator, px: int, count: int) -> None:
     """Twigs and leaves of random place, size and colour."""
     for _ in range(count):
-        colour = _tint(rng, (0.1, 0.6), (0.38, 0.6))
+        colour = _tint(rng, (0.1, 0.6), (GROUND[0] - 0.03, GROUND[1] + 0.03))
         start, turn = rng.uniform(0, px, 2), rng.uniform(0, 2 * np.pi)
         length = rng.uniform(0.1, 0.3) * px
         end = start + length * np.array([np.cos(turn), np.sin(turn)])
@@ -318,13 +323,13 @@ def _light(rng: np.random.Generator, colour: np.ndarray, mask: np.ndarray) -> np
     px = mask.shape[0]
     height = sum(ndimage.gaussian_filter(mask, s * px) for s in (0.015, 0.04, 0.08)) / 3
     slope_y, slope_x = np.gradient(height * px * 0.35)
-    angle = rng.uniform(-np.pi, 0)
-    shade = 1 + rng.uniform(0.25, 0.45) * np.tanh(-(slope_x * np.cos(angle) + slope_y * np.sin(angle)))
+    angle = rng.uniform(-0.7 * np.pi, -0.3 * np.pi)
+    shade = 1 + rng.uniform(0.25, 0.35) * np.tanh(-(slope_x * np.cos(angle) + slope_y * np.sin(angle)))
     grain = 1 + 0.18 * (_noise(rng, px, max(1, px // 64)) - 0.5)
     colour = colour * (1 + mask[..., None] * ((shade * grain)[..., None] - 1))
     ramp_x, ramp_y = np.meshgrid(np.linspace(-1, 1, px), np.linspace(-1, 1, px))
-    sun = 1 + rng.uniform(0, 0.12) * (np.cos(angle) * ramp_x + np.sin(angle) * ramp_y)
-    colour = colour * sun[..., None] * rng.uniform(0.8, 1.15) * rng.uniform(0.9, 1.1, 3)
+    sun = 1 + rng.uniform(0, 0.03) * (np.cos(angle) * ramp_x + np.sin(angle) * ramp_y)
+    colour = colour * sun[..., None] * rng.uniform(0.92, 1.06) * rng.uniform(0.92, 1.08, 3)
     return colour + rng.normal(0, rng.uniform(1, 3), colour.shape)
 
 
@@ -338,12 +343,12 @@ def render(species: tuple[int, ...], rng: np.random.Generator, px: int) -> Bird:
     """
     variant = {part: VARIANTS[part][digit] for part, digit in zip(PARTS, species, strict=True)}
     pose = Pose(rng, px)
-    body = _tint(rng, (0.1, 0.8), (0.42, 0.62))
-    belly = 0.4 * body + 0.6 * _tint(rng, (0.0, 0.3), (0.75, 0.85))
-    wing = body * rng.uniform(0.45, 0.6)
-    mark = _tint(rng, (0.0, 0.15), (0.9, 0.95))
-    beak = _tint(rng, (0.2, 0.8), (0.5, 0.7))
-    tail, crest = wing * rng.uniform(0.75, 1.0), _tint(rng, (0.3, 0.9), (0.2, 0.4))
+    body = _tint(rng, (0.1, 0.8), (0.5, 0.53))
+    belly = 0.4 * body + 0.6 * _tint(rng, (0.0, 0.3), (0.78, 0.82))
+    wing = body * rng.uniform(0.48, 0.52)
+    mark = _tint(rng, (0.0, 0.15), (0.92, 0.95))
+    beak = _tint(rng, (0.2, 0.8), (0.2, 0.24))
+    tail, crest = wing * rng.uniform(0.75, 0.8), _tint(rng, (0.3, 0.9), (0.16, 0.22))
     legs = beak * 0.6
 
     painter = Painter(_background(rng, px))

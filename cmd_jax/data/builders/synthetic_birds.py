@@ -42,8 +42,8 @@ SPECIES_NAMES = tuple(SPECIES)
 class SyntheticBirds(tfds.core.GeneratorBasedBuilder):
     """Procedural birds; the same seed gives the same pictures on every machine."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First version."}
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES = {"1.0.0": "First version.", "1.1.0": "Colours vary in hue, less in brightness; softer sun."}
     SEED = 0
 
     def _info(self) -> tfds.core.DatasetInfo:
