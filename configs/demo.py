@@ -8,6 +8,7 @@ Presets: "" (the demo), "smoke" (the same job in seconds: training, checkpoint a
 from ml_collections import ConfigDict
 
 from cmd_jax.config import ConfigError, default
+from cmd_jax.presets import two_cores
 
 
 def get_config(preset: str = "") -> ConfigDict:
@@ -19,34 +20,7 @@ def get_config(preset: str = "") -> ConfigDict:
     config.data.grayscale = True
     config.data.normalization = "local_contrast"
 
-    config.model.name = "vit_micro"
-    config.model.patch_size = 16
-    config.model.drop_path = 0.0  # two blocks have none to spare
-
-    config.head.prototypes = 512
-    config.head.hidden_dim = 256
-    config.head.bottleneck_dim = 64
-    config.head.layers = 2
-    config.head.batch_norm = True  # takes out what all images share, from the first step
-    config.method.mil_hidden_dim = 64
-    # A run of minutes is too short for moving centers: they lag, the teacher turns uniform and the features with it. Sinkhorn
-    # solves for them on the batch, and KoLeo keeps the images apart meanwhile. Without the four terms of CMD, KoLeo alone
-    # reaches 2 points of k-NN top-1 less.
-    config.method.centering = "sinkhorn"
-    config.method.teacher_temp = 0.01
-    config.method.koleo_weight = 4.0
-
-    config.views.global_px = 64
-    config.views.global_scale = (0.3, 1.0)
-    config.views.local_px = 32
-    config.views.local_count = 0  # for time
-    config.views.blur_sigma = (0.1, 0.6)  # 2 pixels of 224 are 0.6 of 64
-
-    config.optim.lr = 8e-3  # 1e-3 at this batch
-    config.optim.warmup_epochs = 1.0
-    config.optim.weight_decay_end = 0.04
-    config.optim.freeze_last_layer_epochs = 0.0
-    config.train.batch_size = 32
+    two_cores(config)
     config.train.epochs = 14.0
     config.train.checkpoint_every_epochs = 5.0
     config.train.log_every_steps = 62  # an epoch
