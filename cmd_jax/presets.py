@@ -1,8 +1,8 @@
 """Presets that configurations share: those of fine-grained data sets, and a size for two CPU cores (`two_cores`).
 
-The former train 300 epochs (as the reference does on fine-grained data) with 2 global views of 224 px and 8 local ones of 96 px,
-AdamW at 5e-4 for a batch of 256, weight decay 0.04 -> 0.4, 10 epochs of warm-up, clipping at 3, drop path 0.1. Their accuracy,
-time and memory: not measured.
+The former train 300 epochs, as the reference does on fine-grained data, with 2 global views of 224 px and 8 local ones of
+96 px, AdamW at 5e-4 for a batch of 256, weight decay 0.04 -> 0.4, 10 epochs of warm-up, clipping at 3, drop path 0.1. Their
+accuracy, time and memory: not measured.
 
     preset       model          method     batch  prototypes  teacher temperature        momentum  last layer
     vit_s16      ViT-S/16       cmd        64     by data     by data                    by data   unit rows
