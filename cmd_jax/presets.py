@@ -47,10 +47,10 @@ def two_cores(config: ConfigDict) -> None:
     config.model.name, config.model.patch_size = "vit_micro", 16
     config.model.drop_path = 0.0  # two blocks have none to spare
     config.views.global_px, config.views.local_px = 64, 32
-    config.views.local_count = 0  # for time
-    config.views.global_scale = (0.3, 1.0)
+    config.views.local_count = 2  # for time
+    config.views.global_scale, config.views.local_scale = (0.3, 1.0), (0.1, 0.4)
     config.views.blur_sigma = (0.1, 0.6)  # 2 pixels of 224 are 0.6 of 64
-    config.head.prototypes, config.head.hidden_dim, config.head.bottleneck_dim, config.head.layers = 512, 256, 64, 2
+    config.head.prototypes, config.head.hidden_dim, config.head.bottleneck_dim, config.head.layers = 256, 256, 64, 2
     config.head.batch_norm = True  # takes out what all images share, from the first step
     config.method.mil_hidden_dim = 64
     # A run of minutes is too short for moving centers: they lag, the teacher turns uniform and the features with it. Sinkhorn

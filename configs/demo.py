@@ -21,7 +21,7 @@ def get_config(preset: str = "") -> ConfigDict:
     config.data.normalization = "local_contrast"
 
     two_cores(config)
-    config.train.epochs = 14.0
+    config.train.epochs = 20.0
     config.train.checkpoint_every_epochs = 5.0
     config.train.log_every_steps = 62  # an epoch
     config.eval.resize_px = 64  # the whole picture: birds fill it
