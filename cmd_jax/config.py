@@ -309,8 +309,8 @@ def validate(config: ConfigDict) -> None:
         section, name = key.split(".")
         side, patch = config[section][name], patch_px(config)
         if side is not None and side % patch:
-            below, above = max(1, side // patch) * patch, (side // patch + 1) * patch
-            raise ConfigError(f"{key} is {side}; it must be a multiple of model.patch_size={patch}; use {below} or {above}")
+            near = " or ".join(str(count * patch) for count in (side // patch, side // patch + 1) if count)
+            raise ConfigError(f"{key} is {side}; it must be a multiple of model.patch_size={patch}; use {near}")
     if config.eval.resize_px and config.eval.crop_px and config.eval.resize_px < config.eval.crop_px:
         raise ConfigError(
             f"eval.resize_px is {config.eval.resize_px}, less than eval.crop_px={config.eval.crop_px}; raise it to that"

@@ -14,6 +14,7 @@ SMALL = (
     "--config.train.batch_size=8",
     "--config.train.epochs=1",
     "--config.optim.warmup_epochs=0",
+    "--config.model.patch_size=8",
     "--config.views.global_px=16",
     "--config.views.local_px=8",
     "--config.head.prototypes=16",
