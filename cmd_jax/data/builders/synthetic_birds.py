@@ -2,6 +2,8 @@
 
 import io
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -10,6 +12,7 @@ from PIL import Image
 from cmd_jax.data.builders import bird_renderer
 
 IMAGE_PX = 128
+DRAWING_THREADS = 2  # numpy and Pillow leave the interpreter to each other for part of a picture
 IMAGES_PER_SPECIES = {"train": 100, "test": 25}
 
 # Name -> variant of each part in the order of bird_renderer.PARTS. Neighbours in the list differ in one or two parts,
@@ -68,14 +71,19 @@ class SyntheticBirds(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(split) for split in IMAGES_PER_SPECIES}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[str, dict]]:
-        for label, (name, digits) in enumerate(SPECIES.items()):
-            for number in range(IMAGES_PER_SPECIES[split]):
-                # A generator for each picture: independent of the order, and of the species' variants.
-                rng = np.random.default_rng([self.SEED, split == "test", label, number])
-                bird = bird_renderer.render(tuple(int(digit) for digit in digits), rng, IMAGE_PX)
-                encoded = io.BytesIO()
-                Image.fromarray(bird.image).save(encoded, "png", compress_level=1)
-                encoded.seek(0)
-                key = f"{split}/{name}/{number:03d}"
-                boxes = np.asarray([bird.boxes[part] for part in bird_renderer.PARTS], np.float32)
-                yield key, {"image": encoded, "label": label, "id": key, "part_boxes": boxes}
+        numbers = range(IMAGES_PER_SPECIES[split])
+        with ThreadPoolExecutor(DRAWING_THREADS) as pool:
+            for label in range(len(SPECIES)):
+                yield from pool.map(self._example, repeat(split), repeat(label), numbers)
+
+    def _example(self, split: str, label: int, number: int) -> tuple[str, dict]:
+        # A generator for each picture: independent of the order, and of the species' variants.
+        rng = np.random.default_rng([self.SEED, split == "test", label, number])
+        name, digits = tuple(SPECIES.items())[label]
+        bird = bird_renderer.render(tuple(int(digit) for digit in digits), rng, IMAGE_PX)
+        encoded = io.BytesIO()
+        Image.fromarray(bird.image).save(encoded, "png", compress_level=1)
+        encoded.seek(0)
+        boxes = np.asarray([bird.boxes[part] for part in bird_renderer.PARTS], np.float32)
+        key = f"{split}/{name}/{number:03d}"
+        return key, {"image": encoded, "label": label, "id": key, "part_boxes": boxes}
