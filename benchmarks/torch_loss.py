@@ -72,7 +72,7 @@ def _matched(student: Tensor, teacher: Tensor) -> Tensor:
 def _region_cross_entropy(student_logits: Tensor, teacher_probs: Tensor, match: Tensor, teacher_mil: Tensor) -> Tensor:
     """L_R of one pair of views, batch mean: [B, N, K] logits, [B, M, K] probabilities, [B, N] matches, [B, M] weights."""
     indexed = torch.gather(teacher_probs, 1, match.unsqueeze(2).expand(-1, -1, teacher_probs.shape[2]))
-    ce = torch.sum(-indexed * _log_softmax(student_logits), dim=-1)  # [B, N]
+    ce = -torch.sum(indexed * _log_softmax(student_logits), dim=-1)  # [B, N]
     weights = torch.gather(teacher_mil, 1, match).detach()
     weights = weights / weights.sum(dim=1, keepdim=True)
     return (weights * ce).sum(dim=1).mean()
@@ -123,7 +123,7 @@ def cmd_loss(
     student_image_logits = (F.linear(student.image_z, student_prototypes.image) / student_temp).chunk(views)
     intra_image = 0.0
     for q, v in pairs:
-        ce = torch.sum(-teacher_image_probs[q] * _log_softmax(student_image_logits[v]), dim=-1)
+        ce = -torch.sum(teacher_image_probs[q] * _log_softmax(student_image_logits[v]), dim=-1)
         intra_image = intra_image + ce.mean() / len(pairs)
     terms = {"intra_image": intra_image}
     if not any(weights[1:]):
