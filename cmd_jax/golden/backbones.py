@@ -6,7 +6,7 @@ import numpy as np
 
 from cmd_jax.evaluation.features import last_blocks
 from cmd_jax.golden.fixture import EXACT, FORWARD, GRADIENT, Fixture
-from cmd_jax.method.prototypes import student_logits
+from cmd_jax.method.logits import student_logits
 from cmd_jax.models.heads import ProjectionHead, Prototypes
 from cmd_jax.models.network import Network
 from cmd_jax.models.swin import Swin, block_windows, relative_position_index

@@ -12,8 +12,9 @@ import numpy as np
 
 from cmd_jax.golden.fixture import CENTER, EXACT, GRADIENT, LOSS, SCHEDULE, Fixture
 from cmd_jax.method import released
-from cmd_jax.method.objective import Centers, PrototypePair, Result, TermWeights, Views, cmd_objective, match_regions
-from cmd_jax.method.prototypes import student_logits, teacher_logits
+from cmd_jax.method.logits import bag_probs, student_logits, teacher_logits
+from cmd_jax.method.objective import Result, Views, cmd_objective, match_regions
+from cmd_jax.method.rows import Centers, PrototypePair, TermWeights
 from cmd_jax.training.schedules import epoch_linear
 
 Array = jax.Array
@@ -202,13 +203,8 @@ def _check_released(
     fixture: Fixture, prefix: str, problem: Problem, temp: float, result: Result, gradient: tuple, masked: bool
 ) -> None:
     centers, eye = _centers(fixture), problem.prototypes
-    image_probs, region_probs = (
-        jax.nn.softmax(teacher_logits(z, rows, center, temp), axis=-1)
-        for z, rows, center in (
-            (problem.teacher.image_z, eye.image, centers.image),
-            (problem.teacher.region_z, eye.region, centers.region),
-        )
-    )
+    image_probs = jax.nn.softmax(teacher_logits(problem.teacher.image_z, eye.image, centers.image, temp), axis=-1)
+    teacher_bags = bag_probs(problem.teacher.region_z, eye.region, centers.region, temp, chunk=eye.region.shape[0])
     of_student = []
     for group in problem.student:
         logits = student_logits(group.image_z, eye.image, fixture.meta["student_temp"])
@@ -216,7 +212,7 @@ def _check_released(
         of_student.append(released.divergence(logits, bags, masked))
     fixture.check(f"{prefix}_loss", result.loss, LOSS)
     fixture.check(f"{prefix}_part_md", result.terms["released"], LOSS)
-    fixture.check(f"{prefix}_md_teacher_terms", released.teacher_divergence(image_probs, region_probs), LOSS)
+    fixture.check(f"{prefix}_md_teacher_terms", released.divergence(image_probs, teacher_bags), LOSS)
     fixture.check(f"{prefix}_md_student_terms", np.concatenate(of_student), LOSS)
     _check_common(fixture, prefix, result)
     _check_gradient(fixture, prefix, gradient)

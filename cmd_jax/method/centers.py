@@ -7,6 +7,8 @@ on the batch at hand instead.
 import jax
 import jax.numpy as jnp
 
+from cmd_jax.method.chunks import Normalizer, for_chunks, put_chunk, take_chunk
+
 Array = jax.Array
 
 
@@ -25,26 +27,43 @@ def update_center(center: Array, teacher_z: Array, teacher_prototypes: Array, mo
     return center * momentum + (teacher_prototypes @ mean_z) * (1.0 - momentum)
 
 
-def sinkhorn_center(teacher_z: Array, teacher_prototypes: Array, temp: Array | float, iterations: int = 3) -> Array:
+def sinkhorn_center(
+    teacher_z: Array, teacher_prototypes: Array, temp: Array | float, chunk: int | None = None, iterations: int = 3
+) -> Array:
     """The center with which softmax((W z - center) / temp) gives every prototype the same share of the batch.
 
     Sinkhorn-Knopp scales the rows and columns of exp(W z / temp) in turn; the columns' scales are a center, so the
-    teacher's distributions keep their form.
+    teacher's distributions keep their form. The matrix is recomputed chunk by chunk, once more than there are iterations.
 
     Args:
         teacher_z: [..., d] float32 bottlenecks; all leading axes are the batch.
         teacher_prototypes: [K, d] float32.
         temp: of the teacher.
+        chunk: prototypes in a chunk; None: all at once.
         iterations: of the scaling; SwAV and DINOv2 use 3.
 
     Returns:
         [K] float32.
     """
-    z = teacher_z.reshape(-1, teacher_z.shape[-1])
-    logits = jnp.einsum("nd,kd->nk", z, teacher_prototypes, preferred_element_type=jnp.float32) / temp
-    share = jnp.log(logits.shape[0] / logits.shape[1])
-    scaled = jnp.zeros(logits.shape[1])
+    z = teacher_z.reshape(-1, teacher_z.shape[-1]) / temp
+    rows, count = z.shape[0], teacher_prototypes.shape[0]
+    share = jnp.log(rows / count)
+    empty = Normalizer.start((rows,), jnp.float32)
+
+    def logits(start: Array | int, size: int) -> Array:
+        return jnp.einsum("nd,kd->nk", z, take_chunk(teacher_prototypes, start, size), preferred_element_type=jnp.float32)
+
+    normalizer = for_chunks(count, chunk or count, lambda state, *at: state.add(logits(*at)), empty)
+    scaled = jnp.zeros(count, jnp.float32)
     for _ in range(iterations):
-        normalizer = jax.nn.logsumexp(logits - scaled, axis=1, keepdims=True)
-        scaled = jax.nn.logsumexp(logits - normalizer, axis=0) - share
+        of_rows = normalizer.finish()[:, None]
+
+        def scale_columns(carry: tuple[Array, Normalizer], start: Array | int, size: int, of_rows: Array = of_rows):
+            scaled, normalizer = carry
+            of_chunk = logits(start, size)
+            part = jax.nn.logsumexp(of_chunk - of_rows, axis=0) - share
+            # the next iteration's normalizers of the rows, while the chunk is at hand
+            return put_chunk(scaled, part, start), normalizer.add(of_chunk - part)
+
+        scaled, normalizer = for_chunks(count, chunk or count, scale_columns, (scaled, empty))
     return temp * scaled

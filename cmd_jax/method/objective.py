@@ -21,6 +21,8 @@ import jax.numpy as jnp
 from cmd_jax.method import prototypes as P
 from cmd_jax.method import released
 from cmd_jax.method.centers import sinkhorn_center, update_center
+from cmd_jax.method.prototypes import Streaming
+from cmd_jax.method.rows import Centers, Pairing, PrototypePair, StudentRows, TeacherRows, TermWeights
 
 Array = jax.Array
 RegionWeights = Literal["teacher_mil", "uniform"]
@@ -44,40 +46,20 @@ class Views(NamedTuple):
     mil_weights: Array
 
 
-class PrototypePair(NamedTuple):
-    """Prototype rows of the image and the region level, each [K, d] float32."""
-
-    image: Array
-    region: Array
-
-
-class Centers(NamedTuple):
-    """Centers of the teacher's logits at the image and the region level, each [K] float32."""
-
-    image: Array
-    region: Array
-
-
-class TermWeights(NamedTuple):
-    """Weights of the terms: DINO is (1, 0, 0, 0), EsViT (0.5, 0.5, 0, 0), CMD (0.5, 0.5, lambda, lambda).
-
-    `released` weighs the term of the authors' code, which is 0 but in the variant "released", (0.5, 0.5, 0, 0, 1).
-    """
-
-    intra_image: float
-    intra_region: float
-    inter_student: float
-    inter_teacher: float
-    released: float = 0.0
-
-
 class Result(NamedTuple):
-    """The loss, its unweighted terms by name, the new centers, and the teacher's image-level probabilities [B, Q, K]."""
+    """The loss, its unweighted terms by name, the new centers, and the entropy of the teacher's image level.
+
+    Attributes:
+        loss: [] float32, the only part with a gradient.
+        terms: [] float32 each.
+        centers: after the step.
+        teacher_entropy: [B, Q] float32, nats.
+    """
 
     loss: Array
     terms: dict[str, Array]
     centers: Centers
-    teacher_image_probs: Array
+    teacher_entropy: Array
 
 
 def match_regions(student: Array, teacher: Array) -> Array:
@@ -100,39 +82,27 @@ def match_regions(student: Array, teacher: Array) -> Array:
     return jnp.argmax(similarity, axis=-1)
 
 
-def _intra_image(student_logits: Array, teacher_probs: Array, own: int | None, q: int) -> Array:
-    """Sum over the views v != q of the batch mean of CE(p_t[q], p_s[v]); `own` is the index of view q, if among them."""
-    log_probs = jax.nn.log_softmax(student_logits, axis=-1)  # [B, V, K]
-    ce = -jnp.einsum("bk,bvk->bv", teacher_probs[:, q], log_probs)
-    return _sum_other_views(jnp.mean(ce, axis=0), own)
+def pair_views(group: Views, teacher: Views, first: int, views: int, region_weights: RegionWeights) -> Pairing:
+    """Pairs every teacher view q with the student's views v != q, and each patch with its most similar one.
 
-
-def _sum_other_views(per_view: Array, own: int | None) -> Array:
-    """[V] -> their sum without view `own`."""
-    return jnp.sum(per_view) if own is None else jnp.sum(per_view, where=jnp.arange(per_view.shape[0]) != own)
-
-
-def _intra_region(
-    group: Views,
-    region_logits: Array,
-    teacher: Views,
-    targets: Array,
-    region_weights: str,
-    own: int | None,
-    q: int,
-    temp: float,
-) -> Array:
-    """Sum over the views v != q of the batch mean of L_R; targets [B, Q, M, d] are the teacher's expected prototypes."""
-    match = match_regions(group.features, teacher.features[:, q, None])  # [B, V, N]
-    matched = jax.vmap(lambda rows, index: rows[index])(targets[:, q], match)  # [B, V, N, d]
-    ce = jax.nn.logsumexp(region_logits, axis=-1) - jnp.einsum("bvnd,bvnd->bvn", group.region_z, matched) / temp
+    Args:
+        group: the student's views of one size.
+        teacher: its global views.
+        first: place of the group's first view among all of the student's; the teacher's views are the first two.
+        views: number of all views of the student.
+        region_weights: "teacher_mil" weighs a region by its matched teacher patch, "uniform" is EsViT's mean.
+    """
+    batch, count, patches = group.mil_weights.shape
+    other = jnp.arange(TEACHER_VIEWS)[:, None] != first + jnp.arange(count)  # [Q, V]
+    image_weights = other / (TEACHER_VIEWS * (views - 1))
+    match = match_regions(group.features[:, None], teacher.features[:, :, None])  # [B, Q, V, N]
     if region_weights == "uniform":
-        per_view = jnp.mean(ce, axis=-1)
+        weights = jnp.full(match.shape, 1.0 / patches)
     else:
-        weights = jax.vmap(lambda row, index: row[index])(teacher.mil_weights[:, q], match)  # [B, V, N]
-        weights = jax.lax.stop_gradient(weights / jnp.sum(weights, axis=-1, keepdims=True))
-        per_view = jnp.sum(weights * ce, axis=-1)
-    return _sum_other_views(jnp.mean(per_view, axis=0), own)
+        index = match.reshape(batch, TEACHER_VIEWS, -1)
+        weights = jnp.take_along_axis(teacher.mil_weights, index, axis=2).reshape(match.shape)
+        weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
+    return jax.lax.stop_gradient(Pairing(image_weights, match, image_weights[..., None] * weights))
 
 
 def cmd_objective(
@@ -150,6 +120,7 @@ def cmd_objective(
     center_momentum: Array | float,
     centering: Centering = "ema",
     released_mask: bool = True,
+    streaming: Streaming | None = None,
 ) -> Result:
     """Computes the loss of one batch and the centers after it.
 
@@ -167,68 +138,42 @@ def cmd_objective(
         center_momentum: of the centers' moving average.
         centering: "ema" uses and updates the centers, "sinkhorn" replaces them by those of the batch.
         released_mask: False shows where the released term is NaN as its authors wrote it, see `released.divergence`.
+        streaming: how K is passed over; None: in one chunk, float32.
     """
     stop = jax.lax.stop_gradient
     teacher, teacher_prototypes, centers = stop(teacher), stop(teacher_prototypes), stop(centers)
+    streaming = streaming or Streaming(chunk=student_prototypes.image.shape[0])
     use_regions = any(weights[1:])
+    levels = ((teacher.image_z, teacher_prototypes.image), (teacher.region_z, teacher_prototypes.region))
     if centering == "sinkhorn":
-        centers = Centers(
-            sinkhorn_center(teacher.image_z, teacher_prototypes.image, teacher_temp),
-            sinkhorn_center(teacher.region_z, teacher_prototypes.region, teacher_temp) if use_regions else centers.region,
-        )
-    teacher_image_logits = P.teacher_logits(teacher.image_z, teacher_prototypes.image, centers.image, teacher_temp)
-    teacher_image_probs = jax.nn.softmax(teacher_image_logits, axis=-1)  # [B, Q, K]
-    if use_regions:
-        teacher_region_logits = P.teacher_logits(teacher.region_z, teacher_prototypes.region, centers.region, teacher_temp)
-    if weights.intra_region or weights.released:
-        teacher_region_probs = jax.nn.softmax(teacher_region_logits, axis=-1)  # [B, Q, N, K]
-    if weights.intra_region:
-        targets = P.expected_prototype(teacher_region_probs, student_prototypes.region)
+        solve = lambda z, rows: sinkhorn_center(z, rows, teacher_temp, streaming.chunk)
+        centers = Centers(solve(*levels[0]), solve(*levels[1]) if use_regions else centers.region)
 
-    zero = jnp.zeros((), jnp.float32)
-    intra_image = intra_region = inter_student = inter_teacher = released_term = zero
     views = sum(group.image_z.shape[1] for group in student)
-    pairs = TEACHER_VIEWS * (views - 1)
-    for group_index, group in enumerate(student):
-        image_logits = P.student_logits(group.image_z, student_prototypes.image, student_temp)  # [B, V, K]
-        if weights.intra_region or weights.inter_student:
-            region_logits = P.student_logits(group.region_z, student_prototypes.region, student_temp)  # [B, V, N, K]
-        for q in range(TEACHER_VIEWS):
-            own = q if group_index == 0 else None
-            if weights.intra_image:
-                intra_image += _intra_image(image_logits, teacher_image_probs, own, q) / pairs
-            if weights.intra_region:
-                intra_region += (
-                    _intra_region(group, region_logits, teacher, targets, region_weights, own, q, student_temp) / pairs
-                )
-        # A global view stands in one pair (q, v) with q != v, a local view in both.
-        times = TEACHER_VIEWS - 1 if group_index == 0 else TEACHER_VIEWS
-        if weights.inter_student:
-            divergence = P.mixture_divergence(group.mil_weights, region_logits, image_logits)  # [B, V]
-            inter_student += times * jnp.sum(jnp.mean(divergence, axis=0)) / pairs
-        if weights.released:
-            bags = released.student_bags(group.region_z, student_prototypes.region, student_temp)  # [B, V, K]
-            released_term += times * jnp.sum(released.divergence(image_logits, bags, released_mask)) / pairs
-    if weights.released:  # every teacher view stands in views - 1 pairs
-        constant = released.teacher_divergence(teacher_image_probs, teacher_region_probs)
-        released_term += (views - 1) * jnp.sum(constant) / pairs
-    if weights.inter_teacher:
-        inter_teacher = jnp.mean(P.mixture_divergence(inter_teacher_weights, teacher_region_logits, teacher_image_logits))
-
-    terms = {
-        "intra_image": intra_image,
-        "intra_region": intra_region,
-        "inter_student": inter_student,
-        "inter_teacher": inter_teacher,
-    }
+    firsts = (0, TEACHER_VIEWS)
+    pairings = tuple(
+        pair_views(group, teacher, first, views, region_weights) for group, first in zip(student, firsts, strict=False)
+    )
+    rows = TeacherRows(teacher.image_z, teacher.region_z, teacher_prototypes, centers, jnp.asarray(teacher_temp))
+    distilled = P.distil(
+        tuple(StudentRows(group.image_z, group.region_z, group.mil_weights) for group in student),
+        student_prototypes,
+        inter_teacher_weights,
+        rows,
+        pairings,
+        weights=weights,
+        student_temp=student_temp,
+        streaming=streaming,
+    )
+    loss, terms = distilled.loss, distilled.terms
     if weights.released:
-        terms["released"] = released_term
-    loss = sum(weight * terms[name] for name, weight in weights._asdict().items() if weight)
+        terms = terms | {
+            "released": released.term(student, student_prototypes, rows, pairings, student_temp, streaming.chunk, released_mask)
+        }
+        loss += weights.released * terms["released"]
     if centering == "ema":
+        update = lambda center, level: update_center(center, *level, center_momentum)
         centers = Centers(
-            update_center(centers.image, teacher.image_z, teacher_prototypes.image, center_momentum),
-            update_center(centers.region, teacher.region_z, teacher_prototypes.region, center_momentum)
-            if use_regions
-            else centers.region,
+            update(centers.image, levels[0]), update(centers.region, levels[1]) if use_regions else centers.region
         )
-    return Result(loss, terms, centers, teacher_image_probs)
+    return Result(loss, terms, centers, distilled.teacher_entropy)

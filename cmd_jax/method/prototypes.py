@@ -1,45 +1,407 @@
-"""Distributions over K prototypes, written on bottlenecks z and prototype rows W so that callers never hold logits.
+"""Distributions over K prototypes, streamed: no array has both an axis of K and one of patches.
 
-Logits are z @ W.T, so a cross-entropy against a fixed target p needs of p only the d-vector M = sum_k p_k W[k]:
+Logits are W z / temp, so a cross-entropy against a fixed target p needs of p only the d-vector M = sum_k p_k W[k]:
 
-    CE(p, softmax(s)) = logsumexp(s) - z . M / temp,   s = W z / temp.
+    CE(p, softmax(s)) = logsumexp(s) - z . M / temp,   s = W z / temp
 
-Everything is float32. Letters: K prototypes, d bottleneck width, N patches, V views, Q teacher views.
+and its gradient only E[W] under softmax(s). `distil` computes all four terms of the objective and their gradients in three
+passes over chunks of K: normalizers, then everything that needs the normalizers alone, then the student's gradients, which
+need the sums of the second pass. The loss ends the graph, so its cotangent is one number, and the forward pass can already
+compute the gradients: each product with W is done once a pass and never kept.
+
+Letters: B images, V student views of one size, Q = 2 teacher views, N patches of a student view, M of a teacher view,
+d bottleneck width, K prototypes. With D = KL(pi || q), pi = sum_i a_i sigma_i a bag's mixture, q = softmax(x) its image and
+t_k = log pi_k - log q_k + 1:
+
+    dD/ds_ik = a_i sigma_ik (t_k - T_i),   dD/da_i = T_i = sum_k sigma_ik t_k,   dD/dx_k = q_k - pi_k
 """
+
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+
+from cmd_jax.method.chunks import Normalizer, for_chunks, put_chunk, take_chunk
+from cmd_jax.method.rows import Pairing, PrototypePair, StudentRows, TeacherRows, TermWeights
 
 Array = jax.Array
 
 
-def student_logits(z: Array, prototypes: Array, temp: float) -> Array:
-    """W z / temp: [..., d] -> [..., K] float32."""
-    return jnp.einsum("...d,kd->...k", z, prototypes, preferred_element_type=jnp.float32) / temp
+class Streaming(NamedTuple):
+    """How the passes are computed.
+
+    Attributes:
+        chunk: prototypes in a chunk (`chunks.default_chunk`).
+        dtype: of the products' operands, "float32" or "bfloat16"; sums, softmax and log-sum-exp are float32 in any case.
+        axis: of the mesh over which the prototypes and centers at hand are split along K, inside `jax.shard_map`.
+    """
+
+    chunk: int
+    dtype: str = "float32"
+    axis: str | None = None
 
 
-def teacher_logits(z: Array, prototypes: Array, center: Array, temp: Array | float) -> Array:
-    """(W z - center) / temp: [..., d] -> [..., K] float32."""
-    return (jnp.einsum("...d,kd->...k", z, prototypes, preferred_element_type=jnp.float32) - center) / temp
+class Distilled(NamedTuple):
+    """The weighted loss []; its unweighted terms by name, each [], and the teacher's entropy [B, Q] in nats, no gradient."""
+
+    loss: Array
+    terms: dict[str, Array]
+    teacher_entropy: Array
 
 
-def expected_prototype(probs: Array, prototypes: Array) -> Array:
-    """M = sum_k p_k W[k]: [..., K] probabilities, [K, d] -> [..., d]."""
-    return jnp.einsum("...k,kd->...d", probs, prototypes, preferred_element_type=jnp.float32)
-
-
-def mixture_divergence(weights: Array, region_logits: Array, image_logits: Array) -> Array:
-    """KL( sum_i a_i softmax(r_i) || softmax(x) ) of a bag's regions from its image.
+def distil(
+    student: tuple[StudentRows, ...],
+    prototypes: PrototypePair,
+    inter_teacher_weights: Array,
+    teacher: TeacherRows,
+    pairings: tuple[Pairing, ...],
+    *,
+    weights: TermWeights,
+    student_temp: float,
+    streaming: Streaming,
+) -> Distilled:
+    """The intra-level and inter-level terms, exact in value and gradient.
 
     Args:
-        weights: [..., N], sum to 1 over N.
-        region_logits: [..., N, K].
-        image_logits: [..., K].
-
-    Returns:
-        [...] float32, not negative up to rounding.
+        student: one element for each size of views.
+        prototypes: W of the student.
+        inter_teacher_weights: [B, Q, M] MIL weights a_t of L_T; the only input of that term with a gradient.
+        teacher: without gradient.
+        pairings: one for each element of `student`, without gradient.
+        weights: of the terms; one of weight 0 is left out of the program (`released` is not computed here).
+        student_temp: tau_s.
+        streaming: chunk, dtype and mesh axis.
     """
-    # log of the mixture by a log-sum-exp over patches, so that a prototype no patch uses gives a finite value.
-    log_regions = jax.nn.log_softmax(region_logits, axis=-1)
-    log_mixture = jax.nn.logsumexp(log_regions, axis=-2, b=weights[..., None])
-    return jnp.sum(jnp.exp(log_mixture) * (log_mixture - jax.nn.log_softmax(image_logits, axis=-1)), axis=-1)
+    plan = _Plan(weights, float(student_temp), streaming)
+    teacher, pairings = lax.stop_gradient((teacher, pairings))
+    loss, terms, entropy = _distil(plan, student, prototypes, inter_teacher_weights, teacher, pairings)
+    return Distilled(loss, {name: terms[name] for name in weights._fields if name in terms}, entropy)
+
+
+class _Plan(NamedTuple):
+    """What is known when the program is built."""
+
+    weights: TermWeights
+    student_temp: float
+    streaming: Streaming
+
+
+class _Tile(NamedTuple):
+    """One value for each set of rows: logits [..., chunk] of a chunk, or what has been summed up over K."""
+
+    student_image: tuple[Any, ...]
+    student_region: tuple[Any, ...]
+    teacher_image: Any
+    teacher_region: Any
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _distil(plan, student, prototypes, scorer, teacher, pairings):
+    return _Passes(plan, student, prototypes, scorer, teacher, pairings).run(with_gradients=False)[0]
+
+
+def _distil_forward(plan, student, prototypes, scorer, teacher, pairings):
+    return _Passes(plan, student, prototypes, scorer, teacher, pairings).run(with_gradients=True)
+
+
+def _distil_backward(plan, gradients, cotangents):
+    # Terms and entropy are for the log: only the loss has a gradient.
+    scaled = jax.tree.map(lambda gradient: (cotangents[0] * gradient).astype(gradient.dtype), gradients)
+    return (*scaled, None, None)
+
+
+_distil.defvjp(_distil_forward, _distil_backward)
+
+
+class _Sums(NamedTuple):
+    """What the second pass adds up over K; None where no term needs it."""
+
+    entropy: Array  # [B, Q] of the teacher's image level
+    image_targets: Array  # [B, Q, d] expected prototypes of the student under the teacher
+    region_targets: Array | None  # [B, Q, M, d]
+    student_divergence: tuple[Array, ...] | None  # [B, V] each
+    student_slopes: tuple[Array, ...] | None  # [B, V, N] each, T_i
+    teacher_divergence: Array | None  # [B, Q]
+    teacher_slopes: Array | None  # [B, Q, M]
+
+
+class _Gradients(NamedTuple):
+    """Gradients of the loss while they are summed up: rows by temperature, as the logits have them, and W."""
+
+    image_z: tuple[Array, ...]  # [B, V, d] each
+    region_z: tuple[Array, ...]  # [B, V, N, d] each, none without regions
+    image_prototypes: Array  # [K, d]
+    region_prototypes: Array
+
+
+class _Passes:
+    """The three passes over one batch."""
+
+    def __init__(self, plan, student, prototypes, scorer, teacher, pairings):
+        self.weights, self.streaming, self.temp = plan.weights, plan.streaming, plan.student_temp
+        self.student, self.prototypes, self.scorer, self.teacher, self.pairings = student, prototypes, scorer, teacher, pairings
+        self.accumulated = jnp.promote_types(teacher.image_z.dtype, jnp.float32)
+        self.operand = self.accumulated if plan.streaming.dtype == "float32" else jnp.bfloat16
+        self.student_regions = bool(self.weights.intra_region or self.weights.inter_student)
+        self.teacher_regions = bool(self.weights.intra_region or self.weights.inter_teacher)
+        scaled = lambda z, temp: (z / temp).astype(self.operand)
+        # rows by their temperature, so that a product with W gives logits
+        self.rows = _Tile(
+            tuple(scaled(group.image_z, self.temp) for group in student),
+            tuple(scaled(group.region_z, self.temp) for group in student) if self.student_regions else (),
+            scaled(teacher.image_z, teacher.temp),
+            scaled(teacher.region_z, teacher.temp) if self.teacher_regions else None,
+        )
+        batch = teacher.image_z.shape[0]
+        self.image_weights = [jnp.sum(pairing.image_weights, axis=0) / batch for pairing in pairings]  # [V] each
+        self.region_weights = [jnp.sum(pairing.region_weights, axis=1) / batch for pairing in pairings]  # [B, V, N] each
+
+    def product(self, spec: str, a: Array, b: Array) -> Array:
+        """einsum of operands with accumulation in float32."""
+        # In float32 the highest precision: accelerators would round the operands otherwise.
+        precision = None if self.operand == jnp.bfloat16 else "highest"
+        return jnp.einsum(
+            spec, a.astype(self.operand), b.astype(self.operand), precision=precision, preferred_element_type=self.accumulated
+        )
+
+    def outer(self, slopes: Array, rows: Array) -> Array:
+        """sum over all leading axes of slopes x rows: [..., k], [..., d] -> [k, d]."""
+        # The tile stays as it lies in memory: rows and result are what is transposed. Without the barrier the compiler
+        # folds the last transposition back into the product, which then reads the tile against its grain.
+        flat = slopes.reshape(-1, slopes.shape[-1])
+        return lax.optimization_barrier(self.product("ds,sk->dk", rows.reshape(-1, rows.shape[-1]).T, flat)).T
+
+    def loop(self, body, carry):
+        return for_chunks(self.prototypes.image.shape[0], self.streaming.chunk, body, carry)
+
+    def over_devices(self, sums):
+        """Sums over K of every device."""
+        return lax.psum(sums, self.streaming.axis) if self.streaming.axis else sums
+
+    def logits(self, start: Array | int, size: int) -> _Tile:
+        """Logits of a chunk."""
+        of_student = [take_chunk(rows, start, size) for rows in self.prototypes]
+        of_teacher = [take_chunk(rows, start, size) for rows in self.teacher.prototypes]
+        shifts = [take_chunk(center, start, size) / self.teacher.temp for center in self.teacher.centers]
+        times = lambda rows, prototypes: self.product("...d,kd->...k", rows, prototypes)
+        return _Tile(
+            tuple(times(rows, of_student[0]) for rows in self.rows.student_image),
+            tuple(times(rows, of_student[1]) for rows in self.rows.student_region),
+            times(self.rows.teacher_image, of_teacher[0]) - shifts[0],
+            times(self.rows.teacher_region, of_teacher[1]) - shifts[1] if self.teacher_regions else None,
+        )
+
+    def normalizers(self) -> _Tile:
+        """First pass: log-sum-exp of every row."""
+        empty = jax.tree.map(lambda rows: Normalizer.start(rows.shape[:-1], self.accumulated), self.rows)
+        is_state = lambda x: isinstance(x, Normalizer)
+
+        def add(states: _Tile, start: Array | int, size: int) -> _Tile:
+            return jax.tree.map(lambda state, logits: state.add(logits), states, self.logits(start, size), is_leaf=is_state)
+
+        return jax.tree.map(lambda state: state.finish(self.streaming.axis), self.loop(add, empty), is_leaf=is_state)
+
+    def log_probs(self, normalizers: _Tile, start: Array | int, size: int) -> _Tile:
+        return jax.tree.map(lambda logits, lse: logits - lse[..., None], self.logits(start, size), normalizers)
+
+    def matched(self, pairing: Pairing, targets: Array) -> Array:
+        """[B, Q, M, d] -> sum_q weight * targets[q, match], [B, V, N, d]."""
+        batch, views, *_ = pairing.match.shape
+        index = pairing.match.reshape(batch, views, -1, 1)
+        rows = jnp.take_along_axis(targets, index, axis=2).reshape(*pairing.match.shape, -1)
+        return jnp.einsum("bqvn,bqvnd->bvnd", pairing.region_weights.astype(rows.dtype), rows)
+
+    def assigned(self) -> PrototypePair:
+        """Weighted student rows summed up on the teacher's views and patches they are paired with, [B, Q, d], [B, Q, M, d].
+
+        The gradient of all pairs for W is one product of these with the teacher's probabilities.
+        """
+        batch = self.teacher.image_z.shape[0]
+        image = jnp.zeros(self.teacher.image_z.shape, self.accumulated)
+        region = jnp.zeros(self.teacher.region_z.shape, self.accumulated)
+        for pairing, image_rows, region_rows in self.groups():
+            image += jnp.einsum("qv,bvd->bqd", pairing.image_weights, image_rows) / batch
+            if region_rows is not None:
+                views = pairing.match.shape[1]
+                rows = pairing.region_weights[..., None] / batch * region_rows[:, None]  # [B, Q, V, N, d]
+                index = pairing.match.reshape(batch, views, -1)
+                add = jax.vmap(jax.vmap(lambda into, index, rows: into.at[index].add(rows)))
+                region = add(region, index, rows.reshape(batch, views, index.shape[-1], -1))
+        return PrototypePair(image, region)
+
+    def groups(self):
+        """(pairing, image rows, region rows or None) of each size of views, rows by temperature as the logits have them."""
+        regions = self.rows.student_region if self.weights.intra_region else (None,) * len(self.pairings)
+        full = lambda rows: None if rows is None else rows.astype(self.accumulated)
+        return [
+            (pairing, full(image), full(region))
+            for pairing, image, region in zip(self.pairings, self.rows.student_image, regions, strict=True)
+        ]
+
+    def run(self, with_gradients: bool):
+        """((loss, terms, entropy), gradients for (student, prototypes, scorer) or None)."""
+        w, batch = self.weights, self.teacher.image_z.shape[0]
+        normalizers = self.normalizers()
+        zeros = lambda *shape: jnp.zeros(shape, self.accumulated)
+        like = lambda x: jnp.zeros(x.shape, self.accumulated)
+        sums = _Sums(
+            entropy=zeros(*self.teacher.image_z.shape[:2]),
+            image_targets=like(self.teacher.image_z),
+            region_targets=like(self.teacher.region_z) if w.intra_region else None,
+            student_divergence=tuple(zeros(*g.image_z.shape[:2]) for g in self.student) if w.inter_student else None,
+            student_slopes=tuple(like(g.mil_weights) for g in self.student) if w.inter_student else None,
+            teacher_divergence=zeros(*self.teacher.image_z.shape[:2]) if w.inter_teacher else None,
+            teacher_slopes=like(self.scorer) if w.inter_teacher else None,
+        )
+        gradients = None
+        if with_gradients:
+            rows = (self.rows.student_image, self.rows.student_region, *self.prototypes)
+            gradients = _Gradients(*jax.tree.map(like, rows))
+            assigned = self.assigned()
+        # Without L_S the student's gradients need nothing of the second pass, which then computes both.
+        third = with_gradients and bool(w.inter_student)
+
+        def second_pass(carry, start, size):
+            sums, gradients = carry
+            log_probs = self.log_probs(normalizers, start, size)
+            sums, probs = self.add_sums(sums, log_probs, start, size)
+            if with_gradients:
+                gradients = self.add_teacher(gradients, probs, assigned, start)
+                if not third:
+                    gradients = self.add_student(gradients, log_probs, None, start, size)
+            return sums, gradients
+
+        sums, gradients = self.loop(second_pass, (sums, gradients))
+        sums = self.over_devices(sums)
+        if third:
+            gradients = self.loop(
+                lambda gradients, start, size: self.add_student(
+                    gradients, self.log_probs(normalizers, start, size), sums.student_slopes, start, size
+                ),
+                gradients,
+            )
+
+        terms = {name: zeros() for name in w._fields if name != "released"}
+        for index, (pairing, image_rows, region_rows) in enumerate(self.groups()):
+            if w.intra_image:
+                toward = jnp.einsum("bvd,bqd,qv->", image_rows, sums.image_targets, pairing.image_weights) / batch
+                terms["intra_image"] += jnp.sum(self.image_weights[index] * normalizers.student_image[index]) - toward
+            if w.intra_region:
+                toward = jnp.sum(region_rows * self.matched(pairing, sums.region_targets)) / batch
+                terms["intra_region"] += jnp.sum(self.region_weights[index] * normalizers.student_region[index]) - toward
+            if w.inter_student:
+                terms["inter_student"] += jnp.sum(self.image_weights[index] * sums.student_divergence[index])
+        if w.inter_teacher:
+            terms["inter_teacher"] = jnp.mean(sums.teacher_divergence)
+        loss = sum(weight * terms[name] for name, weight in w._asdict().items() if weight and name in terms)
+        out = (loss, terms, sums.entropy)
+        return (out, self.finish(gradients, sums)) if with_gradients else (out, None)
+
+    def add_sums(self, sums: _Sums, log_probs: _Tile, start: Array | int, size: int) -> tuple[_Sums, PrototypePair]:
+        """Second pass: the sums with a chunk counted in, and the teacher's probabilities of the chunk."""
+        w = self.weights
+        image_probs = jnp.exp(log_probs.teacher_image)
+        region_probs = jnp.exp(log_probs.teacher_region) if self.teacher_regions else None
+        image_rows, region_rows = (take_chunk(rows, start, size) for rows in self.prototypes)
+        sums = sums._replace(
+            entropy=sums.entropy - jnp.sum(image_probs * log_probs.teacher_image, axis=-1),
+            image_targets=sums.image_targets + self.product("...k,kd->...d", image_probs, image_rows),
+        )
+        if w.intra_region:
+            targets = sums.region_targets + self.product("...k,kd->...d", region_probs, region_rows)
+            sums = sums._replace(region_targets=targets)
+        if w.inter_student:
+            parts = [
+                _divergence_sums(group.mil_weights, jnp.exp(regions), image)
+                for group, regions, image in zip(self.student, log_probs.student_region, log_probs.student_image, strict=True)
+            ]
+            add = lambda old, which: tuple(a + part[which] for a, part in zip(old, parts, strict=True))
+            sums = sums._replace(student_divergence=add(sums.student_divergence, 0), student_slopes=add(sums.student_slopes, 1))
+        if w.inter_teacher:
+            divergence, slopes = _divergence_sums(self.scorer, region_probs, log_probs.teacher_image)
+            sums = sums._replace(
+                teacher_divergence=sums.teacher_divergence + divergence, teacher_slopes=sums.teacher_slopes + slopes
+            )
+        return sums, PrototypePair(image_probs, region_probs)
+
+    def add_teacher(self, gradients: _Gradients, probs: PrototypePair, assigned: PrototypePair, start: Array | int):
+        """The part of a chunk's prototype gradient that the targets send: -sum_j p_j z_j."""
+        image = -self.weights.intra_image * self.outer(probs.image, assigned.image)
+        gradients = gradients._replace(image_prototypes=put_chunk(gradients.image_prototypes, image, start))
+        if self.weights.intra_region:
+            region = -self.weights.intra_region * self.outer(probs.region, assigned.region)
+            gradients = gradients._replace(region_prototypes=put_chunk(gradients.region_prototypes, region, start))
+        return gradients
+
+    def add_student(self, gradients: _Gradients, log_probs: _Tile, slopes, start: Array | int, size: int) -> _Gradients:
+        """A chunk's gradients of normalizers and of L_S; slopes: the T_i of every group, None without L_S."""
+        w = self.weights
+        of_image, of_region = (take_chunk(rows, start, size) for rows in self.prototypes)
+        image_part = take_chunk(gradients.image_prototypes, start, size)
+        region_part = take_chunk(gradients.region_prototypes, start, size)
+        image_z, region_z = list(gradients.image_z), list(gradients.region_z)
+        for index, group in enumerate(self.student):
+            log_image, weight = log_probs.student_image[index], self.image_weights[index][:, None]
+            slope_image = w.intra_image * weight * jnp.exp(log_image)  # [B, V, k]
+            if self.student_regions:
+                probs = jnp.exp(log_probs.student_region[index])
+                slope_region = w.intra_region * self.region_weights[index][..., None]  # [B, V, N, 1]
+                if w.inter_student:
+                    mixture, t = _mixture_slope(group.mil_weights, probs, log_image)
+                    slope_image += w.inter_student * weight * (jnp.exp(log_image) - mixture)
+                    bag = w.inter_student * weight * group.mil_weights  # [B, V, N]
+                    slope_region = slope_region + bag[..., None] * (t[..., None, :] - slopes[index][..., None])
+                slope_region = slope_region * probs
+                region_z[index] += self.product("bvnk,kd->bvnd", slope_region, of_region)
+                region_part += self.outer(slope_region, self.rows.student_region[index])
+            image_z[index] += self.product("bvk,kd->bvd", slope_image, of_image)
+            image_part += self.outer(slope_image, self.rows.student_image[index])
+        gradients = _Gradients(
+            tuple(image_z),
+            tuple(region_z),
+            put_chunk(gradients.image_prototypes, image_part, start),
+            gradients.region_prototypes,
+        )
+        if self.student_regions:
+            gradients = gradients._replace(region_prototypes=put_chunk(gradients.region_prototypes, region_part, start))
+        return gradients
+
+    def finish(self, gradients: _Gradients, sums: _Sums):
+        """Gradients for (student, prototypes, scorer)."""
+        w, batch = self.weights, self.teacher.image_z.shape[0]
+        image_z, region_z = self.over_devices((gradients.image_z, gradients.region_z))
+        student = []
+        for index, (group, pairing) in enumerate(zip(self.student, self.pairings, strict=True)):
+            toward = jnp.einsum("qv,bqd->bvd", pairing.image_weights, sums.image_targets) / batch
+            of_image = (image_z[index] - w.intra_image * toward) / self.temp
+            of_region, of_weights = jnp.zeros_like(group.region_z), jnp.zeros_like(group.mil_weights)
+            if self.student_regions:
+                of_region = region_z[index]
+                if w.intra_region:
+                    of_region -= w.intra_region / batch * self.matched(pairing, sums.region_targets)
+                of_region /= self.temp
+            if w.inter_student:
+                of_weights = w.inter_student * self.image_weights[index][:, None] * sums.student_slopes[index]
+            student.append(StudentRows(of_image, of_region, of_weights))
+        scorer = jnp.zeros_like(self.scorer)
+        if w.inter_teacher:
+            scorer = w.inter_teacher / (batch * self.scorer.shape[1]) * sums.teacher_slopes
+        inputs = (self.student, self.prototypes, self.scorer)
+        outputs = (tuple(student), PrototypePair(gradients.image_prototypes, gradients.region_prototypes), scorer)
+        return jax.tree.map(lambda gradient, x: gradient.astype(x.dtype), outputs, inputs)
+
+
+def _mixture_slope(weights: Array, probs: Array, log_image: Array) -> tuple[Array, Array]:
+    """(pi, t): [..., N], [..., N, k] probabilities, [..., k] log-probabilities -> [..., k] each."""
+    mixture = jnp.einsum("...n,...nk->...k", weights, probs, precision="highest")
+    # A prototype that no patch uses counts 0: its probability underflows, its logarithm must stay finite.
+    log_mixture = jnp.log(jnp.maximum(mixture, jnp.finfo(mixture.dtype).tiny))
+    return mixture, log_mixture - log_image + 1.0
+
+
+def _divergence_sums(weights: Array, probs: Array, log_image: Array) -> tuple[Array, Array]:
+    """A chunk's part of KL(pi || q) and of its slopes T_i: [..., N], [..., N, k], [..., k] -> [...], [..., N]."""
+    mixture, t = _mixture_slope(weights, probs, log_image)
+    return jnp.sum(mixture * (t - 1.0), axis=-1), jnp.einsum("...nk,...k->...n", probs, t, precision="highest")

@@ -16,7 +16,8 @@ code cannot train. `divergence` gives 0 there with the gradient 0, so its value 
 import jax
 import jax.numpy as jnp
 
-from cmd_jax.method import prototypes as P
+from cmd_jax.method.logits import bag_probs, student_logits, teacher_logits
+from cmd_jax.method.rows import Pairing, PrototypePair, StudentRows, TeacherRows
 
 Array = jax.Array
 
@@ -45,9 +46,25 @@ def divergence(inputs: Array, targets: Array, masked: bool = True) -> Array:
 
 def student_bags(region_z: Array, prototypes: Array, temp: float) -> Array:
     """S_bag, the sum over patches of region logits: [B, V, N, d], [K, d] -> [B, V, K] logits (linear, so z is summed)."""
-    return P.student_logits(jnp.sum(region_z, axis=2), prototypes, temp)
+    return student_logits(jnp.sum(region_z, axis=2), prototypes, temp)
 
 
-def teacher_divergence(image_probs: Array, region_probs: Array) -> Array:
-    """D(P_t[q], T_bag[q]): [B, Q, K] and [B, Q, N, K] probabilities -> [Q] float32."""
-    return divergence(image_probs, jnp.sum(region_probs, axis=2))
+def term(
+    student: tuple[StudentRows, ...],
+    prototypes: PrototypePair,
+    teacher: TeacherRows,
+    pairings: tuple[Pairing, ...],
+    temp: float,
+    chunk: int,
+    masked: bool,
+) -> Array:
+    """L_md of a batch, [] float32; the arguments are those of `prototypes.distil`, of the student two fields are read."""
+    total = jnp.zeros((), jnp.float32)
+    for group, pairing in zip(student, pairings, strict=True):
+        logits = student_logits(group.image_z, prototypes.image, temp)
+        bags = student_bags(group.region_z, prototypes.region, temp)
+        total += jnp.sum(pairing.image_weights * divergence(logits, bags, masked))
+    image_logits = teacher_logits(teacher.image_z, teacher.prototypes.image, teacher.centers.image, teacher.temp)
+    bags = bag_probs(teacher.region_z, teacher.prototypes.region, teacher.centers.region, teacher.temp, chunk)
+    # every teacher view stands in the same number of pairs
+    return total + jnp.mean(divergence(jax.nn.softmax(image_logits, axis=-1), bags))

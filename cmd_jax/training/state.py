@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from cmd_jax.config import ConfigDict, is_swin
-from cmd_jax.method.objective import Centers
+from cmd_jax.method.rows import Centers
 from cmd_jax.models import swin, vit
 from cmd_jax.models.network import Network
 from cmd_jax.models.swin import Swin

@@ -10,7 +10,8 @@ from cmd_jax.config import ConfigDict
 from cmd_jax.data.augment import multi_crop
 from cmd_jax.data.loader import Batch
 from cmd_jax.method.koleo import koleo
-from cmd_jax.method.objective import PrototypePair, Result, TermWeights, Views, cmd_objective
+from cmd_jax.method.objective import Result, Views, cmd_objective
+from cmd_jax.method.rows import PrototypePair, TermWeights
 from cmd_jax.models.network import Encoded, Network
 from cmd_jax.training import health
 from cmd_jax.training.schedules import Schedules
@@ -113,7 +114,7 @@ def make_train_step(
             "loss": result.loss,
             **{f"loss_{name}": value for name, value in result.terms.items()},
             "grad_norm": grad_norm,
-            "teacher_entropy": health.teacher_entropy(result.teacher_image_probs),
+            "teacher_entropy": jnp.mean(result.teacher_entropy) / jnp.log(config.head.prototypes),
             "feature_std": health.feature_std(teacher_encoded.image_embedding),
             "mil_entropy": health.mil_entropy(teacher_encoded.mil_weights),
             "learning_rate": learning_rate,

@@ -5,15 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmd_jax.method.objective import (
-    Centers,
-    PrototypePair,
-    TermWeights,
-    Views,
-    cmd_objective,
-    match_regions,
-)
+from cmd_jax.method.objective import Views, cmd_objective, match_regions
 from cmd_jax.method.released import divergence
+from cmd_jax.method.rows import Centers, PrototypePair, TermWeights
 
 CMD = TermWeights(0.5, 0.5, 1.0, 1.0)
 

@@ -1,0 +1,95 @@
+"""Loops over chunks of the K prototypes, so that nothing with an axis of K and one of patches is ever stored whole."""
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Array = jax.Array
+Carry = TypeVar("Carry")
+
+SMALLEST = 256  # products with fewer columns no longer fill the arithmetic units
+CPU_WHOLE_BYTES = 2**27  # up to here one chunk, which computes no logits twice, is faster than tiles that stay in the cache
+CPU_TILE_BYTES = 2**20  # a core's cache
+TPU_TILE_BYTES = 96 * 2**20  # on-chip memory
+GPU_SHARE = 32  # of its memory
+
+
+def default_chunk(rows: int, prototypes: int, platform: str, memory_bytes: int | None = None) -> int:
+    """Number of prototypes in a chunk: as many as keep one float32 tile of logits [rows, chunk] in the memory at hand.
+
+    The sizes are measured on a CPU (docs/performance.md); those of GPUs and TPUs follow from compiled programs.
+
+    Args:
+        rows: region rows of student and teacher together on one device.
+        prototypes: K on one device.
+        platform: "cpu", "tpu" or a GPU's name.
+        memory_bytes: of the device; None where it does not say, then a GPU counts as one of 16 GiB.
+
+    Returns:
+        A power of two of at least 256, or K where that is less.
+    """
+    if platform == "cpu":
+        tile = CPU_WHOLE_BYTES if 4 * rows * prototypes <= CPU_WHOLE_BYTES else CPU_TILE_BYTES
+    elif platform == "tpu":
+        tile = TPU_TILE_BYTES
+    else:
+        tile = (memory_bytes or 2**34) // GPU_SHARE
+    if 4 * rows * prototypes <= tile:
+        return prototypes
+    fitting = max(SMALLEST, tile // (4 * rows))
+    return min(prototypes, 1 << (fitting.bit_length() - 1))
+
+
+def for_chunks(count: int, chunk: int, body: Callable[[Carry, Array | int, int], Carry], carry: Carry) -> Carry:
+    """carry = body(carry, start, size) for the chunks of 0..count in order; the last may be smaller.
+
+    A single chunk is no loop: the compiler then shares what several passes over it compute.
+
+    Args:
+        count: K.
+        chunk: size of all chunks but the last.
+        body: `size` is a Python integer, `start` may be traced.
+        carry: updated in place where the body uses `put_chunk`.
+    """
+    size = min(chunk, count)
+    whole, rest = divmod(count, size)
+    step = lambda i, carry: body(carry, i * size, size)
+    carry = step(0, carry) if whole == 1 else lax.fori_loop(0, whole, step, carry)
+    return body(carry, whole * size, rest) if rest else carry
+
+
+def take_chunk(x: Array, start: Array | int, size: int) -> Array:
+    """x[start : start + size] along the first axis."""
+    return lax.dynamic_slice_in_dim(x, start, size)
+
+
+def put_chunk(x: Array, part: Array, start: Array | int) -> Array:
+    """x with x[start : start + len(part)] = part along the first axis."""
+    return lax.dynamic_update_slice_in_dim(x, part.astype(x.dtype), start, 0)
+
+
+class Normalizer(NamedTuple):
+    """Running log-sum-exp of the last axis: the largest value so far, and the sum of exponentials relative to it."""
+
+    largest: Array
+    total: Array
+
+    @classmethod
+    def start(cls, shape: tuple[int, ...], dtype: jnp.dtype) -> "Normalizer":
+        return cls(jnp.full(shape, -jnp.inf, dtype), jnp.zeros(shape, dtype))
+
+    def add(self, logits: Array) -> "Normalizer":
+        """Counts in finite logits [..., chunk]."""
+        largest = jnp.maximum(self.largest, jnp.max(logits, axis=-1))
+        added = jnp.sum(jnp.exp(logits - largest[..., None]), axis=-1)
+        return Normalizer(largest, self.total * jnp.exp(self.largest - largest) + added)
+
+    def finish(self, axis: str | None = None) -> Array:
+        """log-sum-exp [...]; with `axis`, over all devices along that axis of the mesh too."""
+        if axis is None:
+            return self.largest + jnp.log(self.total)
+        largest = lax.pmax(self.largest, axis)
+        return largest + jnp.log(lax.psum(self.total * jnp.exp(self.largest - largest), axis))

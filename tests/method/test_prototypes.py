@@ -1,0 +1,246 @@
+"""The streamed objective against tensors that hold every logit: values, all gradients, any chunk, split over devices."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cmd_jax.method.chunks import default_chunk
+from cmd_jax.method.logits import bag_probs, teacher_logits
+from cmd_jax.method.prototypes import Streaming, distil
+from cmd_jax.method.rows import Centers, Pairing, PrototypePair, StudentRows, TeacherRows, TermWeights
+from tests.method.naive import naive_terms
+
+ROOT = Path(__file__).parents[2]
+CMD = TermWeights(0.5, 0.5, 1.0, 1.0)
+
+
+def problem(seed, images=2, groups=((2, 4), (3, 2)), patches=4, width=6, prototypes=17, gain=1.0, temp=0.04, dtype=np.float32):
+    """Random arguments of `distil`; `gain` scales the prototypes' rows, as a learned gain does."""
+    rng = np.random.default_rng(seed)
+
+    def unit(*shape):
+        x = rng.normal(size=shape)
+        return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(dtype)
+
+    def weights(*shape):
+        x = np.exp(rng.normal(size=shape))
+        return (x / x.sum(-1, keepdims=True)).astype(dtype)
+
+    pair = lambda scale: PrototypePair(*(scale * unit(prototypes, width) for _ in range(2)))
+    student = tuple(
+        StudentRows(unit(images, views, width), unit(images, views, n, width), weights(images, views, n)) for views, n in groups
+    )
+    pairings = tuple(
+        Pairing(
+            rng.random((2, views)).astype(dtype),
+            rng.integers(0, patches, (images, 2, views, n), dtype=np.int32),
+            rng.random((images, 2, views, n)).astype(dtype),
+        )
+        for views, n in groups
+    )
+    centers = Centers(*(rng.normal(size=prototypes).astype(dtype) * 0.1 for _ in range(2)))
+    teacher = TeacherRows(unit(images, 2, width), unit(images, 2, patches, width), pair(1.0), centers, dtype(temp))
+    return student, pair(dtype(gain)), weights(images, 2, patches), teacher, pairings
+
+
+def loss_of(arguments, weights, streaming, student_temp=0.1):
+    *differentiable, teacher, pairings = arguments
+
+    def loss(student, prototypes, scorer):
+        result = distil(
+            student, prototypes, scorer, teacher, pairings, weights=weights, student_temp=student_temp, streaming=streaming
+        )
+        return 3.0 * result.loss, result  # a cotangent that is not 1
+
+    gradient, result = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*differentiable)
+    return result, gradient
+
+
+def naive_loss_of(arguments, weights, student_temp=0.1):
+    *differentiable, teacher, pairings = arguments
+
+    def loss(student, prototypes, scorer):
+        terms, entropy = naive_terms(student, prototypes, scorer, teacher, pairings, student_temp)
+        return 3.0 * sum(getattr(weights, name) * term for name, term in terms.items()), (terms, entropy)
+
+    gradient, result = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*differentiable)
+    return result, gradient
+
+
+def assert_equal(arguments, weights, streaming, tolerance, student_temp=0.1):
+    """Every term, the entropy, and each gradient relative to its largest entry."""
+    result, gradient = loss_of(arguments, weights, streaming, student_temp)
+    (terms, entropy), expected = naive_loss_of(arguments, weights, student_temp)
+    for name, term in terms.items():
+        expected_term = term if getattr(weights, name) else 0.0
+        np.testing.assert_allclose(result.terms[name], expected_term, rtol=tolerance, atol=tolerance, err_msg=name)
+    np.testing.assert_allclose(result.teacher_entropy, entropy, rtol=tolerance, atol=tolerance)
+    total = sum(getattr(weights, name) * term for name, term in terms.items())
+    np.testing.assert_allclose(result.loss, total, rtol=tolerance, atol=tolerance)
+    scale = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(expected))
+    for (path, of_streamed), of_naive in zip(
+        jax.tree_util.tree_leaves_with_path(gradient), jax.tree.leaves(expected), strict=True
+    ):
+        # A gradient that cancels to nothing beside the others, or where softmaxes saturate, is exact to rounding alone.
+        largest = max(float(jnp.max(jnp.abs(of_naive))), 1e-3 * scale, 1e-2)
+        np.testing.assert_allclose(of_streamed, of_naive, rtol=0, atol=tolerance * largest, err_msg=str(path))
+
+
+shapes = st.fixed_dictionaries(
+    {
+        "seed": st.integers(0, 2**31),
+        "images": st.sampled_from([1, 3]),
+        "groups": st.sampled_from([((2, 3),), ((2, 4), (1, 1)), ((2, 5), (3, 2))]),
+        "patches": st.sampled_from([1, 4]),
+        "width": st.sampled_from([3, 7]),
+        "prototypes": st.sampled_from([2, 17, 32]),
+        "temp": st.sampled_from([0.04, 0.07, 0.2]),
+    }
+)
+term_weights = st.tuples(*[st.sampled_from([0.0, 0.5, 1.0, 2.5])] * 4).filter(any).map(lambda w: TermWeights(*w))
+any_case = {"shape": shapes, "weights": term_weights, "chunk": st.integers(1, 45), "student_temp": st.sampled_from([0.1, 0.3])}
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)  # each is compiled
+@given(**any_case)
+def test_float64_equals_the_stored_tensors(shape, weights, chunk, student_temp):
+    with jax.enable_x64(True):
+        assert_equal(problem(**shape, dtype=np.float64), weights, Streaming(chunk), 1e-10, student_temp)
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(**any_case)
+def test_float32_equals_the_stored_tensors(shape, weights, chunk, student_temp):
+    assert_equal(problem(**shape), weights, Streaming(chunk), 1e-5, student_temp)
+
+
+@pytest.mark.parametrize("weights", [CMD, TermWeights(1.0, 0.0, 0.0, 0.0), TermWeights(0.5, 0.5, 0.0, 0.0)])
+@pytest.mark.parametrize("chunk", [5, 16, 17, 100])
+def test_float32_at_the_methods_weights_and_every_kind_of_chunk(weights, chunk):
+    assert_equal(problem(3, width=32), weights, Streaming(chunk), 1e-5)
+
+
+def test_bfloat16_products_keep_sums_in_float32():
+    arguments = problem(0, width=64, prototypes=300, groups=((2, 16), (4, 5)), patches=16)
+    (terms, _), expected = naive_loss_of(arguments, CMD)
+    result, gradient = loss_of(arguments, CMD, Streaming(128, "bfloat16"))
+    for name, term in terms.items():
+        assert result.terms[name].dtype == jnp.float32
+        # The operands carry 8 bits: single logits of size 10 are off by 0.02, sums of them by less.
+        np.testing.assert_allclose(result.terms[name], term, rtol=1e-2, err_msg=name)
+    for of_streamed, of_naive in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected), strict=True):
+        assert of_streamed.dtype == of_naive.dtype
+        error = np.linalg.norm(of_streamed - of_naive) / np.linalg.norm(of_naive)
+        assert error < 3e-2
+
+
+def test_prototypes_that_no_patch_uses_leave_everything_finite():
+    arguments = problem(1, gain=30.0, temp=0.005)
+    result, gradient = loss_of(arguments, CMD, Streaming(5))
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((result, gradient)))
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda x: x.astype(np.float64) if x.dtype == np.float32 else x, arguments)
+        (terms, _), _ = naive_loss_of(wide, CMD)
+    for name in ("intra_image", "intra_region", "inter_student"):
+        np.testing.assert_allclose(result.terms[name], terms[name], rtol=1e-5)
+
+
+def test_terms_carry_no_gradient_and_the_teacher_gets_none():
+    student, prototypes, scorer, teacher, pairings = problem(0)
+
+    def run(student, teacher):
+        return distil(student, prototypes, scorer, teacher, pairings, weights=CMD, student_temp=0.1, streaming=Streaming(8))
+
+    assert all(np.all(x == 0) for x in jax.tree.leaves(jax.grad(lambda s: run(s, teacher).terms["intra_image"])(student)))
+    assert all(np.all(x == 0) for x in jax.tree.leaves(jax.grad(lambda t: run(student, t).loss)(teacher)))
+    assert all(np.any(x != 0) for x in jax.tree.leaves(jax.grad(lambda s: run(s, teacher).loss)(student)))
+
+
+def test_no_array_of_the_program_has_patches_and_prototypes():
+    arguments = problem(0, images=2, groups=((2, 16), (4, 5)), patches=16, prototypes=1024)
+    *differentiable, teacher, pairings = arguments
+
+    def loss(student, prototypes, scorer, chunk):
+        return distil(
+            student, prototypes, scorer, teacher, pairings, weights=CMD, student_temp=0.1, streaming=Streaming(chunk)
+        ).loss
+
+    def temporary(chunk):
+        compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2)), static_argnums=3).lower(*differentiable, chunk).compile()
+        return compiled.memory_analysis().temp_size_in_bytes, compiled.as_text()
+
+    rows = 2 * (2 * 16 + 4 * 5)
+    streamed, text = temporary(32)
+    stored, _ = temporary(1024)
+    assert streamed < 4 * rows * 1024 < stored
+    # the student's regions with the axis of K, in any of the layouts that the products use
+    assert not any(shape in text for shape in ("16,1024]", "5,1024]", f"{2 * 2 * 16},1024]", f"{2 * 4 * 5},1024]"))
+
+
+def test_bags_of_probabilities_are_sums_over_patches():
+    teacher = problem(0)[3]
+    probs = jax.nn.softmax(teacher_logits(teacher.region_z, teacher.prototypes.region, teacher.centers.region, 0.04), axis=-1)
+    bags = bag_probs(teacher.region_z, teacher.prototypes.region, teacher.centers.region, 0.04, chunk=5)
+    np.testing.assert_allclose(bags, jnp.sum(probs, axis=2), rtol=1e-5, atol=1e-7)
+
+
+def test_the_default_chunk_keeps_a_tile_in_the_memory_at_hand():
+    assert default_chunk(1072, 4096, "cpu") == 4096  # 17 MiB whole
+    assert default_chunk(1072, 65_536, "cpu") == 256
+    assert default_chunk(10**6, 65_536, "cpu") == 256
+    assert default_chunk(68_608, 65_536, "gpu", 80 * 2**30) == 8192
+    assert default_chunk(68_608, 8192, "gpu", 80 * 2**30) == 8192
+    assert default_chunk(8576, 65_536, "tpu", 16 * 2**30) == 2048
+    assert default_chunk(50, 24, "cuda") == 24
+
+
+DEVICES_SCRIPT = """
+import jax, numpy as np
+from functools import partial
+from jax.sharding import AxisType, PartitionSpec as P
+from cmd_jax.method.prototypes import Streaming, distil
+from cmd_jax.method.rows import Centers, PrototypePair
+from tests.method.test_prototypes import CMD, problem
+arguments = problem(5, images=4, prototypes=64)
+student, prototypes, scorer, teacher, pairings = arguments
+mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+K = PrototypePair(P("model"), P("model"))
+of_teacher = teacher._replace(image_z=P(), region_z=P(), prototypes=K, centers=Centers(P("model"), P("model")), temp=P())
+
+def gradients(student, prototypes, scorer, teacher, streaming):
+    def loss(student, prototypes, scorer):
+        result = distil(student, prototypes, scorer, teacher, pairings, weights=CMD, student_temp=0.1, streaming=streaming)
+        return result.loss, result
+    gradient, result = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(student, prototypes, scorer)
+    return result, gradient
+
+alone = jax.jit(partial(gradients, streaming=Streaming(7)))(student, prototypes, scorer, teacher)
+split = jax.jit(jax.shard_map(
+    partial(gradients, streaming=Streaming(7, axis="model")), mesh=mesh, axis_names={"model"},
+    in_specs=(P(), K, P(), of_teacher), out_specs=(P(), (P(), K, P())), check_vma=False,
+))
+batch = jax.NamedSharding(mesh, P("data"))
+student, scorer = jax.device_put((student, scorer), batch)
+compiled = split.lower(student, prototypes, scorer, teacher).compile()
+assert "all-gather" not in compiled.as_text(), "something of size K is gathered"
+together = compiled(student, prototypes, scorer, teacher)
+for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(alone), jax.tree.leaves(together), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(a).max(), err_msg=str(path))
+print("equal", jax.device_count())
+"""
+
+
+def test_prototypes_split_over_devices_give_the_same_numbers_and_are_not_gathered():
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    out = subprocess.run(
+        [sys.executable, "-c", DEVICES_SCRIPT], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert out.stdout == "equal 8\n", out.stderr
