@@ -7,11 +7,12 @@ written `config.json` holds every value that was used.
 
 import json
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from cmd_jax.method.chunks import default_chunk
 from cmd_jax.models import swin, vit
 
 # Below this many images the field uses fewer prototypes, a colder teacher and a faster EMA (see `resolve`).
@@ -72,6 +73,7 @@ def default() -> ConfigDict:
     config.method.koleo_weight = 0.0  # of DINOv2's regulariser, which keeps the images of a batch apart; DINOv2 takes 0.1
     config.method.mil_temp = 1.0  # of the MIL weights' softmax
     config.method.mil_hidden_dim = 128
+    config.method.prototype_chunk = placeholder(int)  # prototypes at a time in the objective; None: by the memory at hand
 
     config.model = ConfigDict()
     config.model.name = "vit_small"  # one of MODELS
@@ -79,7 +81,13 @@ def default() -> ConfigDict:
     config.model.registers = 0  # of a ViT: learned tokens beside the class token
     config.model.window = 7  # of a Swin: side of a window in tokens
     config.model.drop_path = 0.1  # student only
-    config.model.dtype = "float32"  # of activations: float32 | bfloat16; losses, norms and EMA stay float32
+    config.model.dtype = "float32"  # of activations and products: float32 | bfloat16; losses, norms and EMA stay float32
+    config.model.teacher_dtype = placeholder(str)  # of the teacher's forward pass; None: model.dtype
+    # How the same numbers are computed; None: what is fastest on the backend at hand (docs/performance.md).
+    config.model.packed_views = placeholder(bool)  # views of all sizes share the products of one row of tokens (ViT)
+    config.model.scan_blocks = placeholder(bool)  # the blocks as one loop, which compiles faster (ViT)
+    config.model.attention = placeholder(str)  # xla | cudnn (fused; an NVIDIA GPU, a ViT in bfloat16)
+    config.model.remat = "none"  # kept for the backward pass of a block: none: all | dots: products | full: its input alone
 
     config.init = ConfigDict()  # what a run starts from; student and teacher alike
     config.init.weights = placeholder(str)  # file, directory, workdir of a run or hf:OWNER/NAME; None: random, by the seed
@@ -151,12 +159,30 @@ def default() -> ConfigDict:
     return config
 
 
-def resolve(config: ConfigDict, train_images: int) -> ConfigDict:
+class Hardware(NamedTuple):
+    """What the open values of speed depend on.
+
+    Attributes:
+        platform: of the devices: "cpu", "gpu" or "tpu".
+        devices: how many share a batch.
+        memory_bytes: of one device; None where it does not say.
+    """
+
+    platform: str
+    devices: int = 1
+    memory_bytes: int | None = None
+
+
+ONE_CPU = Hardware("cpu")
+
+
+def resolve(config: ConfigDict, train_images: int, hardware: Hardware = ONE_CPU) -> ConfigDict:
     """Fills every open value.
 
     Args:
         config: as given.
         train_images: number of training images.
+        hardware: that the run is on; values that depend on it change the speed alone.
 
     Returns:
         A copy without None among the learning values; frozen against unknown keys.
@@ -186,6 +212,14 @@ def resolve(config: ConfigDict, train_images: int) -> ConfigDict:
     _fill(config, "method.warmup_teacher_temp", config.method.teacher_temp)
     _fill(config, "eval.resize_px", round(config.eval.crop_px * 8 / 7))
     _fill(config, "eval.features", config.method.image_pool)
+    is_vit, cpu, gpu = not is_swin(config), hardware.platform == "cpu", hardware.platform == "gpu"
+    _fill(config, "model.teacher_dtype", config.model.dtype)
+    _fill(config, "model.packed_views", is_vit and hardware.platform != "tpu")
+    _fill(config, "model.scan_blocks", is_vit and (cpu or config.model.remat != "none"))
+    _fill(config, "model.attention", "cudnn" if gpu and is_vit and config.model.dtype == "bfloat16" else "xla")
+    rows = region_rows(config) * -(-config.train.batch_size // hardware.devices)
+    chunk = default_chunk(rows, config.head.prototypes, hardware.platform, hardware.memory_bytes)
+    _fill(config, "method.prototype_chunk", chunk)
     config.lock()
     return config
 
@@ -203,6 +237,12 @@ def patch_px(config: ConfigDict) -> int:
 def token_px(config: ConfigDict) -> int:
     """Side in pixels of a patch token: the stride of the last stage of a Swin, the patch of a ViT."""
     return swin.STRIDE_PX if is_swin(config) else patch_px(config)
+
+
+def region_rows(config: ConfigDict) -> int:
+    """Patches of all views of one image, student's and teacher's: the rows of the objective's logits."""
+    patches = lambda side: (-(-side // token_px(config))) ** 2
+    return 4 * patches(config.views.global_px) + config.views.local_count * patches(config.views.local_px)
 
 
 def _fill(config: ConfigDict, key: str, value: Any) -> None:
@@ -223,6 +263,14 @@ def validate(config: ConfigDict) -> None:
     _choice("method.centering", config.method.centering, ("ema", "sinkhorn"))
     _choice("model.name", config.model.name, MODELS)
     _choice("model.dtype", config.model.dtype, ("float32", "bfloat16"))
+    _choice("model.teacher_dtype", config.model.teacher_dtype, ("float32", "bfloat16", None))
+    _choice("model.attention", config.model.attention, ("xla", "cudnn", None))
+    _choice("model.remat", config.model.remat, ("none", "dots", "full"))
+    if config.model.attention == "cudnn" and config.model.dtype == "float32":
+        raise ConfigError(
+            "model.attention is 'cudnn', which takes no float32; pass --config.model.dtype=bfloat16 or "
+            "--config.model.attention=xla"
+        )
     _choice("init.network", config.init.network, ("teacher", "student"))
     _choice("data.source", config.data.source, SOURCES)
     _choice("data.normalization", config.data.normalization, ("imagenet", "local_contrast"))
@@ -236,6 +284,7 @@ def validate(config: ConfigDict) -> None:
         "head.bottleneck_dim",
         "head.layers",
         "method.mil_hidden_dim",
+        "method.prototype_chunk",
         "model.patch_size",
         "model.window",
         "data.canvas_px",
@@ -330,8 +379,13 @@ def _check_backbone(config: ConfigDict) -> None:
     if not is_swin(config):
         return
     name = config.model.name
+    if config.model.attention == "cudnn":
+        raise ConfigError(f"model.attention is 'cudnn', but {name} adds a bias to its attention; set it to xla or choose a ViT")
     if patch_px(config) != swin.PATCH_PX:
         raise ConfigError(f"model.patch_size is {config.model.patch_size}, but a Swin's is {swin.PATCH_PX}; set it to that")
+    for key in ("packed_views", "scan_blocks"):
+        if config.model[key]:
+            raise ConfigError(f"model.{key} is True, but {name} has blocks of several shapes; set it to False or choose a ViT")
     if config.model.registers:
         raise ConfigError(f"model.registers is {config.model.registers}, but {name} has none; set it to 0 or choose a ViT")
     pool = config.method.image_pool or METHODS[config.method.name]["image_pool"]

@@ -106,7 +106,7 @@ def _check_multi_crop(fixture: Fixture, model: Swin, params: dict) -> None:
     # The reference has no MIL scorer; its weights do not reach what is compared.
     params = params | {"mil_scorer": jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes["mil_scorer"])}
     encode = jax.jit(lambda params, crops: encode_views(network, params, crops, None)[1])
-    views = [encode(params, np.moveaxis(crops, 0, 1)) for crops in groups]  # [crop, B, ...] -> [B, crop, ...]
+    views = encode(params, tuple(np.moveaxis(crops, 0, 1) for crops in groups))  # [crop, B, ...] -> [B, crop, ...]
     image_rows, region_rows = network.apply({"params": params}, method="prototype_rows")
 
     def crop_major(arrays: list) -> np.ndarray:

@@ -8,7 +8,7 @@ import optax
 from cmd_jax.evaluation.knn import knn_classify, knn_votes
 from cmd_jax.evaluation.retrieval import ratio_split, retrieval
 from cmd_jax.golden.fixture import EXACT, GRADIENT, LOSS, MEAN_PRECISION, PARAMETER, SCHEDULE, VOTES, Fixture
-from cmd_jax.training.optimizer import adamw, clip_per_parameter, is_decayed, parameter_norm
+from cmd_jax.training.optimizer import adamw, clip, is_decayed, parameter_norm
 from cmd_jax.training.schedules import Schedule, cosine, epoch_linear
 from cmd_jax.training.step import ema
 
@@ -59,7 +59,7 @@ def check_optimizer(fixture: Fixture) -> None:
         norms = np.full((steps, len(names)), -1.0)
         for step in range(steps):
             gradients = {name: jnp.asarray(fixture[f"in_grad{step}__{name}"]) for name in trained}
-            clipped, _ = clip_per_parameter(meta["clip_grad"]).update(gradients, optax.EmptyState())
+            clipped = jax.tree.map(lambda gradient: clip(gradient, meta["clip_grad"]), gradients)
             updates, state = optimizer.update(
                 gradients, state, student, learning_rate=learning_rate[step], weight_decay=weight_decay[step]
             )

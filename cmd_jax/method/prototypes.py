@@ -76,6 +76,14 @@ def distil(
     """
     plan = _Plan(weights, float(student_temp), streaming)
     teacher, pairings = lax.stop_gradient((teacher, pairings))
+    # What no term reads is cut off here, so that no backward pass of zeros runs through the network.
+    if not (weights.intra_region or weights.inter_student):
+        student = tuple(group._replace(region_z=lax.stop_gradient(group.region_z)) for group in student)
+        prototypes = prototypes._replace(region=lax.stop_gradient(prototypes.region))
+    if not weights.inter_student:
+        student = tuple(group._replace(mil_weights=lax.stop_gradient(group.mil_weights)) for group in student)
+    if not weights.inter_teacher:
+        inter_teacher_weights = lax.stop_gradient(inter_teacher_weights)
     loss, terms, entropy = _distil(plan, student, prototypes, inter_teacher_weights, teacher, pairings)
     return Distilled(loss, {name: terms[name] for name in weights._fields if name in terms}, entropy)
 

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from cmd_jax.method import mil
+from cmd_jax.models.layers import gelu
 
 Array = jax.Array
 _kernel_init = nn.initializers.lecun_normal()
@@ -77,7 +78,7 @@ class ProjectionHead(nn.Module):
             if not last:
                 if self.batch_norm:
                     x = BatchStatisticsNorm(name=f"norm_{index}")(x)
-                x = nn.gelu(x, approximate=False)
+                x = gelu(x)
         return l2_normalize(x)
 
 

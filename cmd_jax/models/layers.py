@@ -4,17 +4,27 @@ Letters: B images (or windows), T tokens, D width, H heads.
 """
 
 from collections.abc import Callable
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
+Attention = Literal["xla", "cudnn"]
+Remat = Literal["none", "dots", "full"]
+Segments = tuple[tuple[int, int], ...]  # (V sequences, of T tokens each) that lie side by side in a row of tokens
 LAYER_NORM_EPS = 1e-6  # of DINO and EsViT
 
 # 1/sqrt(fan_in). DINO's fixed 0.02 is about that for widths of 384 and up, but leaves the small sizes almost linear.
 kernel_init = nn.initializers.lecun_normal()
 table_init = nn.initializers.truncated_normal(0.02)
+
+
+def remat_policy(remat: Remat) -> Callable | None:
+    """What a rematerialised block may keep: products with weights ("dots"), nothing but its input ("full")."""
+    return jax.checkpoint_policies.dots_saveable if remat == "dots" else None
 
 
 def layer_norm(dtype: jnp.dtype, name: str) -> nn.LayerNorm:
@@ -28,26 +38,75 @@ def patch_embedding(width: int, patch_px: int, dtype: jnp.dtype) -> nn.Conv:
     return nn.Conv(width, patch, strides=patch, padding="VALID", dtype=dtype, kernel_init=kernel_init, name="patch_embed")
 
 
-def self_attention(tokens: Array, num_heads: int, dtype: jnp.dtype, bias: Array | None = None) -> tuple[Array, Array]:
+def attend(q: Array, k: Array, v: Array, bias: Array | None, implementation: Attention) -> tuple[Array, Array]:
+    """Attention of one sequence a row.
+
+    Args:
+        q, k, v: [B, T, H, D/H].
+        bias: added to the logits; [B, H, T, T] or what broadcasts to it.
+        implementation: "xla", or "cudnn" for the fused kernel of NVIDIA GPUs. It takes no float32 and here no bias; those,
+            and a run of a GPU that is evaluated elsewhere, are computed by XLA.
+
+    Returns:
+        [B, T, H, D/H] and the attention probabilities [B, H, T, T] float32.
+    """
+    scale = q.shape[-1] ** -0.5
+    # Heads first: a head's rows then lie together in all four products of forward and backward pass.
+    q_heads, k_heads, v_heads = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+    logits = jnp.einsum("bhqd,bhkd->bhqk", q_heads, k_heads, preferred_element_type=jnp.float32) * scale
+    attention = jax.nn.softmax(logits if bias is None else logits + bias, axis=-1)
+    if implementation == "cudnn" and bias is None and q.dtype != jnp.float32 and jax.default_backend() == "gpu":
+        # The probabilities above are left out of the program unless a caller reads them.
+        return jax.nn.dot_product_attention(q, k, v, scale=scale, implementation="cudnn"), attention
+    return jnp.swapaxes(jnp.einsum("bhqk,bhkd->bhqd", attention.astype(v.dtype), v_heads), 1, 2), attention
+
+
+def self_attention(
+    tokens: Array,
+    num_heads: int,
+    dtype: jnp.dtype,
+    bias: Array | None = None,
+    segments: Segments | None = None,
+    implementation: Attention = "xla",
+) -> tuple[Array, tuple[Array, ...]]:
     """Multi-head self-attention with packed q, k, v; called inside a compact method, whose module gets `qkv` and `proj`.
 
     Args:
-        tokens: [B, T, D].
+        tokens: [B, R, D].
         num_heads: H.
         dtype: of the products; the softmax is float32.
-        bias: added to the logits; [B, H, T, T] or what broadcasts to it.
+        bias: added to the logits, see `attend`.
+        segments: the sequences that lie side by side in a row; None: the row is one.
+        implementation: see `attend`.
 
     Returns:
-        [B, T, D] and the attention probabilities [B, H, T, T] float32.
+        [B, R, D] and for each segment of V sequences the attention probabilities [B * V, H, T, T] float32.
     """
     batch, length, width = tokens.shape
     packed = nn.Dense(3 * width, dtype=dtype, kernel_init=kernel_init, name="qkv")(tokens)
-    # [B, T, 3D] -> 3 x [B, T, H, D/H]
-    q, k, v = jnp.moveaxis(packed.reshape(batch, length, 3, num_heads, -1), 2, 0)
-    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) * (width // num_heads) ** -0.5
-    attention = jax.nn.softmax(logits if bias is None else logits + bias, axis=-1)
-    mixed = jnp.einsum("bhqk,bkhd->bqhd", attention.astype(dtype), v).reshape(batch, length, width)
-    return nn.Dense(width, dtype=dtype, kernel_init=kernel_init, name="proj")(mixed), attention
+    packed = packed.reshape(batch, length, 3, num_heads, -1)
+    mixed, attention = [], []
+    for part in split_segments(packed, segments or ((1, length),)):  # [B * V, T, 3, H, D/H]
+        out, probs = attend(part[:, :, 0], part[:, :, 1], part[:, :, 2], bias, implementation)
+        mixed.append(out.reshape(batch, -1, width))
+        attention.append(probs)
+    mixed = mixed[0] if len(mixed) == 1 else jnp.concatenate(mixed, axis=1)
+    return nn.Dense(width, dtype=dtype, kernel_init=kernel_init, name="proj")(mixed), tuple(attention)
+
+
+def split_segments(rows: Array, segments: Segments) -> list[Array]:
+    """[B, R, ...] -> for each segment of V sequences of T tokens [B * V, T, ...]."""
+    batch, parts, start = rows.shape[0], [], 0
+    for views, length in segments:
+        part = rows[:, start : start + views * length]
+        parts.append(part.reshape(batch * views, length, *rows.shape[2:]))
+        start += views * length
+    return parts
+
+
+def gelu(x: Array) -> Array:
+    """Exact GELU, x (1 + erf(x / sqrt 2)) / 2 in the dtype of x; jax.nn's exact form is erfc's, which costs twice as much."""
+    return 0.5 * x * (1.0 + jax.lax.erf(x * np.sqrt(0.5).astype(x.dtype)))
 
 
 class MLP(nn.Module):
@@ -60,22 +119,33 @@ class MLP(nn.Module):
     def __call__(self, x: Array) -> Array:
         width = x.shape[-1]
         x = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=kernel_init, name="fc1")(x)
-        x = nn.gelu(x, approximate=False)
+        x = gelu(x)
         return nn.Dense(width, dtype=self.dtype, kernel_init=kernel_init, name="fc2")(x)
 
 
-def drop_path(branch: Array, rate: float, key: Array | None) -> Array:
-    """Stochastic depth: drops a sample's residual branch with probability `rate` and rescales the rest.
+def keep_factors(key: Array, rate: Array | float, batch: int, segments: Segments, first: int) -> Array:
+    """Factors of stochastic depth, one for each sequence: 0 with probability `rate`, else 1 / (1 - rate).
 
     Args:
-        branch: [B, ...].
+        key: random key of the branch.
         rate: probability in 0..1.
-        key: random key; None (the teacher, evaluation) keeps every branch.
+        batch: B.
+        segments: the sequences side by side in a row.
+        first: number of the first segment among all that share the key, so that segments on their own draw the same.
+
+    Returns:
+        [B, R, 1] float32.
     """
-    if key is None or rate == 0.0:
-        return branch
-    keep = jax.random.bernoulli(key, 1.0 - rate, (branch.shape[0],) + (1,) * (branch.ndim - 1))
-    return jnp.where(keep, branch / (1.0 - rate), 0.0).astype(branch.dtype)
+    factors = []
+    for number, (views, length) in enumerate(segments, first):
+        keep = jax.random.bernoulli(jax.random.fold_in(key, number), 1.0 - rate, (batch, views))
+        factors.append(jnp.repeat(keep / (1.0 - rate), length, axis=1))
+    return jnp.concatenate(factors, axis=1)[..., None]
+
+
+def drop_path(branch: Array, factors: Array | None) -> Array:
+    """Stochastic depth: a residual branch times what `keep_factors` drew; None (the teacher, evaluation) keeps it whole."""
+    return branch if factors is None else (branch * factors).astype(branch.dtype)
 
 
 def drop_path_rates(rate: float, depth: int) -> tuple[float, ...]:
@@ -84,15 +154,14 @@ def drop_path_rates(rate: float, depth: int) -> tuple[float, ...]:
 
 
 def pre_norm_block(
-    tokens: Array, mix: Callable[[Array], tuple[Array, Array]], keys: tuple, rate: float, mlp_ratio: float, dtype: jnp.dtype
-) -> tuple[Array, Array]:
+    tokens: Array, mix: Callable[[Array], tuple[Array, Any]], factors: tuple, mlp_ratio: float, dtype: jnp.dtype
+) -> tuple[Array, Any]:
     """x + mix(norm(x)), then x + MLP(norm(x)); called inside a compact method, whose module gets `norm1`, `norm2`, `mlp`.
 
     Args:
         tokens: [B, ..., D].
         mix: tokens -> (tokens, attention probabilities).
-        keys: two random keys of stochastic depth, or two None to keep both branches.
-        rate: of stochastic depth.
+        factors: of stochastic depth for both branches, or two None.
         mlp_ratio: hidden width of the MLP over D.
         dtype: of activations.
 
@@ -100,6 +169,6 @@ def pre_norm_block(
         [B, ..., D] and the attention probabilities.
     """
     mixed, attention = mix(layer_norm(dtype, "norm1")(tokens))
-    tokens = tokens + drop_path(mixed, rate, keys[0])
+    tokens = tokens + drop_path(mixed, factors[0])
     mixed = MLP(round(mlp_ratio * tokens.shape[-1]), dtype, name="mlp")(layer_norm(dtype, "norm2")(tokens))
-    return tokens + drop_path(mixed, rate, keys[1]), attention
+    return tokens + drop_path(mixed, factors[1]), attention

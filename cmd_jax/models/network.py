@@ -42,6 +42,7 @@ class Network(nn.Module):
         prototypes: K.
         share_prototypes: both levels use the image level's prototypes.
         mil_temp: temperature of the MIL weights.
+        packed_views: views of all sizes share the products of one row of tokens (ViT), else one size after the other.
     """
 
     backbone: nn.Module
@@ -56,6 +57,7 @@ class Network(nn.Module):
     mil_hidden_dim: int
     mil_temp: float
     dtype: jnp.dtype = jnp.float32
+    packed_views: bool = False
 
     def setup(self) -> None:
         self.mil_scorer = MILScorer(self.mil_hidden_dim)
@@ -69,9 +71,27 @@ class Network(nn.Module):
         """MIL weights of given patch embeddings: [..., N, D] -> [..., N] float32, sum to 1."""
         return mil.mil_weights(self.mil_scorer(patch_tokens), self.mil_temp)
 
-    def __call__(self, images: Array, *, train: bool = False) -> Encoded:
+    def __call__(self, images: Array) -> Encoded:
         """images: [B, height, width, 3] normalised float -> Encoded."""
-        named = self.backbone(images, train=train)
+        return self._read(self.backbone(images))
+
+    def encode(self, groups: tuple[Array, ...], key: Array | None = None) -> tuple[Encoded, ...]:
+        """Encodes views of several sizes.
+
+        Args:
+            groups: [B, V, height, width, 3] normalised float each.
+            key: of stochastic depth; None (the teacher) keeps every branch.
+
+        Returns:
+            One for each group, with leading [B * V].
+        """
+        if self.packed_views:
+            named = self.backbone.encode(groups, key)
+        else:
+            named = [self.backbone.encode((images,), key, number)[0] for number, images in enumerate(groups)]
+        return tuple(map(self._read, named))
+
+    def _read(self, named: dict) -> Encoded:
         tokens = named["patch_tokens"]
         weights = self.score_patches(tokens)
         if self.image_pool == "mil":

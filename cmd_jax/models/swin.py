@@ -12,16 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmd_jax.models.layers import (
+    Remat,
     drop_path_rates,
+    keep_factors,
     kernel_init,
     layer_norm,
     patch_embedding,
     pre_norm_block,
+    remat_policy,
     self_attention,
     table_init,
 )
 
 Array = jax.Array
+Named = dict[str, Array | tuple[Array, ...]]
 PATCH_PX = 4  # of all named sizes
 STRIDE_PX = 32  # side in pixels of a token of the last of four stages
 MASKED = -100.0  # added to the logits between regions that only the cyclic shift made neighbours
@@ -130,7 +134,7 @@ class WindowAttention(nn.Module):
             padded = jnp.roll(padded, (-self.shift, -self.shift), axis=(1, 2))
             mask = shift_mask(height, breadth, window, self.shift)
             bias = jnp.tile(bias + mask[:, None], (batch, 1, 1, 1))  # [B * M, H, n, n]
-        mixed, attention = self_attention(to_windows(padded, window), self.num_heads, self.dtype, bias)
+        mixed, (attention,) = self_attention(to_windows(padded, window), self.num_heads, self.dtype, bias)
         mixed = from_windows(mixed, window, height, breadth)
         if self.shift:
             mixed = jnp.roll(mixed, (self.shift, self.shift), axis=(1, 2))
@@ -144,14 +148,13 @@ class SwinBlock(nn.Module):
     window: int
     shift: int
     mlp_ratio: float = 4.0
-    drop_path_rate: float = 0.0
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, grid: Array, *, train: bool) -> tuple[Array, Array]:
-        keys = jax.random.split(self.make_rng("drop_path")) if train and self.drop_path_rate > 0 else (None, None)
+    def __call__(self, grid: Array, factors: tuple) -> tuple[Array, Array]:
+        """grid: [B, rows, columns, D]; factors: of stochastic depth, two of [B, 1, 1, 1] or None -> as `WindowAttention`."""
         mix = WindowAttention(self.num_heads, self.window, self.shift, self.dtype, name="attn")
-        return pre_norm_block(grid, mix, keys, self.drop_path_rate, self.mlp_ratio, self.dtype)
+        return pre_norm_block(grid, mix, factors, self.mlp_ratio, self.dtype)
 
 
 class PatchMerging(nn.Module):
@@ -182,6 +185,7 @@ class Swin(nn.Module):
         mlp_ratio: hidden width of the MLPs over D.
         drop_path_rate: stochastic depth of the last block, growing linearly over all blocks from 0 at the first.
         dtype: of activations; parameters are float32.
+        remat: what a block keeps for the backward pass: "none" all of it, else see `layers.remat_policy`.
     """
 
     width: int
@@ -193,14 +197,21 @@ class Swin(nn.Module):
     mlp_ratio: float = 4.0
     drop_path_rate: float = 0.0
     dtype: jnp.dtype = jnp.float32
+    remat: Remat = "none"
+
+    def encode(self, groups: tuple[Array, ...], key: Array | None = None, first: int = 0) -> tuple[Named, ...]:
+        """Encodes groups of views [B, V, height, width, 3], one group after the other; arguments as of `vit.ViT.encode`."""
+        flat = lambda images: images.reshape(-1, *images.shape[2:])
+        return tuple(self(flat(images), key, number) for number, images in enumerate(groups, first))
 
     @nn.compact
-    def __call__(self, images: Array, *, train: bool = False) -> dict[str, Array | tuple[Array, ...]]:
+    def __call__(self, images: Array, key: Array | None = None, group: int = 0) -> Named:
         """Encodes normalised images.
 
         Args:
             images: [B, height, width, 3] float of any size; pixels beyond the last whole patch are not read.
-            train: draw stochastic depth from the "drop_path" stream.
+            key: of stochastic depth; None (the teacher, evaluation) keeps every branch.
+            group: number of the images' group among all that share the key.
 
         Returns:
             patch_tokens [B, N, D] of the last stage after the final norm, row-major; attention [B * M, H, n, n], the last
@@ -216,12 +227,16 @@ class Swin(nn.Module):
         rates = iter(drop_path_rates(self.drop_path_rate, sum(self.depths)))
         norm = layer_norm(self.dtype, "norm")
         blocks, stages = [], []
+        block_type = SwinBlock if self.remat == "none" else nn.remat(SwinBlock, policy=remat_policy(self.remat))
+        draw = lambda key, rate: keep_factors(key, rate, images.shape[0], ((1, 1),), group)[..., None]
         for stage, (depth, heads) in enumerate(zip(self.depths, self.num_heads, strict=True)):
             last = stage == len(self.depths) - 1
             for index in range(depth):
                 name = f"layers_{stage}_blocks_{index}"
-                block = SwinBlock(heads, *next(windows), self.mlp_ratio, next(rates), self.dtype, name=name)
-                grid, attention = block(grid, train=train)
+                rate, factors = next(rates), (None, None)
+                if key is not None and rate:
+                    factors = tuple(draw(branch, rate) for branch in jax.random.split(jax.random.fold_in(key, len(blocks))))
+                grid, attention = block_type(heads, *next(windows), self.mlp_ratio, self.dtype, name=name)(grid, factors)
                 blocks.append(norm(flat(grid)) if last else flat(grid))
             if not last:
                 grid = PatchMerging(self.dtype, name=f"layers_{stage}_downsample")(grid)

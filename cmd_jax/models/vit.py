@@ -12,15 +12,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmd_jax.models.layers import (
+    Attention,
+    Remat,
+    Segments,
     drop_path_rates,
+    keep_factors,
     layer_norm,
     patch_embedding,
     pre_norm_block,
+    remat_policy,
     self_attention,
+    split_segments,
     table_init,
 )
 
 Array = jax.Array
+Named = dict[str, Array | tuple[Array, ...]]
 ResampleRule = Literal["dino", "esvit"]
 
 
@@ -87,16 +94,17 @@ def resample_positions(table: Array, grid: tuple[int, int], rule: ResampleRule =
     return fitted.reshape(rows * columns, width)
 
 
-class Attention(nn.Module):
+class SelfAttention(nn.Module):
     """Self-attention over all tokens of an image."""
 
     num_heads: int
     dtype: jnp.dtype = jnp.float32
+    implementation: Attention = "xla"
 
     @nn.compact
-    def __call__(self, tokens: Array) -> tuple[Array, Array]:
-        """tokens: [B, T, D] -> ([B, T, D], attention probabilities [B, H, T, T] float32)."""
-        return self_attention(tokens, self.num_heads, self.dtype)
+    def __call__(self, tokens: Array, segments: Segments) -> tuple[Array, tuple[Array, ...]]:
+        """tokens: [B, R, D] -> ([B, R, D], attention probabilities [B * V, H, T, T] float32 of every segment)."""
+        return self_attention(tokens, self.num_heads, self.dtype, segments=segments, implementation=self.implementation)
 
 
 class Block(nn.Module):
@@ -104,14 +112,14 @@ class Block(nn.Module):
 
     num_heads: int
     mlp_ratio: float = 4.0
-    drop_path_rate: float = 0.0
     dtype: jnp.dtype = jnp.float32
+    attention: Attention = "xla"
 
     @nn.compact
-    def __call__(self, tokens: Array, *, train: bool) -> tuple[Array, Array]:
-        keys = jax.random.split(self.make_rng("drop_path")) if train and self.drop_path_rate > 0 else (None, None)
-        mix = Attention(self.num_heads, self.dtype, name="attn")
-        return pre_norm_block(tokens, mix, keys, self.drop_path_rate, self.mlp_ratio, self.dtype)
+    def __call__(self, tokens: Array, factors: tuple, segments: Segments) -> tuple[Array, tuple[Array, ...]]:
+        """tokens: [B, R, D]; factors: of stochastic depth, two of [B, R, 1] or None -> as `SelfAttention`."""
+        attention = SelfAttention(self.num_heads, self.dtype, self.attention, name="attn")
+        return pre_norm_block(tokens, lambda x: attention(x, segments), factors, self.mlp_ratio, self.dtype)
 
 
 class ViT(nn.Module):
@@ -128,6 +136,9 @@ class ViT(nn.Module):
         drop_path_rate: stochastic depth of the last block, growing linearly from 0 at the first.
         resample_rule: see `resample_positions`.
         dtype: of activations; parameters are float32.
+        scan_blocks: all blocks but the last as one loop: compiles faster, and on CPUs runs faster.
+        remat: what a block keeps for the backward pass, see `layers.rematerialized`.
+        attention: implementation, see `layers.attend`.
     """
 
     patch_size: int
@@ -140,49 +151,98 @@ class ViT(nn.Module):
     drop_path_rate: float = 0.0
     resample_rule: ResampleRule = "dino"
     dtype: jnp.dtype = jnp.float32
+    scan_blocks: bool = False
+    remat: Remat = "none"
+    attention: Attention = "xla"
+
+    def __call__(self, images: Array) -> Named:
+        """Encodes normalised images [B, height, width, 3]: `encode` of one group of one view."""
+        return self.encode((images[:, None],))[0]
 
     @nn.compact
-    def __call__(self, images: Array, *, train: bool = False) -> dict[str, Array | tuple[Array, ...]]:
-        """Encodes normalised images.
+    def encode(self, groups: tuple[Array, ...], key: Array | None = None, first: int = 0) -> tuple[Named, ...]:
+        """Encodes groups of views of different sizes: side by side in one row of tokens for each image.
+
+        Norms and linear layers then run once over the whole row, attention over each view by itself.
 
         Args:
-            images: [B, height, width, 3] float; sides are multiples of the patch size.
-            train: draw stochastic depth from the "drop_path" stream.
+            groups: [B, V, height, width, 3] float each; sides are multiples of the patch size.
+            key: of stochastic depth; None (the teacher, evaluation) keeps every branch.
+            first: number of the first group among all that share the key.
 
         Returns:
-            cls_token [B, D] and patch_tokens [B, N, D] after the final norm; attention [B, H, T, T], the last block's
-            probabilities, class token first, then registers; blocks, a tuple of every block's tokens [B, T, D] after the
-            final norm; positions [1, 1 + N, D], the table as added to class token and patches.
+            For each group cls_token [B * V, D] and patch_tokens [B * V, N, D] after the final norm; attention
+            [B * V, H, T, T], the last block's probabilities, class token first, then registers; blocks, a tuple of every
+            block's tokens [B * V, T, D] after the final norm; positions [1, 1 + N, D], the table as added to class token
+            and patches.
         """
-        batch, height, width, _ = images.shape
-        if height % self.patch_size or width % self.patch_size:
-            raise ValueError(f"an image of {height}x{width} px does not divide into patches of {self.patch_size} px")
-        grid = (height // self.patch_size, width // self.patch_size)
+        batch = groups[0].shape[0]
         embed = patch_embedding(self.width, self.patch_size, self.dtype)
-        tokens = embed(images.astype(self.dtype)).reshape(batch, -1, self.width)
         side = self.table_px // self.patch_size
         cls_token = self.param("cls_token", table_init, (1, 1, self.width))
         table = self.param("pos_embed", table_init, (1, 1 + side * side, self.width))
-        positions = jnp.concatenate([table[0, :1], resample_positions(table[0, 1:], grid, self.resample_rule)])[None]
-        tokens = tokens + positions[:, 1:].astype(self.dtype)
-        first = cls_token + positions[:, :1]
-        if self.registers:
-            registers = self.param("register_tokens", table_init, (1, self.registers, self.width))
-            first = jnp.concatenate([first, registers], axis=1)
-        first = jnp.broadcast_to(first, (batch, *first.shape[1:])).astype(self.dtype)
-        tokens = jnp.concatenate([first, tokens], axis=1)
-
-        outputs = []
-        for index, rate in enumerate(drop_path_rates(self.drop_path_rate, self.depth)):
-            block = Block(self.num_heads, self.mlp_ratio, rate, self.dtype, name=f"blocks_{index}")
-            tokens, attention = block(tokens, train=train)
-            outputs.append(tokens)
+        registers = self.param("register_tokens", table_init, (1, self.registers, self.width)) if self.registers else None
+        rows, positions, segments = [], [], []
+        for images in groups:
+            _, views, height, width, _ = images.shape
+            if height % self.patch_size or width % self.patch_size:
+                raise ValueError(f"an image of {height}x{width} px does not divide into patches of {self.patch_size} px")
+            grid = (height // self.patch_size, width // self.patch_size)
+            tokens = embed(images.reshape(-1, *images.shape[2:]).astype(self.dtype)).reshape(batch * views, -1, self.width)
+            position = jnp.concatenate([table[0, :1], resample_positions(table[0, 1:], grid, self.resample_rule)])[None]
+            special = cls_token + position[:, :1]
+            if registers is not None:
+                special = jnp.concatenate([special, registers], axis=1)
+            special = jnp.broadcast_to(special, (batch * views, *special.shape[1:])).astype(self.dtype)
+            tokens = jnp.concatenate([special, tokens + position[:, 1:].astype(self.dtype)], axis=1)
+            segments.append((views, tokens.shape[1]))
+            rows.append(tokens.reshape(batch, -1, self.width))  # [B * V, T, D] -> [B, V * T, D]
+            positions.append(position)
+        segments = tuple(segments)
+        row = rows[0] if len(rows) == 1 else jnp.concatenate(rows, axis=1)
+        outputs, attention = self._blocks(row, segments, key if self.drop_path_rate else None, first)
         norm = layer_norm(self.dtype, "norm")
-        blocks = tuple(norm(tokens) for tokens in outputs)
-        return {
-            "cls_token": blocks[-1][:, 0],
-            "patch_tokens": blocks[-1][:, 1 + self.registers :],
-            "attention": attention,
-            "blocks": blocks,
-            "positions": positions,
-        }
+        blocks = [split_segments(norm(tokens), segments) for tokens in outputs]
+        return tuple(
+            {
+                "cls_token": blocks[-1][index][:, 0],
+                "patch_tokens": blocks[-1][index][:, 1 + self.registers :],
+                "attention": attention[index],
+                "blocks": tuple(block[index] for block in blocks),
+                "positions": positions[index],
+            }
+            for index in range(len(groups))
+        )
+
+    def _blocks(self, row: Array, segments: Segments, key: Array | None, first: int) -> tuple[list[Array], tuple[Array, ...]]:
+        """Every block's output [B, R, D], and the attention of the last."""
+        block = Block(self.num_heads, self.mlp_ratio, self.dtype, self.attention, parent=None)
+        # The blocks are functions of their parameters, so that one loop over all of them needs no other parameter tree.
+        init = lambda rng: block.init(rng, row[:1], (None, None), segments)["params"]
+        params = [self.param(f"blocks_{index}", init) for index in range(self.depth)]
+        rates = drop_path_rates(self.drop_path_rate, self.depth)
+
+        def apply(params: dict, row: Array, number: Array | int, rate: Array | float) -> tuple[Array, tuple[Array, ...]]:
+            factors = (None, None)
+            if key is not None:
+                keys = jax.random.split(jax.random.fold_in(key, number))
+                factors = tuple(keep_factors(branch, rate, row.shape[0], segments, first) for branch in keys)
+            return block.apply({"params": params}, row, factors, segments)
+
+        if self.remat != "none":
+            apply = jax.checkpoint(apply, policy=remat_policy(self.remat))
+        outputs, start = [], 0
+        if self.scan_blocks and not self.is_initializing():
+            start = self.depth - 1  # the last block's attention is read by name
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params[:start])
+
+            def body(row: Array, block: tuple) -> tuple[Array, Array]:
+                row, _ = apply(block[0], row, *block[1:])
+                return row, row
+
+            row, scanned = jax.lax.scan(body, row, (stacked, jnp.arange(start), jnp.array(rates[:start])))
+            outputs = list(scanned)
+        for index in range(start, self.depth):
+            row, attention = apply(params[index], row, index, rates[index])
+            outputs.append(row)
+        return outputs, attention

@@ -1,7 +1,5 @@
 """Signs of a sick run: numbers that stop being finite, a teacher that collapses."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -12,20 +10,19 @@ class NonFinite(RuntimeError):
     """The loss or its gradient stopped being finite."""
 
 
-def keep_if_finite(loss: Array, grad_norm: Array, new: Any, old: Any) -> Any:
-    """`new` where loss and gradient norm are finite, else `old`: a bad step leaves no trace in the state."""
-    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+def is_finite(loss: Array, grad_norm: Array) -> Array:
+    """[] bool: whether a step may change the state."""
+    return jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
 
-def teacher_entropy(probs: Array) -> Array:
+def relative_entropy(entropy: Array, prototypes: int) -> Array:
     """Mean entropy of the teacher's distributions over log K: 1 is uniform (collapse), 0 one-hot.
 
     Args:
-        probs: [..., K] probabilities.
+        entropy: [...] nats.
+        prototypes: K.
     """
-    entropy = -jnp.sum(jax.scipy.special.xlogy(probs, probs), axis=-1)
-    return jnp.mean(entropy) / jnp.log(probs.shape[-1])
+    return jnp.mean(entropy) / jnp.log(prototypes)
 
 
 def feature_std(embedding: Array) -> Array:

@@ -19,7 +19,7 @@ from cmd_jax.training.health import NonFinite
 from cmd_jax.training.metrics import MetricsWriter, Progress
 from cmd_jax.training.optimizer import adamw
 from cmd_jax.training.schedules import make_schedules, steps_per_epoch, total_steps
-from cmd_jax.training.sharding import Shardings, make_shardings
+from cmd_jax.training.sharding import Shardings, local_hardware, make_shardings
 from cmd_jax.training.state import TrainState, count_parameters, init_state, make_network
 from cmd_jax.training.step import make_train_step
 from cmd_jax.training.transfer import initial_weights, start_from
@@ -41,6 +41,13 @@ class Run(NamedTuple):
         shapes = jax.eval_shape(lambda: init_state(self.config, self.network, self.optimizer))
         place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.shardings.replicated)
         return jax.tree.map(place, shapes)
+
+    def compile(self) -> jax.stages.Compiled:
+        """The step as one program; it takes batches of the run's shape alone, so it is never compiled again."""
+        side, count = self.config.data.canvas_px, self.config.train.batch_size
+        shapes = (((count, side, side, 3), "uint8"), ((count, 2), "int32"), ((count,), "int32"))
+        batch = Batch(*(jax.ShapeDtypeStruct(*shape, sharding=self.shardings.batch) for shape in shapes))
+        return self.train_step.lower(self.abstract_state(), batch).compile()
 
     def first_state(self) -> TrainState:
         """The state before the first step; says what it takes from `init.weights`."""
@@ -65,7 +72,7 @@ def prepare_run(config: ConfigDict) -> Run:
         raise ConfigError(
             f"train.batch_size is {config.train.batch_size}, but there are {len(source)} training images; use at most that"
         )
-    config = config_lib.resolve(config, len(source))
+    config = config_lib.resolve(config, len(source), local_hardware())
     config_lib.validate(config)
     network = make_network(config)
     optimizer = adamw(
@@ -110,6 +117,7 @@ def train(config: ConfigDict, workdir: str) -> None:
     save_every = max(1, round(config.train.checkpoint_every_epochs * epoch))
     eval_every = round(config.eval.every_epochs * epoch)
     progress = Progress(first_step, run.steps, config.train.batch_size)
+    train_step = run.compile()
 
     def evaluate(step: int) -> None:
         if labelled and evaluation_lib.load_metrics(workdir, step) is None:
@@ -142,7 +150,7 @@ def train(config: ConfigDict, workdir: str) -> None:
                 checkpoints.save(state, config)
             batch = jax.device_put(Batch(*next(stream)), run.shardings.batch)
             with jax.transfer_guard("disallow"):
-                state, metrics = run.train_step(state, batch)
+                state, metrics = train_step(state, batch)
             progress.advance(step + 1)
             # Numbers are fetched one step late, when the device has the next step to work on.
             if pending:
@@ -175,13 +183,7 @@ def describe(config: ConfigDict) -> str:
     config, state = run.config, run.abstract_state()
     init = [f"init        {note}" for note in initial_weights(config, run.network).notes] if config.init.weights else []
     side, count = config.data.canvas_px, config.train.batch_size
-    batch = Batch(
-        *(
-            jax.ShapeDtypeStruct((count, *shape), dtype, sharding=run.shardings.batch)
-            for shape, dtype in (((side, side, 3), "uint8"), ((2,), "int32"), ((), "int32"))
-        )
-    )
-    compiled = run.train_step.lower(state, batch).compile()
+    compiled = run.compile()
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     test = open_source(config.data, "test")
     views, token_px = config.views, config_lib.token_px(config)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from cmd_jax.config import ConfigError
+from cmd_jax.config import ConfigError, Hardware
 
 
 class Shardings(NamedTuple):
@@ -28,3 +28,10 @@ def make_shardings(batch_size: int) -> Shardings:
         raise ConfigError(f"train.batch_size {batch_size} does not divide over {devices} devices; use {fit} or {fit + devices}")
     mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
     return Shardings(mesh, NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data")))
+
+
+def local_hardware() -> Hardware:
+    """The devices of this process."""
+    device = jax.local_devices()[0]
+    memory = device.memory_stats() or {}
+    return Hardware(device.platform, jax.local_device_count(), memory.get("bytes_limit"))

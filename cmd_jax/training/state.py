@@ -42,11 +42,20 @@ def make_backbone(config: ConfigDict) -> ViT | Swin:
         "table_px": config.views.global_px,
         "drop_path_rate": model.drop_path,
         "dtype": jnp.dtype(model.dtype),
+        "remat": model.remat,
     }
     if is_swin(config):
         return Swin(*swin.SIZES[model.name], window=model.window, **common)
     size = vit.SIZES[model.name]
-    return ViT(width=size.width, depth=size.depth, num_heads=size.heads, registers=model.registers, **common)
+    return ViT(
+        width=size.width,
+        depth=size.depth,
+        num_heads=size.heads,
+        registers=model.registers,
+        scan_blocks=model.scan_blocks,
+        attention=model.attention,
+        **common,
+    )
 
 
 def make_network(config: ConfigDict) -> Network:
@@ -65,7 +74,13 @@ def make_network(config: ConfigDict) -> Network:
         mil_hidden_dim=config.method.mil_hidden_dim,
         mil_temp=config.method.mil_temp,
         dtype=dtype,
+        packed_views=config.model.packed_views,
     )
+
+
+def with_dtype(network: Network, dtype: jnp.dtype) -> Network:
+    """The same network with activations in another dtype."""
+    return network.clone(dtype=dtype, backbone=network.backbone.clone(dtype=dtype))
 
 
 def init_params(config: ConfigDict, network: Network) -> Params:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmd_jax.models.layers import drop_path
+from cmd_jax.models.layers import drop_path, keep_factors
 from cmd_jax.models.vit import SIZES, ViT, bicubic_matrix, resample_positions
 
 
@@ -68,22 +68,54 @@ def test_bfloat16_activations_keep_float32_parameters_and_attention(params):
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
 
-def test_drop_path_keeps_the_mean_and_drops_whole_samples():
-    branch = jnp.ones((20_000, 2))
-    dropped = drop_path(branch, 0.25, jax.random.key(0))
+def test_drop_path_keeps_the_mean_and_drops_whole_sequences():
+    segments = ((2, 3), (1, 4))
+    factors = keep_factors(jax.random.key(0), 0.25, 10_000, segments, 0)
+    assert factors.shape == (10_000, 10, 1)
+    dropped = drop_path(jnp.ones((10_000, 10, 2)), factors)
     assert set(np.unique(dropped)) == {0.0, np.float32(1 / 0.75)}
-    np.testing.assert_array_equal(dropped[:, 0], dropped[:, 1])
-    assert float(dropped.mean()) == pytest.approx(1.0, abs=4 * np.sqrt(1 / 3 / 20_000))
-    assert drop_path(branch, 0.25, None) is branch
+    np.testing.assert_array_equal(dropped[..., 0], dropped[..., 1])
+    sequences = [dropped[:, :3], dropped[:, 3:6], dropped[:, 6:]]
+    for sequence in sequences:
+        np.testing.assert_array_equal(sequence, np.broadcast_to(sequence[:, :1], sequence.shape))
+    assert np.any(sequences[0][:, 0] != sequences[1][:, 0])
+    assert float(dropped.mean()) == pytest.approx(1.0, abs=4 * np.sqrt(1 / 3 / 30_000))
+    # a segment on its own draws what it draws beside the others
+    np.testing.assert_array_equal(keep_factors(jax.random.key(0), 0.25, 10_000, segments[1:], 1), factors[:, 6:])
+    assert drop_path(dropped, None) is dropped
 
 
 def test_stochastic_depth_is_drawn_in_training_alone(params):
     model, images = _vit(drop_path_rate=0.9), jax.random.normal(jax.random.key(1), (4, 32, 32, 3))
     still = model.apply(params, images)["cls_token"]
     np.testing.assert_array_equal(still, _vit().apply(params, images)["cls_token"])
-    drawn = [model.apply(params, images, train=True, rngs={"drop_path": jax.random.key(k)})["cls_token"] for k in (0, 0, 1)]
+    draw = lambda k: model.apply(params, (images[:, None],), jax.random.key(k), method="encode")[0]["cls_token"]
+    drawn = [draw(k) for k in (0, 0, 1)]
     np.testing.assert_array_equal(drawn[0], drawn[1])
     assert np.any(drawn[0] != drawn[2])
+
+
+@pytest.mark.parametrize("scan_blocks", [False, True])
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_views_of_two_sizes_in_one_row_give_what_each_gives_alone(scan_blocks, remat):
+    model = _vit(depth=3, drop_path_rate=0.5, registers=2)
+    key = jax.random.key(2)
+    groups = (jax.random.normal(key, (2, 2, 32, 32, 3)), jax.random.normal(key, (2, 3, 16, 16, 3)))
+    params = model.init(jax.random.key(0), groups, method="encode")
+
+    def total(params, model, groups, first=0):
+        named = model.apply(params, groups, key, first, method="encode")
+        return sum(jnp.sum(jnp.sin(one["patch_tokens"])) for one in named), named
+
+    run = jax.jit(jax.value_and_grad(total, has_aux=True), static_argnums=(1, 3))
+    fast = model.clone(scan_blocks=scan_blocks, remat=remat)
+    (value, together), gradient = run(params, fast, groups)
+    (first_value, first), first_gradient = run(params, model, groups[:1])
+    (second_value, second), second_gradient = run(params, model, groups[1:], 1)
+    np.testing.assert_allclose(value, first_value + second_value, rtol=1e-5)
+    close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5)
+    jax.tree.map(close, together, (*first, *second))
+    jax.tree.map(close, gradient, jax.tree.map(jnp.add, first_gradient, second_gradient))
 
 
 @pytest.mark.parametrize(("name", "millions"), [("vit_tiny", 5.5), ("vit_small", 21.7), ("vit_base", 85.8)])

@@ -3,18 +3,17 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from cmd_jax.training.optimizer import adamw, clip_per_parameter
+from cmd_jax.training.optimizer import adamw, clip
 from cmd_jax.training.step import ema
 
 
 def test_each_gradient_is_clipped_on_its_own():
     gradients = {"long": jnp.array([3.0, 4.0]), "short": jnp.array([0.1])}
-    clipped, _ = clip_per_parameter(1.0).update(gradients, optax.EmptyState())
+    clipped = jax.tree.map(lambda gradient: clip(gradient, 1.0), gradients)
     np.testing.assert_allclose(clipped["long"], [0.6, 0.8], rtol=1e-5)
     np.testing.assert_array_equal(clipped["short"], gradients["short"])
-    unclipped, _ = clip_per_parameter(0.0).update(gradients, optax.EmptyState())
+    unclipped = jax.tree.map(lambda gradient: clip(gradient, 0.0), gradients)
     np.testing.assert_array_equal(unclipped["long"], gradients["long"])
 
 
@@ -29,6 +28,17 @@ def test_weight_decay_falls_on_matrices_alone_and_spares_the_frozen_last_layer()
     assert np.all(first["bias"] == 0)
     assert np.all(first["image_last_layer"]["weight_v"] == 0)
     np.testing.assert_allclose(second["image_last_layer"]["weight_v"], -0.05)
+
+
+def test_an_inactive_update_changes_nothing():
+    params = {"kernel": jnp.ones((2, 2)), "image_last_layer": {"weight_v": jnp.ones((2, 2))}}
+    optimizer = adamw(clip_grad=3.0, freeze_steps=0)
+    bad = jax.tree.map(lambda x: x * jnp.nan, params)
+    arguments = {"learning_rate": 0.1, "weight_decay": 0.5}
+    _, state = optimizer.update(params, optimizer.init(params), params, **arguments)
+    updates, after = optimizer.update(bad, state, params, **arguments, active=False)
+    assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(updates))
+    jax.tree.map(np.testing.assert_array_equal, after, state)
 
 
 def test_ema_of_momentum_one_is_the_identity():

@@ -75,14 +75,51 @@ def test_stochastic_depth_is_the_students_alone(tiny_config, monkeypatch):
     state, step = _setup(tiny_config)
     drawn = []
 
-    def record(network, params, images, drop_key):
-        drawn.append((images.shape[1], drop_key is not None))
-        return encode_views(network, params, images, drop_key)
+    def record(network, params, groups, drop_key):
+        drawn.append(([group.shape[1] for group in groups], drop_key is not None))
+        return encode_views(network, params, groups, drop_key)
 
     monkeypatch.setattr(step_lib, "encode_views", record)
     jax.eval_shape(step, state, _batch())
-    # the teacher's global views, then the student's global and local ones
-    assert drawn == [(2, False), (2, True), (tiny_config.views.local_count, True)]
+    # the teacher's global views, then all of the student's
+    assert drawn == [([2], False), ([2, tiny_config.views.local_count], True)]
+
+
+SPEED = {
+    "packed_views": {"model.packed_views": True},
+    "scan_blocks": {"model.scan_blocks": True},
+    "remat dots": {"model.remat": "dots"},
+    "remat full, scanned": {"model.remat": "full", "model.scan_blocks": True},
+    "prototype_chunk": {"method.prototype_chunk": 7},
+}
+
+
+@pytest.mark.parametrize("name", SPEED)
+def test_how_it_is_computed_changes_no_number(tiny_config, name):
+    tiny_config.model.drop_path = 0.5
+    tiny_config.model.update(packed_views=False, scan_blocks=False)
+    results = []
+    for options in ({}, SPEED[name]):
+        tiny_config.update_from_flattened_dict(options)
+        state, step = _setup(tiny_config)
+        metrics = []
+        for _ in range(3):
+            state, of_step = step(state, _batch())
+            metrics.append([float(of_step[key]) for key in ("loss", "grad_norm", "feature_std", "mil_entropy")])
+        results.append(metrics)
+    np.testing.assert_allclose(*results, rtol=2e-5)
+
+
+def test_a_bfloat16_teacher_stays_close(tiny_config):
+    losses = []
+    for dtype in ("float32", "bfloat16"):
+        tiny_config.model.teacher_dtype = dtype
+        state, step = _setup(tiny_config)
+        state, metrics = step(state, _batch())
+        assert {leaf.dtype.name for leaf in jax.tree.leaves((state.teacher, state.centers))} == {"float32"}
+        losses.append(float(metrics["loss"]))
+    assert losses[0] != losses[1]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=2e-2)
 
 
 def test_a_step_is_a_function_of_seed_step_and_images(tiny_config):
