@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.naive_loss import naive_terms
 from cmd_jax.method.chunks import default_chunk
 from cmd_jax.method.logits import bag_probs, teacher_logits
 from cmd_jax.method.prototypes import Streaming, distil
 from cmd_jax.method.rows import Centers, Pairing, PrototypePair, StudentRows, TeacherRows, TermWeights
-from tests.method.naive import naive_terms
 
 ROOT = Path(__file__).parents[2]
 CMD = TermWeights(0.5, 0.5, 1.0, 1.0)
@@ -52,8 +52,8 @@ def problem(seed, images=2, groups=((2, 4), (3, 2)), patches=4, width=6, prototy
     return student, pair(dtype(gain)), weights(images, 2, patches), teacher, pairings
 
 
-# Programs of this file are compiled more often than run: LLVM's passes would take most of its time.
-QUICK = (("xla_backend_optimization_level", 0),)
+# Programs of this file are compiled more often than run: code generation would take most of its time.
+QUICK = (("xla_backend_optimization_level", 0), ("xla_cpu_use_fusion_emitters", False))
 
 
 @functools.lru_cache
@@ -85,9 +85,9 @@ def naive_loss_of(arguments, weights, student_temp=0.1):
     return jax.device_get((result, gradient))
 
 
-def assert_equal(arguments, weights, streaming, tolerance, student_temp=0.1):
+def assert_equal(arguments, weights, streaming, tolerance, student_temp=0.1, compiler_options=QUICK):
     """Every term, the entropy, and each gradient relative to its largest entry."""
-    result, gradient = loss_of(arguments, weights, streaming, student_temp, QUICK)
+    result, gradient = loss_of(arguments, weights, streaming, student_temp, compiler_options)
     (terms, entropy), expected = naive_loss_of(arguments, weights, student_temp)
     for name, term in terms.items():
         expected_term = term if getattr(weights, name) else 0.0
@@ -124,7 +124,7 @@ any_case = {
 
 
 # Each example is a program to compile, so it is run on several draws of values.
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=16, deadline=None, derandomize=True)
 @given(**any_case)
 def test_float64_equals_the_stored_tensors(shape, weights, chunk, student_temp, draws):
     with jax.enable_x64(True):
@@ -133,7 +133,7 @@ def test_float64_equals_the_stored_tensors(shape, weights, chunk, student_temp, 
             assert_equal(arguments, weights, Streaming(chunk), 1e-10, student_temp)
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=16, deadline=None, derandomize=True)
 @given(**any_case)
 def test_float32_equals_the_stored_tensors(shape, weights, chunk, student_temp, draws):
     for seed, temp in draws:
@@ -144,6 +144,10 @@ def test_float32_equals_the_stored_tensors(shape, weights, chunk, student_temp, 
 @pytest.mark.parametrize("chunk", [5, 16, 17, 100])
 def test_float32_at_the_methods_weights_and_every_kind_of_chunk(weights, chunk):
     assert_equal(problem(3, width=32), weights, Streaming(chunk), 1e-5)
+
+
+def test_float32_as_compiled_for_use():
+    assert_equal(problem(3, width=32), CMD, Streaming(5), 1e-5, compiler_options=())
 
 
 def test_bfloat16_products_keep_sums_in_float32():
@@ -221,7 +225,7 @@ def test_the_default_chunk_keeps_a_tile_in_the_memory_at_hand():
     assert default_chunk(50, 24, "cuda") == 24
 
 
-DEVICES_FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+DEVICES_FLAGS = " ".join(f"--{name}={value}" for name, value in (("xla_force_host_platform_device_count", 8), *QUICK))
 DEVICES_SCRIPT = """
 import jax, numpy as np
 from functools import partial
