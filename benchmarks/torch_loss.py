@@ -36,7 +36,7 @@ class Levels(NamedTuple):
 
 
 class TermWeights(NamedTuple):
-    """Weights of L_I, L_R, L_S and L_T; the last three are 0 together or not at all."""
+    """Weights of L_I, L_R, L_S and L_T; a term of weight 0 is not computed."""
 
     intra_image: float
     intra_region: float = 0.0
@@ -117,15 +117,19 @@ def cmd_loss(
     views = student.image_z.shape[0] // batch
     pairs = [(q, v) for q in range(2) for v in range(views) if v != q]
 
-    scaled, image_center = _teach(teacher.image_z, teacher_prototypes.image, centers.image, teacher_temp, center_momentum)
-    teacher_image_log_probs = _log_softmax(scaled).chunk(2)  # [B, K] of each view
-    teacher_image_probs = _softmax(scaled).chunk(2)
-    student_image_logits = (F.linear(student.image_z, student_prototypes.image) / student_temp).chunk(views)
-    intra_image = 0.0
-    for q, v in pairs:
-        ce = -torch.sum(teacher_image_probs[q] * _log_softmax(student_image_logits[v]), dim=-1)
-        intra_image = intra_image + ce.mean() / len(pairs)
-    terms = {"intra_image": intra_image}
+    terms, image_center = {}, centers.image
+    if weights.intra_image or weights.inter_teacher:
+        scaled, image_center = _teach(teacher.image_z, teacher_prototypes.image, centers.image, teacher_temp, center_momentum)
+        teacher_image_log_probs = _log_softmax(scaled).chunk(2)  # [B, K] of each view
+    if weights.intra_image or weights.inter_student:
+        student_image_logits = (F.linear(student.image_z, student_prototypes.image) / student_temp).chunk(views)
+    if weights.intra_image:
+        teacher_image_probs = _softmax(scaled).chunk(2)
+        intra_image = 0.0
+        for q, v in pairs:
+            ce = -torch.sum(teacher_image_probs[q] * _log_softmax(student_image_logits[v]), dim=-1)
+            intra_image = intra_image + ce.mean() / len(pairs)
+        terms["intra_image"] = intra_image
     if not any(weights[1:]):
         return weights.intra_image * intra_image, terms, Levels(image_center, centers.region)
 
@@ -134,23 +138,31 @@ def cmd_loss(
     teacher_region_probs = [probs.unflatten(0, (batch, -1)) for probs in _softmax(scaled).chunk(2)]
     del scaled
     sizes = [batch * features.shape[1] for features in student.features]
-    student_region_logits = F.linear(student.region_z, student_prototypes.region) / student_temp
-    # [T, K] -> [B, N_v, K] of each view
-    student_region_logits = [logits.unflatten(0, (batch, -1)) for logits in student_region_logits.split(sizes)]
-    intra_region = inter_student = inter_teacher = 0.0
-    for q, v in pairs:
-        match = _matched(student.features[v], teacher.features[q])
-        ce = _region_cross_entropy(student_region_logits[v], teacher_region_probs[q], match, teacher.mil_weights[q])
-        intra_region = intra_region + ce / len(pairs)
-    for v in range(views):
-        divergence = _mixture_divergence(
-            student.mil_weights[v], _softmax(student_region_logits[v]), _log_softmax(student_image_logits[v])
-        )
-        times = 1 if v < 2 else 2  # a global view stands in one pair, a local view in two
-        inter_student = inter_student + times * divergence.mean() / len(pairs)
-    for q in range(2):
-        divergence = _mixture_divergence(inter_teacher_weights[q], teacher_region_probs[q], teacher_image_log_probs[q])
-        inter_teacher = inter_teacher + divergence.mean() / 2
-    terms |= {"intra_region": intra_region, "inter_student": inter_student, "inter_teacher": inter_teacher}
-    loss = sum(weight * terms[name] for name, weight in weights._asdict().items())
+    if weights.intra_region or weights.inter_student:
+        student_region_logits = F.linear(student.region_z, student_prototypes.region) / student_temp
+        # [T, K] -> [B, N_v, K] of each view
+        student_region_logits = [logits.unflatten(0, (batch, -1)) for logits in student_region_logits.split(sizes)]
+    if weights.intra_region:
+        intra_region = 0.0
+        for q, v in pairs:
+            match = _matched(student.features[v], teacher.features[q])
+            ce = _region_cross_entropy(student_region_logits[v], teacher_region_probs[q], match, teacher.mil_weights[q])
+            intra_region = intra_region + ce / len(pairs)
+        terms["intra_region"] = intra_region
+    if weights.inter_student:
+        inter_student = 0.0
+        for v in range(views):
+            divergence = _mixture_divergence(
+                student.mil_weights[v], _softmax(student_region_logits[v]), _log_softmax(student_image_logits[v])
+            )
+            times = 1 if v < 2 else 2  # a global view stands in one pair, a local view in two
+            inter_student = inter_student + times * divergence.mean() / len(pairs)
+        terms["inter_student"] = inter_student
+    if weights.inter_teacher:
+        inter_teacher = 0.0
+        for q in range(2):
+            divergence = _mixture_divergence(inter_teacher_weights[q], teacher_region_probs[q], teacher_image_log_probs[q])
+            inter_teacher = inter_teacher + divergence.mean() / 2
+        terms["inter_teacher"] = inter_teacher
+    loss = sum(weight * terms[name] for name, weight in weights._asdict().items() if weight)
     return loss, terms, Levels(image_center, region_center)

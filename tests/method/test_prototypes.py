@@ -1,5 +1,6 @@
 """The streamed objective against tensors that hold every logit: values, all gradients, any chunk, split over devices."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -12,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.naive_loss import naive_terms
 from cmd_jax.method.chunks import default_chunk
 from cmd_jax.method.logits import bag_probs, teacher_logits
 from cmd_jax.method.prototypes import Streaming, distil
 from cmd_jax.method.rows import Centers, Pairing, PrototypePair, StudentRows, TeacherRows, TermWeights
-from tests.method.naive import naive_terms
 
 ROOT = Path(__file__).parents[2]
 CMD = TermWeights(0.5, 0.5, 1.0, 1.0)
@@ -51,33 +52,42 @@ def problem(seed, images=2, groups=((2, 4), (3, 2)), patches=4, width=6, prototy
     return student, pair(dtype(gain)), weights(images, 2, patches), teacher, pairings
 
 
-def loss_of(arguments, weights, streaming, student_temp=0.1):
-    *differentiable, teacher, pairings = arguments
+# Programs of this file are compiled more often than run: code generation would take most of its time.
+QUICK = (("xla_backend_optimization_level", 0), ("xla_cpu_use_fusion_emitters", False))
 
-    def loss(student, prototypes, scorer):
+
+@functools.lru_cache
+def streamed_program(weights, streaming, student_temp, compiler_options):
+    def loss(student, prototypes, scorer, teacher, pairings):
         result = distil(
             student, prototypes, scorer, teacher, pairings, weights=weights, student_temp=student_temp, streaming=streaming
         )
         return 3.0 * result.loss, result  # a cotangent that is not 1
 
-    gradient, result = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*differentiable)
-    return result, gradient
+    return jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True), compiler_options=dict(compiler_options))
+
+
+@functools.partial(jax.jit, compiler_options=dict(QUICK))
+@functools.partial(jax.grad, argnums=(0, 1, 2), has_aux=True)
+def naive_program(student, prototypes, scorer, teacher, pairings, weights, student_temp):
+    """One program for each shape: weights and temperature are arguments."""
+    terms, entropy = naive_terms(student, prototypes, scorer, teacher, pairings, student_temp)
+    return 3.0 * sum(weights[name] * term for name, term in terms.items()), (terms, entropy)
+
+
+def loss_of(arguments, weights, streaming, student_temp=0.1, compiler_options=()):
+    gradient, result = streamed_program(weights, streaming, student_temp, compiler_options)(*arguments)
+    return jax.device_get((result, gradient))
 
 
 def naive_loss_of(arguments, weights, student_temp=0.1):
-    *differentiable, teacher, pairings = arguments
-
-    def loss(student, prototypes, scorer):
-        terms, entropy = naive_terms(student, prototypes, scorer, teacher, pairings, student_temp)
-        return 3.0 * sum(getattr(weights, name) * term for name, term in terms.items()), (terms, entropy)
-
-    gradient, result = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*differentiable)
-    return result, gradient
+    gradient, result = naive_program(*arguments, {name: float(w) for name, w in weights._asdict().items()}, student_temp)
+    return jax.device_get((result, gradient))
 
 
-def assert_equal(arguments, weights, streaming, tolerance, student_temp=0.1):
+def assert_equal(arguments, weights, streaming, tolerance, student_temp=0.1, compiler_options=QUICK):
     """Every term, the entropy, and each gradient relative to its largest entry."""
-    result, gradient = loss_of(arguments, weights, streaming, student_temp)
+    result, gradient = loss_of(arguments, weights, streaming, student_temp, compiler_options)
     (terms, entropy), expected = naive_loss_of(arguments, weights, student_temp)
     for name, term in terms.items():
         expected_term = term if getattr(weights, name) else 0.0
@@ -85,41 +95,49 @@ def assert_equal(arguments, weights, streaming, tolerance, student_temp=0.1):
     np.testing.assert_allclose(result.teacher_entropy, entropy, rtol=tolerance, atol=tolerance)
     total = sum(getattr(weights, name) * term for name, term in terms.items())
     np.testing.assert_allclose(result.loss, total, rtol=tolerance, atol=tolerance)
-    scale = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(expected))
+    scale = max(np.max(np.abs(leaf)) for leaf in jax.tree.leaves(expected))
     for (path, of_streamed), of_naive in zip(
         jax.tree_util.tree_leaves_with_path(gradient), jax.tree.leaves(expected), strict=True
     ):
         # A gradient that cancels to nothing beside the others, or where softmaxes saturate, is exact to rounding alone.
-        largest = max(float(jnp.max(jnp.abs(of_naive))), 1e-3 * scale, 1e-2)
+        largest = max(np.max(np.abs(of_naive)), 1e-3 * scale, 1e-2)
         np.testing.assert_allclose(of_streamed, of_naive, rtol=0, atol=tolerance * largest, err_msg=str(path))
 
 
-shapes = st.fixed_dictionaries(
-    {
-        "seed": st.integers(0, 2**31),
-        "images": st.sampled_from([1, 3]),
-        "groups": st.sampled_from([((2, 3),), ((2, 4), (1, 1)), ((2, 5), (3, 2))]),
-        "patches": st.sampled_from([1, 4]),
-        "width": st.sampled_from([3, 7]),
-        "prototypes": st.sampled_from([2, 17, 32]),
-        "temp": st.sampled_from([0.04, 0.07, 0.2]),
-    }
+shapes = st.sampled_from(
+    [
+        {"images": 1, "groups": ((2, 3),), "patches": 4, "width": 3, "prototypes": 2},
+        {"images": 3, "groups": ((2, 4), (1, 1)), "patches": 1, "width": 7, "prototypes": 17},
+        {"images": 1, "groups": ((2, 5), (3, 2)), "patches": 4, "width": 7, "prototypes": 32},
+        {"images": 3, "groups": ((2, 5), (3, 2)), "patches": 4, "width": 3, "prototypes": 17},
+    ]
 )
 term_weights = st.tuples(*[st.sampled_from([0.0, 0.5, 1.0, 2.5])] * 4).filter(any).map(lambda w: TermWeights(*w))
-any_case = {"shape": shapes, "weights": term_weights, "chunk": st.integers(1, 45), "student_temp": st.sampled_from([0.1, 0.3])}
+values = st.tuples(st.integers(0, 2**31), st.sampled_from([0.04, 0.07, 0.2]))  # seed, teacher's temperature
+any_case = {
+    "shape": shapes,
+    "weights": term_weights,
+    "chunk": st.integers(1, 45),
+    "student_temp": st.sampled_from([0.1, 0.3]),
+    "draws": st.lists(values, min_size=6, max_size=6),
+}
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)  # each is compiled
+# Each example is a program to compile, so it is run on several draws of values.
+@settings(max_examples=16, deadline=None, derandomize=True)
 @given(**any_case)
-def test_float64_equals_the_stored_tensors(shape, weights, chunk, student_temp):
+def test_float64_equals_the_stored_tensors(shape, weights, chunk, student_temp, draws):
     with jax.enable_x64(True):
-        assert_equal(problem(**shape, dtype=np.float64), weights, Streaming(chunk), 1e-10, student_temp)
+        for seed, temp in draws:
+            arguments = problem(seed, **shape, temp=temp, dtype=np.float64)
+            assert_equal(arguments, weights, Streaming(chunk), 1e-10, student_temp)
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=16, deadline=None, derandomize=True)
 @given(**any_case)
-def test_float32_equals_the_stored_tensors(shape, weights, chunk, student_temp):
-    assert_equal(problem(**shape), weights, Streaming(chunk), 1e-5, student_temp)
+def test_float32_equals_the_stored_tensors(shape, weights, chunk, student_temp, draws):
+    for seed, temp in draws:
+        assert_equal(problem(seed, **shape, temp=temp), weights, Streaming(chunk), 1e-5, student_temp)
 
 
 @pytest.mark.parametrize("weights", [CMD, TermWeights(1.0, 0.0, 0.0, 0.0), TermWeights(0.5, 0.5, 0.0, 0.0)])
@@ -128,10 +146,14 @@ def test_float32_at_the_methods_weights_and_every_kind_of_chunk(weights, chunk):
     assert_equal(problem(3, width=32), weights, Streaming(chunk), 1e-5)
 
 
+def test_float32_as_compiled_for_use():
+    assert_equal(problem(3, width=32), CMD, Streaming(5), 1e-5, compiler_options=())
+
+
 def test_bfloat16_products_keep_sums_in_float32():
     arguments = problem(0, width=64, prototypes=300, groups=((2, 16), (4, 5)), patches=16)
     (terms, _), expected = naive_loss_of(arguments, CMD)
-    result, gradient = loss_of(arguments, CMD, Streaming(128, "bfloat16"))
+    result, gradient = loss_of(arguments, CMD, Streaming(128, "bfloat16"), compiler_options=QUICK)
     for name, term in terms.items():
         assert result.terms[name].dtype == jnp.float32
         # The operands carry 8 bits: single logits of size 10 are off by 0.02, sums of them by less.
@@ -159,9 +181,10 @@ def test_terms_carry_no_gradient_and_the_teacher_gets_none():
     def run(student, teacher):
         return distil(student, prototypes, scorer, teacher, pairings, weights=CMD, student_temp=0.1, streaming=Streaming(8))
 
-    assert all(np.all(x == 0) for x in jax.tree.leaves(jax.grad(lambda s: run(s, teacher).terms["intra_image"])(student)))
-    assert all(np.all(x == 0) for x in jax.tree.leaves(jax.grad(lambda t: run(student, t).loss)(teacher)))
-    assert all(np.any(x != 0) for x in jax.tree.leaves(jax.grad(lambda s: run(s, teacher).loss)(student)))
+    gradient = lambda of, at: jax.tree.leaves(jax.jit(jax.grad(of), compiler_options=dict(QUICK))(at))
+    assert all(np.all(x == 0) for x in gradient(lambda s: run(s, teacher).terms["intra_image"], student))
+    assert all(np.all(x == 0) for x in gradient(lambda t: run(student, t).loss, teacher))
+    assert all(np.any(x != 0) for x in gradient(lambda s: run(s, teacher).loss, student))
 
 
 def test_no_array_of_the_program_has_patches_and_prototypes():
@@ -202,6 +225,7 @@ def test_the_default_chunk_keeps_a_tile_in_the_memory_at_hand():
     assert default_chunk(50, 24, "cuda") == 24
 
 
+DEVICES_FLAGS = " ".join(f"--{name}={value}" for name, value in (("xla_force_host_platform_device_count", 8), *QUICK))
 DEVICES_SCRIPT = """
 import jax, numpy as np
 from functools import partial
@@ -239,7 +263,7 @@ print("equal", jax.device_count())
 
 
 def test_prototypes_split_over_devices_give_the_same_numbers_and_are_not_gathered():
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"XLA_FLAGS": DEVICES_FLAGS, "JAX_PLATFORMS": "cpu"}
     out = subprocess.run(
         [sys.executable, "-c", DEVICES_SCRIPT], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )

@@ -123,7 +123,8 @@ def test_the_inter_teacher_term_trains_the_scorer_alone():
     )
     loss.backward()
     for name, parameter in training.student.named_parameters():
-        assert torch.any(parameter.grad != 0) == name.startswith("scorer"), name
+        moved = parameter.grad is not None and bool(torch.any(parameter.grad != 0))
+        assert moved == name.startswith("scorer"), name
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
