@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -17,6 +18,9 @@ from cmd_jax.weights.errors import WeightsError
 BAD_CONFIG, BAD_DATA, SICK_RUN = 64, 65, 70  # 0 is success; launchers retry on any other code
 
 _DEBUG = flags.DEFINE_bool("debug", False, "show the traceback of an error")
+_COMPILE_CACHE = flags.DEFINE_string(
+    "compile_cache", os.path.join("~", ".cache", "cmd_jax"), "directory of compiled programs, read by later runs; empty: none"
+)
 
 
 def run(main: Callable[..., None], usage: str, words: int = 0) -> None:
@@ -67,6 +71,8 @@ def _guarded(main: Callable[[], None]) -> None:
         WeightsError: BAD_DATA,
         NonFinite: SICK_RUN,
     }
+    if _COMPILE_CACHE.value:
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(_COMPILE_CACHE.value))
     try:
         main()
     except tuple(codes) as error:
