@@ -3,13 +3,14 @@
     python -m benchmarks.jax_step --model=vit_tiny --method=cmd --batch_size=4 --prototypes=4096
 
 runs three steps and prints loss and seconds; with --serve it answers `benchmarks.worker`, with --phases it times the parts
-of the step. Stochastic depth is off and the last layer is never frozen, as on the other side. `--set=model.remat=full` sets
-any other key of the configuration.
+of the step, each compiled by itself, and prints them as JSON too. Stochastic depth is off and the last layer is never
+frozen, as on the other side. `--set=model.remat=full` sets any other key of the configuration.
 """
 
 import argparse
 import ast
 import contextlib
+import json
 import time
 from collections.abc import Callable
 
@@ -24,14 +25,13 @@ from cmd_jax.config import ConfigDict
 from cmd_jax.data.augment import multi_crop
 from cmd_jax.data.loader import Batch
 from cmd_jax.method.objective import cmd_objective
-from cmd_jax.method.prototypes import Streaming
 from cmd_jax.method.rows import PrototypePair
-from cmd_jax.training.arithmetic import model_flops
+from cmd_jax.training.arithmetic import model_flops, read_fields
 from cmd_jax.training.optimizer import adamw
 from cmd_jax.training.schedules import make_schedules
 from cmd_jax.training.sharding import local_hardware
 from cmd_jax.training.state import TrainState, count_parameters, init_state, make_network, with_dtype
-from cmd_jax.training.step import ema, encode_views, make_train_step, make_update, term_weights
+from cmd_jax.training.step import ema, encode_views, make_streaming, make_train_step, make_update, term_weights
 
 IMAGES = 100_000  # of the imagined data set: schedules alone depend on it
 
@@ -119,11 +119,11 @@ def phases(setup: Setup) -> dict[str, tuple[Callable, tuple]]:
         encode = lambda groups: network.backbone.apply({"params": params}, groups, None, method="encode")
         return tuple((named["patch_tokens"], named.get("cls_token")) for group in groups for named in encode(group))
 
-    def read(params: dict, tokens: tuple) -> tuple:
+    def read(params: dict, tokens: tuple) -> list:
         named = [{"patch_tokens": patches, "cls_token": cls} for patches, cls in tokens]
         apply = lambda network: [network._read(one) for one in named]
         encoded = network.apply({"params": params}, method=apply)
-        return tuple((one.image_z, one.region_z, one.mil_weights) for one in encoded)
+        return [getattr(one, name) for one in encoded for name in read_fields(config)]
 
     def objective(
         views: tuple, prototypes: PrototypePair, teacher: tuple, rows: PrototypePair, weights: jax.Array
@@ -140,8 +140,12 @@ def phases(setup: Setup) -> dict[str, tuple[Callable, tuple]]:
             student_temp=config.method.student_temp,
             teacher_temp=config.method.teacher_temp,
             center_momentum=0.9,
-            streaming=Streaming(config.method.prototype_chunk, config.model.dtype),
+            streaming=make_streaming(config),
         ).loss
+
+    def teacher_forward(params: dict, views: tuple[jax.Array, ...]) -> list:
+        (encoded,), _ = encode_views(teacher_network, params, views, None)
+        return [getattr(encoded, name) for name in read_fields(config)]
 
     def optimize(state: TrainState, gradients: dict) -> tuple:
         updates, optimizer = setup.optimizer.update(
@@ -161,7 +165,7 @@ def phases(setup: Setup) -> dict[str, tuple[Callable, tuple]]:
             lambda batch: multi_crop(jax.random.key(0), *batch, views=config.views, normalization=config.data.normalization),
             (batch,),
         ),
-        "teacher": (lambda params, views: encode_views(teacher_network, params, views, None)[1], (state.teacher, views[:1])),
+        "teacher": (teacher_forward, (state.teacher, views[:1])),
         "student backbone": (gradient(backbone, 0), (state.student["backbone"], views)),
         "student heads": (gradient(read, (0, 1)), (state.student, tokens)),
         "loss": (jax.grad(objective, (0, 1, 4)), (student, prototypes, teacher, prototypes, teacher.mil_weights)),
@@ -210,6 +214,7 @@ def main() -> None:
         for name, value in seconds.items():
             print(f"{name:20}{value:9.3f} s")
         print(f"{'sum':20}{sum(seconds.values()):9.3f} s")
+        print(json.dumps(seconds))
         return
     started = time.perf_counter()
     step, data = setup.compiled(args.augment)
@@ -233,6 +238,7 @@ def main() -> None:
         "temporary_bytes": memory.temp_size_in_bytes,
         "state_and_batch_bytes": memory.argument_size_in_bytes,
         "model_flops": model_flops(config) * config.train.batch_size,
+        "compiled_flops": step.cost_analysis()["flops"],  # the body of a loop counts once
         "matrix_ceiling_flops_per_s": matrix_ceiling(args.dtype),
     }
     if not args.serve:

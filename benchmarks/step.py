@@ -8,13 +8,15 @@ A step takes given crops (2 x 224 and 8 x 96 px): teacher and student forward, l
 Both sides have the same sizes, allocator settings and cores, each in a process of its own, and take turns; a figure is a
 median. On a CPU time is the process's CPU-seconds, which other programs on the machine disturb least, on one core; on a GPU
 it is wall time. PyTorch's side is `benchmarks/torch_step.py`; without a Python that has torch and transformers only ours is
-measured. The last line is one JSON object.
+measured. The parts of our step are timed too, each compiled by itself: augmentation, which the step above does not include,
+both networks, the loss, the optimizer. The last line is one JSON object.
 """
 
 import argparse
 import json
 import os
 import statistics
+import subprocess
 import sys
 from pathlib import Path
 
@@ -60,12 +62,13 @@ def torch_python(given: str | None) -> str | None:
 def measure(args: argparse.Namespace, method: str, prototypes: int, batch: int) -> dict:
     """Both sides of one case."""
     sizes = [f"--{name}={getattr(args, name)}" for name in ("model", "dtype", "local_count", "global_px", "local_px")]
-    sizes += [f"--method={method}", f"--prototypes={prototypes}", f"--batch_size={batch}", "--serve"]
+    sizes += [f"--method={method}", f"--prototypes={prototypes}", f"--batch_size={batch}"]
     environment = os.environ | {"GLIBC_TUNABLES": ALLOCATORS[args.allocator]}
     ours = [sys.executable, "-m", "benchmarks.jax_step", *sizes, *(f"--set={item}" for item in args.set)]
-    sides = {"jax": (ours, environment | {"JAX_PLATFORMS": args.device})}
+    sides = {"jax": ([*ours, "--serve"], environment | {"JAX_PLATFORMS": args.device})}
     if python := torch_python(args.torch_python):
-        theirs = [python, "-m", "benchmarks.torch_step", *sizes, f"--device={args.device}", *(["--compile"] * args.compile)]
+        theirs = [python, "-m", "benchmarks.torch_step", *sizes, "--serve", f"--device={args.device}"]
+        theirs += ["--compile"] * args.compile
         sides["torch"] = (theirs, environment)
     workers, replies = {}, {}
     try:
@@ -79,7 +82,9 @@ def measure(args: argparse.Namespace, method: str, prototypes: int, batch: int) 
     finally:
         for worker in workers.values():
             worker.close()
-    return summary(args, {"method": method, "prototypes": prototypes, "batch_size": batch}, infos, replies)
+    result = summary(args, {"method": method, "prototypes": prototypes, "batch_size": batch}, infos, replies)
+    out = subprocess.run([*ours, "--phases"], env=sides["jax"][1], stdout=subprocess.PIPE, text=True, check=True)
+    return result | {"phases_s": json.loads(out.stdout.splitlines()[-1])}
 
 
 def summary(args: argparse.Namespace, case: dict, infos: dict, replies: dict) -> dict:
@@ -123,6 +128,7 @@ def lines(result: dict) -> list[str]:
         f"{result['matrix_ceiling_flops_per_s'] / 1e9:,.0f} GFLOP/s; compiled in {result['compile_s']:.0f} s, "
         f"{result['temporary_bytes'] / GIB:.2f} GiB temporary"
     )
+    text.append("  by itself: " + ", ".join(f"{name} {seconds:.3f} s" for name, seconds in result["phases_s"].items()))
     if "images_per_s_ratio" in result:
         low, high = result["images_per_s_ratio_range"]
         text.append(

@@ -73,7 +73,9 @@ def default() -> ConfigDict:
     config.method.koleo_weight = 0.0  # of DINOv2's regulariser, which keeps the images of a batch apart; DINOv2 takes 0.1
     config.method.mil_temp = 1.0  # of the MIL weights' softmax
     config.method.mil_hidden_dim = 128
-    config.method.prototype_chunk = placeholder(int)  # prototypes at a time in the objective; None: by the memory at hand
+    # How the objective passes over the prototypes; None: by the memory at hand, and what is fastest on the backend.
+    config.method.prototype_chunk = placeholder(int)  # prototypes at a time
+    config.method.matched_targets = placeholder(str)  # of L_R: expected | gathered, see cmd_jax/method/chunks.py
 
     config.model = ConfigDict()
     config.model.name = "vit_small"  # one of MODELS
@@ -220,6 +222,7 @@ def resolve(config: ConfigDict, train_images: int, hardware: Hardware = ONE_CPU)
     rows = region_rows(config) * -(-config.train.batch_size // hardware.devices)
     chunk = default_chunk(rows, config.head.prototypes, hardware.platform, hardware.memory_bytes)
     _fill(config, "method.prototype_chunk", chunk)
+    _fill(config, "method.matched_targets", "gathered" if cpu else "expected")
     config.lock()
     return config
 
@@ -261,6 +264,7 @@ def validate(config: ConfigDict) -> None:
     _choice("method.image_pool", config.method.image_pool, ("mil", "cls", "mean", None))
     _choice("method.region_weights", config.method.region_weights, ("teacher_mil", "uniform", None))
     _choice("method.centering", config.method.centering, ("ema", "sinkhorn"))
+    _choice("method.matched_targets", config.method.matched_targets, ("expected", "gathered", None))
     _choice("model.name", config.model.name, MODELS)
     _choice("model.dtype", config.model.dtype, ("float32", "bfloat16"))
     _choice("model.teacher_dtype", config.model.teacher_dtype, ("float32", "bfloat16", None))

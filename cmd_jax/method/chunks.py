@@ -1,7 +1,7 @@
 """Loops over chunks of the K prototypes, so that nothing with an axis of K and one of patches is ever stored whole."""
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,27 @@ from jax import lax
 
 Array = jax.Array
 Carry = TypeVar("Carry")
+
+Targets = Literal["expected", "gathered"]
+
+
+class Streaming(NamedTuple):
+    """How the objective passes over K.
+
+    Attributes:
+        chunk: prototypes in a chunk (`default_chunk`).
+        dtype: of the products' operands, "float32" or "bfloat16"; sums, softmax and log-sum-exp are float32 in any case.
+        axis: of the mesh over which the prototypes and centers at hand are split along K, inside `jax.shard_map`.
+        targets: how L_R gets its matched targets. "expected" sums up M of every teacher patch and matches those d-vectors: two
+            products more for the teacher, no gather of K-vectors, which suits TPUs and GPUs. "gathered" matches the teacher's
+            probabilities inside a chunk, which CPUs read from their cache.
+    """
+
+    chunk: int
+    dtype: str = "float32"
+    axis: str | None = None
+    targets: Targets = "expected"
+
 
 SMALLEST = 256  # products with fewer columns no longer fill the arithmetic units
 CPU_WHOLE_BYTES = 2**27  # up to here one chunk, which computes no logits twice, is faster than tiles that stay in the cache

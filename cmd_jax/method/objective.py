@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from cmd_jax.method import prototypes as P
 from cmd_jax.method import released
 from cmd_jax.method.centers import sinkhorn_center, update_center
-from cmd_jax.method.prototypes import Streaming
+from cmd_jax.method.chunks import Streaming
 from cmd_jax.method.rows import Centers, Pairing, PrototypePair, StudentRows, TeacherRows, TermWeights
 
 Array = jax.Array

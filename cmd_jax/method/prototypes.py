@@ -7,7 +7,8 @@ Logits are W z / temp, so a cross-entropy against a fixed target p needs of p on
 and its gradient only E[W] under softmax(s). `distil` computes all four terms of the objective and their gradients in three
 passes over chunks of K: normalizers, then everything that needs the normalizers alone, then the student's gradients, which
 need the sums of the second pass. The loss ends the graph, so its cotangent is one number, and the forward pass can already
-compute the gradients: each product with W is done once a pass and never kept.
+compute the gradients: each product with W is done once a pass and never kept. Matched targets come in two ways, see
+`chunks.Streaming`.
 
 Letters: B images, V student views of one size, Q = 2 teacher views, N patches of a student view, M of a teacher view,
 d bottleneck width, K prototypes. With D = KL(pi || q), pi = sum_i a_i sigma_i a bag's mixture, q = softmax(x) its image and
@@ -23,24 +24,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cmd_jax.method.chunks import Normalizer, for_chunks, put_chunk, take_chunk
+from cmd_jax.method.chunks import Normalizer, Streaming, for_chunks, put_chunk, take_chunk
 from cmd_jax.method.rows import Pairing, PrototypePair, StudentRows, TeacherRows, TermWeights
 
 Array = jax.Array
-
-
-class Streaming(NamedTuple):
-    """How the passes are computed.
-
-    Attributes:
-        chunk: prototypes in a chunk (`chunks.default_chunk`).
-        dtype: of the products' operands, "float32" or "bfloat16"; sums, softmax and log-sum-exp are float32 in any case.
-        axis: of the mesh over which the prototypes and centers at hand are split along K, inside `jax.shard_map`.
-    """
-
-    chunk: int
-    dtype: str = "float32"
-    axis: str | None = None
 
 
 class Distilled(NamedTuple):
@@ -127,8 +114,9 @@ class _Sums(NamedTuple):
     """What the second pass adds up over K; None where no term needs it."""
 
     entropy: Array  # [B, Q] of the teacher's image level
-    image_targets: Array  # [B, Q, d] expected prototypes of the student under the teacher
-    region_targets: Array | None  # [B, Q, M, d]
+    intra_image: Array  # []
+    intra_region: Array | None  # [] with gathered targets
+    region_targets: Array | None  # [B, Q, M, d] expected prototypes of the student under the teacher, with expected targets
     student_divergence: tuple[Array, ...] | None  # [B, V] each
     student_slopes: tuple[Array, ...] | None  # [B, V, N] each, T_i
     teacher_divergence: Array | None  # [B, Q]
@@ -152,6 +140,7 @@ class _Passes:
         self.student, self.prototypes, self.scorer, self.teacher, self.pairings = student, prototypes, scorer, teacher, pairings
         self.accumulated = jnp.promote_types(teacher.image_z.dtype, jnp.float32)
         self.operand = self.accumulated if plan.streaming.dtype == "float32" else jnp.bfloat16
+        self.expected = plan.streaming.targets == "expected"
         self.student_regions = bool(self.weights.intra_region or self.weights.inter_student)
         self.teacher_regions = bool(self.weights.intra_region or self.weights.inter_teacher)
         scaled = lambda z, temp: (z / temp).astype(self.operand)
@@ -214,71 +203,67 @@ class _Passes:
     def log_probs(self, normalizers: _Tile, start: Array | int, size: int) -> _Tile:
         return jax.tree.map(lambda logits, lse: logits - lse[..., None], self.logits(start, size), normalizers)
 
-    def matched(self, pairing: Pairing, targets: Array) -> Array:
-        """[B, Q, M, d] -> sum_q weight * targets[q, match], [B, V, N, d]."""
+    def image_targets(self, pairing: Pairing, probs: Array) -> Array:
+        """The teacher's probabilities for a group's images: [B, Q, k] -> sum_q weight * probs[q], [B, V, k]."""
+        return jnp.einsum("qv,bqk->bvk", pairing.image_weights.astype(probs.dtype), probs, precision="highest") / len(probs)
+
+    def matched(self, pairing: Pairing, rows: Array) -> Array:
+        """Weighted teacher rows of the patches that a group is matched to: [B, Q, M, c] -> [B, V, N, c]."""
         batch, views, *_ = pairing.match.shape
-        index = pairing.match.reshape(batch, views, -1, 1)
-        rows = jnp.take_along_axis(targets, index, axis=2).reshape(*pairing.match.shape, -1)
-        return jnp.einsum("bqvn,bqvnd->bvnd", pairing.region_weights.astype(rows.dtype), rows)
+        index, weights = pairing.match.reshape(batch, views, -1), pairing.region_weights.reshape(batch, views, -1)
+        take = jax.vmap(jax.vmap(lambda rows, index: rows.at[index].get(mode="promise_in_bounds")))
+        found = take(rows, index)  # [B, Q, V * N, c]
+        # written out for the few q: a fused multiplication and addition instead of a small product for each patch
+        total = sum(weights[:, q, :, None] * found[:, q] for q in range(views))
+        return total.reshape(batch, *pairing.match.shape[2:], rows.shape[-1]) / batch
 
-    def assigned(self) -> PrototypePair:
-        """Weighted student rows summed up on the teacher's views and patches they are paired with, [B, Q, d], [B, Q, M, d].
+    def assigned(self) -> Array:
+        """Weighted student rows summed up on the teacher's patches they are matched to, [B, Q, M, d].
 
-        The gradient of all pairs for W is one product of these with the teacher's probabilities.
+        With expected targets the gradient of all pairs for W is one product of these with the teacher's probabilities.
         """
-        batch = self.teacher.image_z.shape[0]
-        image = jnp.zeros(self.teacher.image_z.shape, self.accumulated)
         region = jnp.zeros(self.teacher.region_z.shape, self.accumulated)
-        for pairing, image_rows, region_rows in self.groups():
-            image += jnp.einsum("qv,bvd->bqd", pairing.image_weights, image_rows) / batch
-            if region_rows is not None:
-                views = pairing.match.shape[1]
-                rows = pairing.region_weights[..., None] / batch * region_rows[:, None]  # [B, Q, V, N, d]
-                index = pairing.match.reshape(batch, views, -1)
-                add = jax.vmap(jax.vmap(lambda into, index, rows: into.at[index].add(rows)))
-                region = add(region, index, rows.reshape(batch, views, index.shape[-1], -1))
-        return PrototypePair(image, region)
-
-    def groups(self):
-        """(pairing, image rows, region rows or None) of each size of views, rows by temperature as the logits have them."""
-        regions = self.rows.student_region if self.weights.intra_region else (None,) * len(self.pairings)
-        full = lambda rows: None if rows is None else rows.astype(self.accumulated)
-        return [
-            (pairing, full(image), full(region))
-            for pairing, image, region in zip(self.pairings, self.rows.student_image, regions, strict=True)
-        ]
+        batch, views = region.shape[:2]
+        for pairing, rows in zip(self.pairings, self.rows.student_region, strict=True):
+            weighted = pairing.region_weights[..., None] / batch * rows[:, None].astype(region.dtype)  # [B, Q, V, N, d]
+            index = pairing.match.reshape(batch, views, -1)
+            add = jax.vmap(jax.vmap(lambda into, index, rows: into.at[index].add(rows)))
+            region = add(region, index, weighted.reshape(batch, views, index.shape[-1], -1))
+        return region
 
     def run(self, with_gradients: bool):
         """((loss, terms, entropy), gradients for (student, prototypes, scorer) or None)."""
-        w, batch = self.weights, self.teacher.image_z.shape[0]
+        w = self.weights
         normalizers = self.normalizers()
         zeros = lambda *shape: jnp.zeros(shape, self.accumulated)
         like = lambda x: jnp.zeros(x.shape, self.accumulated)
         sums = _Sums(
             entropy=zeros(*self.teacher.image_z.shape[:2]),
-            image_targets=like(self.teacher.image_z),
-            region_targets=like(self.teacher.region_z) if w.intra_region else None,
+            intra_image=zeros(),
+            intra_region=zeros() if w.intra_region and not self.expected else None,
+            region_targets=like(self.teacher.region_z) if w.intra_region and self.expected else None,
             student_divergence=tuple(zeros(*g.image_z.shape[:2]) for g in self.student) if w.inter_student else None,
             student_slopes=tuple(like(g.mil_weights) for g in self.student) if w.inter_student else None,
             teacher_divergence=zeros(*self.teacher.image_z.shape[:2]) if w.inter_teacher else None,
             teacher_slopes=like(self.scorer) if w.inter_teacher else None,
         )
-        gradients = None
+        gradients = assigned = None
         if with_gradients:
             rows = (self.rows.student_image, self.rows.student_region, *self.prototypes)
             gradients = _Gradients(*jax.tree.map(like, rows))
-            assigned = self.assigned()
+            assigned = self.assigned() if w.intra_region and self.expected else None
         # Without L_S the student's gradients need nothing of the second pass, which then computes both.
         third = with_gradients and bool(w.inter_student)
 
         def second_pass(carry, start, size):
             sums, gradients = carry
             log_probs = self.log_probs(normalizers, start, size)
-            sums, probs = self.add_sums(sums, log_probs, start, size)
-            if with_gradients:
-                gradients = self.add_teacher(gradients, probs, assigned, start)
-                if not third:
-                    gradients = self.add_student(gradients, log_probs, None, start, size)
+            sums = self.add_sums(sums, log_probs, start, size)
+            if assigned is not None:
+                part = -w.intra_region * self.outer(jnp.exp(log_probs.teacher_region), assigned)
+                gradients = gradients._replace(region_prototypes=put_chunk(gradients.region_prototypes, part, start))
+            if with_gradients and not third:
+                gradients = self.add_student(gradients, log_probs, None, start, size)
             return sums, gradients
 
         sums, gradients = self.loop(second_pass, (sums, gradients))
@@ -292,13 +277,15 @@ class _Passes:
             )
 
         terms = {name: zeros() for name in w._fields if name != "released"}
-        for index, (pairing, image_rows, region_rows) in enumerate(self.groups()):
-            if w.intra_image:
-                toward = jnp.einsum("bvd,bqd,qv->", image_rows, sums.image_targets, pairing.image_weights) / batch
-                terms["intra_image"] += jnp.sum(self.image_weights[index] * normalizers.student_image[index]) - toward
-            if w.intra_region:
-                toward = jnp.sum(region_rows * self.matched(pairing, sums.region_targets)) / batch
-                terms["intra_region"] += jnp.sum(self.region_weights[index] * normalizers.student_region[index]) - toward
+        if w.intra_image:
+            terms["intra_image"] = sums.intra_image
+        if w.intra_region and not self.expected:
+            terms["intra_region"] = sums.intra_region
+        for index, (pairing, weights) in enumerate(zip(self.pairings, self.region_weights, strict=True)):
+            if w.intra_region and self.expected:
+                rows = self.rows.student_region[index].astype(self.accumulated)
+                toward = jnp.sum(rows * self.matched(pairing, sums.region_targets))
+                terms["intra_region"] += jnp.sum(weights * normalizers.student_region[index]) - toward
             if w.inter_student:
                 terms["inter_student"] += jnp.sum(self.image_weights[index] * sums.student_divergence[index])
         if w.inter_teacher:
@@ -307,19 +294,23 @@ class _Passes:
         out = (loss, terms, sums.entropy)
         return (out, self.finish(gradients, sums)) if with_gradients else (out, None)
 
-    def add_sums(self, sums: _Sums, log_probs: _Tile, start: Array | int, size: int) -> tuple[_Sums, PrototypePair]:
-        """Second pass: the sums with a chunk counted in, and the teacher's probabilities of the chunk."""
+    def add_sums(self, sums: _Sums, log_probs: _Tile, start: Array | int, size: int) -> _Sums:
+        """Second pass: the sums with a chunk counted in."""
         w = self.weights
         image_probs = jnp.exp(log_probs.teacher_image)
-        region_probs = jnp.exp(log_probs.teacher_region) if self.teacher_regions else None
-        image_rows, region_rows = (take_chunk(rows, start, size) for rows in self.prototypes)
-        sums = sums._replace(
-            entropy=sums.entropy - jnp.sum(image_probs * log_probs.teacher_image, axis=-1),
-            image_targets=sums.image_targets + self.product("...k,kd->...d", image_probs, image_rows),
-        )
-        if w.intra_region:
-            targets = sums.region_targets + self.product("...k,kd->...d", region_probs, region_rows)
-            sums = sums._replace(region_targets=targets)
+        sums = sums._replace(entropy=sums.entropy - jnp.sum(image_probs * log_probs.teacher_image, axis=-1))
+        if w.intra_image:
+            against = zip(self.pairings, log_probs.student_image, strict=True)
+            total = sum(jnp.sum(self.image_targets(pairing, image_probs) * image) for pairing, image in against)
+            sums = sums._replace(intra_image=sums.intra_image - total)
+        if w.intra_region and self.expected:
+            of_region = take_chunk(self.prototypes.region, start, size)
+            targets = self.product("...k,kd->...d", jnp.exp(log_probs.teacher_region), of_region)
+            sums = sums._replace(region_targets=sums.region_targets + targets)
+        elif w.intra_region:
+            probs, against = jnp.exp(log_probs.teacher_region), zip(self.pairings, log_probs.student_region, strict=True)
+            total = sum(jnp.vdot(self.matched(pairing, probs), regions, precision="highest") for pairing, regions in against)
+            sums = sums._replace(intra_region=sums.intra_region - total)
         if w.inter_student:
             parts = [
                 _divergence_sums(group.mil_weights, jnp.exp(regions), image)
@@ -328,49 +319,44 @@ class _Passes:
             add = lambda old, which: tuple(a + part[which] for a, part in zip(old, parts, strict=True))
             sums = sums._replace(student_divergence=add(sums.student_divergence, 0), student_slopes=add(sums.student_slopes, 1))
         if w.inter_teacher:
-            divergence, slopes = _divergence_sums(self.scorer, region_probs, log_probs.teacher_image)
+            divergence, slopes = _divergence_sums(self.scorer, jnp.exp(log_probs.teacher_region), log_probs.teacher_image)
             sums = sums._replace(
                 teacher_divergence=sums.teacher_divergence + divergence, teacher_slopes=sums.teacher_slopes + slopes
             )
-        return sums, PrototypePair(image_probs, region_probs)
-
-    def add_teacher(self, gradients: _Gradients, probs: PrototypePair, assigned: PrototypePair, start: Array | int):
-        """The part of a chunk's prototype gradient that the targets send: -sum_j p_j z_j."""
-        image = -self.weights.intra_image * self.outer(probs.image, assigned.image)
-        gradients = gradients._replace(image_prototypes=put_chunk(gradients.image_prototypes, image, start))
-        if self.weights.intra_region:
-            region = -self.weights.intra_region * self.outer(probs.region, assigned.region)
-            gradients = gradients._replace(region_prototypes=put_chunk(gradients.region_prototypes, region, start))
-        return gradients
+        return sums
 
     def add_student(self, gradients: _Gradients, log_probs: _Tile, slopes, start: Array | int, size: int) -> _Gradients:
-        """A chunk's gradients of normalizers and of L_S; slopes: the T_i of every group, None without L_S."""
+        """The student's gradients of a chunk; slopes: the T_i of every group, None without L_S."""
         w = self.weights
         of_image, of_region = (take_chunk(rows, start, size) for rows in self.prototypes)
-        image_part = take_chunk(gradients.image_prototypes, start, size)
-        region_part = take_chunk(gradients.region_prototypes, start, size)
+        image_part, region_part = (take_chunk(part, start, size) for part in gradients[2:])
         image_z, region_z = list(gradients.image_z), list(gradients.region_z)
-        for index, group in enumerate(self.student):
+        for index, (group, pairing) in enumerate(zip(self.student, self.pairings, strict=True)):
             log_image, weight = log_probs.student_image[index], self.image_weights[index][:, None]
-            slope_image = w.intra_image * weight * jnp.exp(log_image)  # [B, V, k]
+            image_probs, slope_image = jnp.exp(log_image), 0.0
+            if w.intra_image:
+                targets = self.image_targets(pairing, jnp.exp(log_probs.teacher_image))
+                slope_image += w.intra_image * (weight * image_probs - targets)  # [B, V, k]
             if self.student_regions:
                 probs = jnp.exp(log_probs.student_region[index])
                 slope_region = w.intra_region * self.region_weights[index][..., None]  # [B, V, N, 1]
                 if w.inter_student:
                     mixture, t = _mixture_slope(group.mil_weights, probs, log_image)
-                    slope_image += w.inter_student * weight * (jnp.exp(log_image) - mixture)
+                    slope_image += w.inter_student * weight * (image_probs - mixture)
                     bag = w.inter_student * weight * group.mil_weights  # [B, V, N]
                     slope_region = slope_region + bag[..., None] * (t[..., None, :] - slopes[index][..., None])
                 slope_region = slope_region * probs
+                if w.intra_region and not self.expected:
+                    slope_region -= w.intra_region * self.matched(pairing, jnp.exp(log_probs.teacher_region))
                 region_z[index] += self.product("bvnk,kd->bvnd", slope_region, of_region)
                 region_part += self.outer(slope_region, self.rows.student_region[index])
-            image_z[index] += self.product("bvk,kd->bvd", slope_image, of_image)
-            image_part += self.outer(slope_image, self.rows.student_image[index])
-        gradients = _Gradients(
-            tuple(image_z),
-            tuple(region_z),
-            put_chunk(gradients.image_prototypes, image_part, start),
-            gradients.region_prototypes,
+            if w.intra_image or w.inter_student:
+                image_z[index] += self.product("bvk,kd->bvd", slope_image, of_image)
+                image_part += self.outer(slope_image, self.rows.student_image[index])
+        gradients = gradients._replace(
+            image_z=tuple(image_z),
+            region_z=tuple(region_z),
+            image_prototypes=put_chunk(gradients.image_prototypes, image_part, start),
         )
         if self.student_regions:
             gradients = gradients._replace(region_prototypes=put_chunk(gradients.region_prototypes, region_part, start))
@@ -382,17 +368,15 @@ class _Passes:
         image_z, region_z = self.over_devices((gradients.image_z, gradients.region_z))
         student = []
         for index, (group, pairing) in enumerate(zip(self.student, self.pairings, strict=True)):
-            toward = jnp.einsum("qv,bqd->bvd", pairing.image_weights, sums.image_targets) / batch
-            of_image = (image_z[index] - w.intra_image * toward) / self.temp
             of_region, of_weights = jnp.zeros_like(group.region_z), jnp.zeros_like(group.mil_weights)
             if self.student_regions:
                 of_region = region_z[index]
-                if w.intra_region:
-                    of_region -= w.intra_region / batch * self.matched(pairing, sums.region_targets)
+                if w.intra_region and self.expected:
+                    of_region -= w.intra_region * self.matched(pairing, sums.region_targets)
                 of_region /= self.temp
             if w.inter_student:
                 of_weights = w.inter_student * self.image_weights[index][:, None] * sums.student_slopes[index]
-            student.append(StudentRows(of_image, of_region, of_weights))
+            student.append(StudentRows(image_z[index] / self.temp, of_region, of_weights))
         scorer = jnp.zeros_like(self.scorer)
         if w.inter_teacher:
             scorer = w.inter_teacher / (batch * self.scorer.shape[1]) * sums.teacher_slopes

@@ -9,6 +9,17 @@ from cmd_jax.training.state import Params, init_params, make_network
 BACKWARD = 2  # a product's backward pass is two products
 
 
+def reads_regions(config: ConfigDict) -> bool:
+    """Whether the objective of a resolved configuration has a term of regions; DINO's has not."""
+    terms = ("intra_region", "inter_student", "inter_teacher", "released")
+    return any(config.method[f"{term}_weight"] for term in terms)
+
+
+def read_fields(config: ConfigDict) -> tuple[str, ...]:
+    """Names of what the objective reads of `models.network.Encoded`; the rest is left out of the program."""
+    return ("image_z", "region_z", "mil_weights") if reads_regions(config) else ("image_z",)
+
+
 def model_flops(config: ConfigDict) -> float:
     """Floating-point operations of one image and step: both networks, the heads and the logits, each done once.
 
@@ -25,9 +36,7 @@ def model_flops(config: ConfigDict) -> float:
     network = make_network(plain)
     shapes = jax.eval_shape(lambda: init_params(plain, network))
 
-    method, views = config.method, config.views
-    regions = method.intra_region_weight or method.inter_student_weight or method.inter_teacher_weight or method.released_weight
-    read = ("image_z", "region_z", "mil_weights") if regions else ("image_z",)
+    views, regions, read = config.views, reads_regions(config), read_fields(config)
 
     def forward(views: int, side: int) -> float:
         images = jax.ShapeDtypeStruct((views, side, side, 3), jnp.float32)

@@ -14,6 +14,7 @@ from cmd_jax.data.sources import Source, open_source
 from cmd_jax.evaluation import evaluate as evaluation_lib
 from cmd_jax.models.network import Network
 from cmd_jax.report.pictures import write_pictures
+from cmd_jax.training.arithmetic import model_flops
 from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.health import NonFinite
 from cmd_jax.training.metrics import MetricsWriter, Progress
@@ -183,8 +184,7 @@ def describe(config: ConfigDict) -> str:
     config, state = run.config, run.abstract_state()
     init = [f"init        {note}" for note in initial_weights(config, run.network).notes] if config.init.weights else []
     side, count = config.data.canvas_px, config.train.batch_size
-    compiled = run.compile()
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    memory = run.compile().memory_analysis()
     test = open_source(config.data, "test")
     views, token_px = config.views, config_lib.token_px(config)
     patches = lambda side: (-(-side // token_px)) ** 2
@@ -203,6 +203,6 @@ def describe(config: ConfigDict) -> str:
         f"run         {run.steps:,} steps of {count} images on {devices} device(s), {config.train.epochs:g} epochs",
         f"memory      {memory.argument_size_in_bytes / gib:.2f} GiB of state and batch, "
         f"{memory.temp_size_in_bytes / gib:.2f} GiB temporary on each device",
-        f"arithmetic  {cost['flops'] / 1e9 / count * devices:.2f} GFLOP an image and step",
+        f"arithmetic  {model_flops(config) / 1e9:.2f} GFLOP an image and step, each product counted once",
     ]
     return "\n".join(lines)

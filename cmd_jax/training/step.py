@@ -9,9 +9,9 @@ import optax
 from cmd_jax.config import ConfigDict
 from cmd_jax.data.augment import multi_crop
 from cmd_jax.data.loader import Batch
+from cmd_jax.method.chunks import Streaming
 from cmd_jax.method.koleo import koleo
 from cmd_jax.method.objective import Result, Views, cmd_objective
-from cmd_jax.method.prototypes import Streaming
 from cmd_jax.method.rows import PrototypePair, TermWeights
 from cmd_jax.models.network import Encoded, Network
 from cmd_jax.training import health
@@ -44,6 +44,12 @@ def term_weights(config: ConfigDict) -> TermWeights:
     return TermWeights(**{term: config.method[f"{term}_weight"] for term in TermWeights._fields})
 
 
+def make_streaming(config: ConfigDict) -> Streaming:
+    """How the objective of a resolved configuration passes over the prototypes."""
+    method = config.method
+    return Streaming(method.prototype_chunk, config.model.dtype, targets=method.matched_targets)
+
+
 def ema(teacher: Params, student: Params, momentum: Array) -> Params:
     """momentum * teacher + (1 - momentum) * student."""
     return jax.tree.map(lambda t, s: momentum * t + (1.0 - momentum) * s, teacher, student)
@@ -54,7 +60,7 @@ def make_update(
 ) -> Callable[[TrainState, tuple[Array, ...]], tuple[TrainState, Metrics]]:
     """Builds the part of a step that follows the augmentation: (state, groups of views [B, V, H, W, 3]) -> (state, metrics)."""
     weights = term_weights(config)
-    streaming = Streaming(config.method.prototype_chunk, config.model.dtype)
+    streaming = make_streaming(config)
     teacher_network = with_dtype(network, jnp.dtype(config.model.teacher_dtype))
 
     def prototypes(params: Params) -> PrototypePair:

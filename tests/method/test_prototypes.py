@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.naive_loss import naive_terms
-from cmd_jax.method.chunks import default_chunk
+from cmd_jax.method.chunks import Streaming, default_chunk
 from cmd_jax.method.logits import bag_probs, teacher_logits
-from cmd_jax.method.prototypes import Streaming, distil
+from cmd_jax.method.prototypes import distil
 from cmd_jax.method.rows import Centers, Pairing, PrototypePair, StudentRows, TeacherRows, TermWeights
 
 ROOT = Path(__file__).parents[2]
@@ -104,6 +104,7 @@ def assert_equal(arguments, weights, streaming, tolerance, student_temp=0.1, com
         np.testing.assert_allclose(of_streamed, of_naive, rtol=0, atol=tolerance * largest, err_msg=str(path))
 
 
+TARGETS = pytest.mark.parametrize("targets", ["expected", "gathered"])
 shapes = st.sampled_from(
     [
         {"images": 1, "groups": ((2, 3),), "patches": 4, "width": 3, "prototypes": 2},
@@ -118,6 +119,7 @@ any_case = {
     "shape": shapes,
     "weights": term_weights,
     "chunk": st.integers(1, 45),
+    "targets": st.sampled_from(["expected", "gathered"]),
     "student_temp": st.sampled_from([0.1, 0.3]),
     "draws": st.lists(values, min_size=6, max_size=6),
 }
@@ -126,34 +128,37 @@ any_case = {
 # Each example is a program to compile, so it is run on several draws of values.
 @settings(max_examples=16, deadline=None, derandomize=True)
 @given(**any_case)
-def test_float64_equals_the_stored_tensors(shape, weights, chunk, student_temp, draws):
+def test_float64_equals_the_stored_tensors(shape, weights, chunk, targets, student_temp, draws):
     with jax.enable_x64(True):
         for seed, temp in draws:
             arguments = problem(seed, **shape, temp=temp, dtype=np.float64)
-            assert_equal(arguments, weights, Streaming(chunk), 1e-10, student_temp)
+            assert_equal(arguments, weights, Streaming(chunk, targets=targets), 1e-10, student_temp)
 
 
 @settings(max_examples=16, deadline=None, derandomize=True)
 @given(**any_case)
-def test_float32_equals_the_stored_tensors(shape, weights, chunk, student_temp, draws):
+def test_float32_equals_the_stored_tensors(shape, weights, chunk, targets, student_temp, draws):
     for seed, temp in draws:
-        assert_equal(problem(seed, **shape, temp=temp), weights, Streaming(chunk), 1e-5, student_temp)
+        assert_equal(problem(seed, **shape, temp=temp), weights, Streaming(chunk, targets=targets), 1e-5, student_temp)
 
 
 @pytest.mark.parametrize("weights", [CMD, TermWeights(1.0, 0.0, 0.0, 0.0), TermWeights(0.5, 0.5, 0.0, 0.0)])
 @pytest.mark.parametrize("chunk", [5, 16, 17, 100])
-def test_float32_at_the_methods_weights_and_every_kind_of_chunk(weights, chunk):
-    assert_equal(problem(3, width=32), weights, Streaming(chunk), 1e-5)
+@TARGETS
+def test_float32_at_the_methods_weights_and_every_kind_of_chunk(weights, chunk, targets):
+    assert_equal(problem(3, width=32), weights, Streaming(chunk, targets=targets), 1e-5)
 
 
-def test_float32_as_compiled_for_use():
-    assert_equal(problem(3, width=32), CMD, Streaming(5), 1e-5, compiler_options=())
+@TARGETS
+def test_float32_as_compiled_for_use(targets):
+    assert_equal(problem(3, width=32), CMD, Streaming(5, targets=targets), 1e-5, compiler_options=())
 
 
-def test_bfloat16_products_keep_sums_in_float32():
+@TARGETS
+def test_bfloat16_products_keep_sums_in_float32(targets):
     arguments = problem(0, width=64, prototypes=300, groups=((2, 16), (4, 5)), patches=16)
     (terms, _), expected = naive_loss_of(arguments, CMD)
-    result, gradient = loss_of(arguments, CMD, Streaming(128, "bfloat16"), compiler_options=QUICK)
+    result, gradient = loss_of(arguments, CMD, Streaming(128, "bfloat16", targets=targets), compiler_options=QUICK)
     for name, term in terms.items():
         assert result.terms[name].dtype == jnp.float32
         # The operands carry 8 bits: single logits of size 10 are off by 0.02, sums of them by less.
@@ -164,9 +169,10 @@ def test_bfloat16_products_keep_sums_in_float32():
         assert error < 3e-2
 
 
-def test_prototypes_that_no_patch_uses_leave_everything_finite():
+@TARGETS
+def test_prototypes_that_no_patch_uses_leave_everything_finite(targets):
     arguments = problem(1, gain=30.0, temp=0.005)
-    result, gradient = loss_of(arguments, CMD, Streaming(5))
+    result, gradient = loss_of(arguments, CMD, Streaming(5, targets=targets))
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((result, gradient)))
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda x: x.astype(np.float64) if x.dtype == np.float32 else x, arguments)
@@ -187,13 +193,21 @@ def test_terms_carry_no_gradient_and_the_teacher_gets_none():
     assert all(np.any(x != 0) for x in gradient(lambda s: run(s, teacher).loss, student))
 
 
-def test_no_array_of_the_program_has_patches_and_prototypes():
+@TARGETS
+def test_no_array_of_the_program_has_patches_and_prototypes(targets):
     arguments = problem(0, images=2, groups=((2, 16), (4, 5)), patches=16, prototypes=1024)
     *differentiable, teacher, pairings = arguments
 
     def loss(student, prototypes, scorer, chunk):
         return distil(
-            student, prototypes, scorer, teacher, pairings, weights=CMD, student_temp=0.1, streaming=Streaming(chunk)
+            student,
+            prototypes,
+            scorer,
+            teacher,
+            pairings,
+            weights=CMD,
+            student_temp=0.1,
+            streaming=Streaming(chunk, targets=targets),
         ).loss
 
     def temporary(chunk):
@@ -230,7 +244,8 @@ DEVICES_SCRIPT = """
 import jax, numpy as np
 from functools import partial
 from jax.sharding import AxisType, PartitionSpec as P
-from cmd_jax.method.prototypes import Streaming, distil
+from cmd_jax.method.chunks import Streaming
+from cmd_jax.method.prototypes import distil
 from cmd_jax.method.rows import Centers, PrototypePair
 from tests.method.test_prototypes import CMD, problem
 arguments = problem(5, images=4, prototypes=64)
@@ -246,9 +261,9 @@ def gradients(student, prototypes, scorer, teacher, streaming):
     gradient, result = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(student, prototypes, scorer)
     return result, gradient
 
-alone = jax.jit(partial(gradients, streaming=Streaming(7)))(student, prototypes, scorer, teacher)
+alone = jax.jit(partial(gradients, streaming=Streaming(7, targets=targets)))(student, prototypes, scorer, teacher)
 split = jax.jit(jax.shard_map(
-    partial(gradients, streaming=Streaming(7, axis="model")), mesh=mesh, axis_names={"model"},
+    partial(gradients, streaming=Streaming(7, axis="model", targets=targets)), mesh=mesh, axis_names={"model"},
     in_specs=(P(), K, P(), of_teacher), out_specs=(P(), (P(), K, P())), check_vma=False,
 ))
 batch = jax.NamedSharding(mesh, P("data"))
@@ -262,9 +277,10 @@ print("equal", jax.device_count())
 """
 
 
-def test_prototypes_split_over_devices_give_the_same_numbers_and_are_not_gathered():
+@TARGETS
+def test_prototypes_split_over_devices_give_the_same_numbers_and_are_not_gathered(targets):
     environment = os.environ | {"XLA_FLAGS": DEVICES_FLAGS, "JAX_PLATFORMS": "cpu"}
-    out = subprocess.run(
-        [sys.executable, "-c", DEVICES_SCRIPT], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
+    script = f"targets = {targets!r}{DEVICES_SCRIPT}"
+    command = [sys.executable, "-c", script]
+    out = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert out.stdout == "equal 8\n", out.stderr

@@ -98,7 +98,7 @@ def test_stochastic_depth_is_drawn_in_training_alone(params):
 @pytest.mark.parametrize("scan_blocks", [False, True])
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 def test_views_of_two_sizes_in_one_row_give_what_each_gives_alone(scan_blocks, remat):
-    model = _vit(depth=3, drop_path_rate=0.5, registers=2)
+    model = _vit(drop_path_rate=0.5, registers=2)
     key = jax.random.key(2)
     groups = (jax.random.normal(key, (2, 2, 32, 32, 3)), jax.random.normal(key, (2, 3, 16, 16, 3)))
     params = model.init(jax.random.key(0), groups, method="encode")
