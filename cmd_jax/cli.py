@@ -10,6 +10,7 @@ from ml_collections import config_flags
 
 from cmd_jax.config import ConfigDict, ConfigError
 from cmd_jax.data.decode import BadImage
+from cmd_jax.data.errors import DatasetError
 from cmd_jax.training.checkpoint import CheckpointError
 from cmd_jax.training.health import NonFinite
 from cmd_jax.weights.errors import WeightsError
@@ -63,6 +64,7 @@ def _guarded(main: Callable[[], None]) -> None:
     codes = {
         ConfigError: BAD_CONFIG,
         BadImage: BAD_DATA,
+        DatasetError: BAD_DATA,
         CheckpointError: BAD_DATA,
         WeightsError: BAD_DATA,
         NonFinite: SICK_RUN,

@@ -40,7 +40,8 @@ METHODS = {
     },
     "dino": {"intra_image": 1.0, "intra_region": 0.0, "inter": 0.0, "image_pool": "cls", "region_weights": "uniform"},
 }
-SOURCES = ("synthetic_birds", "cub", "folder")
+SOURCES = ("synthetic_birds", "cub", "cars", "aircraft", "aircraft/family", "aircraft/manufacturer", "nabirds", "folder")
+TFDS_PREFIX = "tfds:"  # of data.source: any other dataset of TFDS
 
 
 class ConfigError(ValueError):
@@ -96,10 +97,12 @@ def default() -> ConfigDict:
     config.head.norm_last_layer = True  # False learns a gain for every prototype
 
     config.data = ConfigDict()
-    config.data.source = "synthetic_birds"  # one of SOURCES
+    config.data.source = "synthetic_birds"  # one of SOURCES, or tfds:NAME
     config.data.data_dir = os.path.join("~", "tensorflow_datasets")  # prepared TFDS datasets
     config.data.manual_dir = placeholder(str)  # archives that only you can download; default DATA_DIR/downloads/manual
     config.data.folder = placeholder(str)  # of source "folder": train/CLASS/*, test/CLASS/*, or flat and unlabelled
+    config.data.eval_source = placeholder(str)  # labelled data to evaluate on, as data.source; None: the training data
+    config.data.eval_folder = placeholder(str)  # of data.eval_source "folder"; alone it means that
     config.data.canvas_px = 512  # longer sides are shrunk to this when an image is decoded
     config.data.grayscale = False  # luma alone, in training and evaluation: for data whose classes colour does not tell
     config.data.normalization = "imagenet"  # imagenet | local_contrast (lighting and smooth backgrounds taken out)
@@ -224,12 +227,10 @@ def validate(config: ConfigDict) -> None:
     _choice("model.name", config.model.name, MODELS)
     _choice("model.dtype", config.model.dtype, ("float32", "bfloat16"))
     _choice("init.network", config.init.network, ("teacher", "student"))
-    _choice("data.source", config.data.source, SOURCES)
+    _data_source("data.source", config.data.source, "data.folder", config.data.folder)
+    if config.data.eval_source or config.data.eval_folder:
+        _data_source("data.eval_source", config.data.eval_source or "folder", "data.eval_folder", config.data.eval_folder)
     _choice("data.normalization", config.data.normalization, ("imagenet", "local_contrast"))
-    if config.data.source == "folder" and not config.data.folder:
-        raise ConfigError(
-            "data.source=folder needs data.folder; pass --config.data.folder=DIR with train/CLASS/* or flat images in it"
-        )
     for key in [
         "head.prototypes",
         "head.hidden_dim",
@@ -342,6 +343,19 @@ def _check_backbone(config: ConfigDict) -> None:
         )
     if "cls" in (config.eval.features or pool).split("+"):
         raise ConfigError(f"eval.features is {config.eval.features!r}, but {name} has no class token; use mean, mil or blocks")
+
+
+def _data_source(key: str, source: str, folder_key: str, folder: str | None) -> None:
+    """A source by name, with its folder where it needs one."""
+    if source.startswith(TFDS_PREFIX):
+        if source == TFDS_PREFIX:
+            raise ConfigError(f"{key} is {source!r}, without a name; use {TFDS_PREFIX}NAME, for example tfds:oxford_flowers102")
+        return
+    _choice(key, source, (*SOURCES, f"{TFDS_PREFIX}NAME"))
+    if source == "folder" and not folder:
+        raise ConfigError(
+            f"{key}=folder needs {folder_key}; pass --config.{folder_key}=DIR with train/CLASS/* or flat images in it"
+        )
 
 
 def _choice(key: str, value: Any, choices: Any) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import psutil
 
 from cmd_jax.config import ConfigError
-from cmd_jax.data.decode import decode_rgb, to_canvas
+from cmd_jax.data.decode import decode_record, to_canvas
 from cmd_jax.data.sources import Source
 
 
@@ -48,7 +48,7 @@ class CanvasCache:
         """One image as a batch element without the leading axis."""
         if not self._size[index, 0]:
             record = self._source[index]
-            canvas, size = to_canvas(decode_rgb(record.encoded, record.name, grayscale=self._grayscale), self._canvas_px)
+            canvas, size = to_canvas(decode_record(record, grayscale=self._grayscale), self._canvas_px)
             with self._lock:  # the size is the mark that the canvas is there, so it comes second
                 self._canvas[index] = canvas
                 self._size[index] = size

@@ -10,7 +10,7 @@ import optax
 from cmd_jax import config as config_lib
 from cmd_jax.config import ConfigDict, ConfigError
 from cmd_jax.data.loader import Batch, CanvasCache, batches
-from cmd_jax.data.sources import Source, open_source
+from cmd_jax.data.sources import Source, eval_section, open_source, where
 from cmd_jax.evaluation import evaluate as evaluation_lib
 from cmd_jax.models.network import Network
 from cmd_jax.report.pictures import write_pictures
@@ -164,7 +164,7 @@ def train(config: ConfigDict, workdir: str) -> None:
 def _labelled_splits(config: ConfigDict) -> evaluation_lib.LabelledSplits | None:
     try:
         return evaluation_lib.open_labelled_splits(config)
-    except ConfigError as reason:
+    except evaluation_lib.NoLabels as reason:
         print(f"training without evaluation: {reason}", flush=True)
         return None
 
@@ -183,14 +183,14 @@ def describe(config: ConfigDict) -> str:
     )
     compiled = run.train_step.lower(state, batch).compile()
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    test = open_source(config.data, "test")
+    test = open_source(eval_section(config.data), "test")
     views, token_px = config.views, config_lib.token_px(config)
     patches = lambda side: (-(-side // token_px)) ** 2
     model = f"{config.model.name}/{config.model.patch_size}"
     backbone, total = count_parameters(state.student["backbone"]), count_parameters(state.student)
     gib, devices = 2**30, run.shardings.mesh.size
     lines = [
-        f"data        {config.data.folder or config.data.source}: {len(run.source):,} train, {len(test):,} test images, "
+        f"data        {where(config.data)}: {len(run.source):,} train, {len(test):,} test images, "
         f"{len(run.source.class_names)} classes",
         f"cache       {len(run.source) * side * side * 3 / gib:.2f} GiB of host memory at {side} px",
         f"views       2 x {views.global_px} px ({patches(views.global_px)} patches), "
