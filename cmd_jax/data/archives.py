@@ -51,7 +51,9 @@ def locate(directory: str, layouts: tuple[tuple[Archive, ...], ...], prepare_nam
         if all(map(os.path.exists, paths.values())):
             return paths
     missing = [archive for archive in layouts[0] if not os.path.exists(os.path.join(directory, archive.name))]
-    wanted = "; ".join(f"{archive.name} from {archive.source}" for archive in missing)
+    sources = dict.fromkeys(archive.source for archive in missing)
+    files = {source: " and ".join(archive.name for archive in missing if archive.source == source) for source in sources}
+    wanted = "; ".join(f"{names} from {source}" for source, names in files.items())
     others = "".join(f", or instead {' and '.join(archive.name for archive in layout)}" for layout in layouts[1:])
     fetch = f"python -m cmd_jax.prepare {prepare_name} downloads it, or " if all(archive.url for archive in missing) else ""
     raise DatasetError(
@@ -127,18 +129,18 @@ def pictures(path: str, wanted: set[str]) -> Iterator[tuple[str, bytes]]:
         raise DatasetError(f"{path} lacks {len(left):,} images, first {min(left)}; download the archive again")
 
 
-def digest(path: str, algorithm: str = "sha256", progress: bool = False) -> str:
-    """Hexadecimal digest of a file."""
-    hasher, size = hashlib.new(algorithm), os.path.getsize(path)
-    shown = Progress(f"{algorithm} of {os.path.basename(path)}", size, "bytes") if progress and size else None
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            hasher.update(chunk)
-            if shown:
-                shown.advance(len(chunk))
-    if shown:
-        shown.close()
-    return hasher.hexdigest()
+def digests(paths: list[str], what: str, algorithm: str = "sha256") -> dict[str, str]:
+    """Hexadecimal digests of files by path, with progress under the name `what`."""
+    progress, found = Progress(f"{algorithm} of {what}", sum(map(os.path.getsize, paths)), "bytes"), {}
+    for path in paths:
+        hasher = hashlib.new(algorithm)
+        with open(path, "rb") as file:
+            while chunk := file.read(CHUNK):
+                hasher.update(chunk)
+                progress.advance(len(chunk))
+        found[path] = hasher.hexdigest()
+    progress.close()
+    return found
 
 
 def check(path: str, archive: Archive) -> str:
@@ -153,10 +155,10 @@ def check(path: str, archive: Archive) -> str:
             f"{path} has {size:,} bytes, the genuine {archive.name} has {archive.size:,}; "
             f"download it again from {archive.source}"
         )
-    sha256 = digest(path, progress=True)
+    sha256 = digests([path], archive.name)[path]
     for algorithm, wanted in (("sha256", archive.sha256), ("md5", archive.md5)):
         if wanted:
-            found = sha256 if algorithm == "sha256" else digest(path, algorithm)
+            found = sha256 if algorithm == "sha256" else digests([path], archive.name, algorithm)[path]
             if found != wanted:
                 raise DatasetError(
                     f"{path} has {algorithm} {found}, the genuine {archive.name} has {wanted}; "

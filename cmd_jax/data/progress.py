@@ -19,7 +19,7 @@ class Progress:
     Args:
         what: first words of every line.
         total: units of the whole job.
-        unit: their name.
+        unit: their name; bytes are shown in MB.
         done: units that an earlier, interrupted run has done.
     """
 
@@ -40,7 +40,9 @@ class Progress:
         print(self._line((self._done - self._first) / took, f"took {clock(took)}"), flush=True)
 
     def _line(self, speed: float, end: str) -> str:
-        return f"{self._what}: {self._done:,}/{self._total:,} {self._unit}, {speed:,.0f} {self._unit}/s, {end}"
+        unit, scale = ("MB", 1e6) if self._unit == "bytes" else (self._unit, 1)
+        done, total, speed = (f"{value / scale:,.0f}" for value in (self._done, self._total, speed))
+        return f"{self._what}: {done}/{total} {unit}, {speed} {unit}/s, {end}"
 
 
 def track(items: Iterable[T], what: str, total: int, unit: str = "images") -> Iterator[T]:

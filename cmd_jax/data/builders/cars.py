@@ -18,33 +18,33 @@ from cmd_jax.data.builders.examples import check_counts, example, features
 from cmd_jax.data.errors import DatasetError
 from cmd_jax.data.progress import track
 
-_GONE = "a copy of the original (the links of ai.stanford.edu are dead"
+_GONE = "a copy of the original (the links of ai.stanford.edu are dead; 2 GB in all)"
 TRAIN = Archive(
     "cars_train.tgz",
-    f"{_GONE}; 0.98 GB)",
+    _GONE,
     size=979_269_282,
     sha256="512b227b30e2f0a8aab9e09485786ab4479582073a144998da74d64b801fd288",
 )
 TEST = Archive(
     "cars_test.tgz",
-    f"{_GONE}; 0.98 GB)",
+    _GONE,
     size=977_350_468,
     sha256="bffea656d6f425cba3c91c6d83336e4c5f86c6cffd8975b0f375d3a10da8e243",
 )
 DEVKIT = Archive(
     "car_devkit.tgz",
-    f"{_GONE}; 0.3 MB)",
+    _GONE,
     size=330_960,
     sha256="b97deb463af7d58b6bfaa18b2a4de9829f0f79e8ce663dfa9261bf7810e9accd",
 )
 TEST_LABELS = Archive(
     "cars_test_annos_withlabels.mat",
-    f"{_GONE}; 0.2 MB)",
+    _GONE,
     size=185_758,
     sha256="790f75be8ea34eeded134cc559332baf23e30e91367e9ddca97d26ed9b895f05",
 )
-IMAGES = Archive("car_ims.tgz", f"{_GONE}; 1.9 GB)")
-ANNOTATIONS = Archive("cars_annos.mat", f"{_GONE})")
+IMAGES = Archive("car_ims.tgz", _GONE)
+ANNOTATIONS = Archive("cars_annos.mat", _GONE)
 
 
 class Car(NamedTuple):
