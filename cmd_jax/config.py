@@ -107,6 +107,9 @@ def default() -> ConfigDict:
     config.data.grayscale = False  # luma alone, in training and evaluation: for data whose classes colour does not tell
     config.data.normalization = "imagenet"  # imagenet | local_contrast (lighting and smooth backgrounds taken out)
     config.data.decode_threads = 4
+    config.data.cache = "auto"  # of decoded pictures: ram | disk (kept for later runs) | none; auto: ram if it fits, else disk
+    config.data.cache_dir = placeholder(str)  # of cache "disk", on a disk of this machine; None: DATA_DIR/canvas_cache
+    config.data.prefetch_batches = 2  # that wait on the device beside the one of the step
 
     config.views = ConfigDict()  # the multi-crop recipe of DINO, EsViT and CMD
     config.views.global_px = 224
@@ -124,6 +127,7 @@ def default() -> ConfigDict:
     config.views.global_blur_prob = (1.0, 0.1)  # of the two global views
     config.views.local_blur_prob = 0.5
     config.views.global_solarize_prob = (0.0, 0.2)
+    config.views.dtype = "float32"  # of the interpolation products: float32 | bfloat16 (a pixel is off by a level at most)
 
     config.optim = ConfigDict()
     config.optim.lr = 5e-4  # for a batch of 256; scaled linearly with the batch
@@ -231,6 +235,8 @@ def validate(config: ConfigDict) -> None:
     if config.data.eval_source or config.data.eval_folder:
         _data_source("data.eval_source", config.data.eval_source or "folder", "data.eval_folder", config.data.eval_folder)
     _choice("data.normalization", config.data.normalization, ("imagenet", "local_contrast"))
+    _choice("views.dtype", config.views.dtype, ("float32", "bfloat16"))
+    _choice("data.cache", config.data.cache, ("auto", "ram", "disk", "none"))
     for key in [
         "head.prototypes",
         "head.hidden_dim",
@@ -241,6 +247,7 @@ def validate(config: ConfigDict) -> None:
         "model.window",
         "data.canvas_px",
         "data.decode_threads",
+        "data.prefetch_batches",
         "views.global_px",
         "views.local_px",
         "train.batch_size",

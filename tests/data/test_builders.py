@@ -123,7 +123,10 @@ def test_official_counts():
     ("name", "message"),
     [
         ("cub", r"lacks CUB_200_2011\.tgz from https://data\.caltech\.edu.*cmd_jax\.prepare cub downloads it.*manual_dir=DIR"),
-        ("cars", r"lacks cars_train\.tgz from .*dead.*cars_test_annos_withlabels\.mat.*or instead car_ims\.tgz and cars_annos"),
+        (
+            "cars",
+            r"lacks cars_train\.tgz and .*annos_withlabels\.mat from .*dead.*or instead car_ims\.tgz and cars_annos",
+        ),
         ("aircraft", r"lacks fgvc-aircraft-2013b\.tar\.gz from https://www\.robots.*prepare aircraft downloads it"),
         ("nabirds", r"lacks nabirds\.tar\.gz from https://dl\.allaboutbirds\.org.*Remedy: put it there unchanged"),
     ],
