@@ -6,7 +6,7 @@
 (a) classical: two worker processes decode and make ten views with Pillow; (b) ours in the first epoch: threads decode to
 canvases, which go to the device; (c) ours from the cache. The three take turns for `--rounds` rounds; the best of each counts.
 Then the share of the train step (ViT-S/16, `configs/cub.py`) that the views take on the device: seconds on a GPU, CPU seconds
-on a CPU. Without --folder the pictures are 500 x 375 px parts of a photograph, with grain, of the bytes that CUB-200-2011's have.
+on a CPU. Without --folder the pictures are 500 x 375 px parts of a photograph with grain, as large as CUB-200-2011's.
 Prints a table, and JSON as the last line: host_cost_ratio is CPU seconds an image of (a) over (c), images_per_s_ratio is (b)
 over (a).
 """
@@ -143,7 +143,7 @@ def augmentation(config: config_lib.ConfigDict, cache: CanvasCache, rounds: int)
     batch = jax.device_put(Batch(*map(np.stack, zip(*rows, strict=True)), np.arange(size, dtype=np.int32)))
     views = jax.jit(lambda key, *batch: multi_crop(key, *batch, views=config.views, normalization=config.data.normalization))
     network, optimizer = make_network(config), adamw(config.optim.clip_grad, 0)
-    state = init_state(config, network, optimizer)
+    state = jax.jit(lambda: init_state(config, network, optimizer))()
     step = jax.jit(make_train_step(config, network, optimizer, make_schedules(config, 5994)))
     clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
     calls = (lambda: views(jax.random.key(0), *batch), lambda: step(state, batch))

@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -87,6 +88,9 @@ class Prefetch(Iterator[T]):
     """Runs an iterator ahead in a thread: what comes out was made, and put on the device, while the last step ran.
 
     Exceptions of the iterator come out at their turn. `close` stops the thread.
+
+    Attributes:
+        waited_s: seconds that `next` has waited, all calls together; it stops growing when the thread keeps ahead.
     """
 
     def __init__(self, items: Iterator, place: Callable, depth: int):
@@ -98,6 +102,7 @@ class Prefetch(Iterator[T]):
         """
         self._queue: queue.Queue = queue.Queue(depth)
         self._stopped = threading.Event()
+        self.waited_s = 0.0
         self._thread = threading.Thread(target=self._run, args=(items, place), name="prefetch", daemon=True)
         self._thread.start()
 
@@ -124,7 +129,9 @@ class Prefetch(Iterator[T]):
         return None
 
     def __next__(self) -> T:
+        started = time.perf_counter()
         item, error = self._queue.get()
+        self.waited_s += time.perf_counter() - started
         if error is not None:
             self._stopped.set()
             raise error

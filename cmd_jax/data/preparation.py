@@ -18,12 +18,12 @@ from cmd_jax.data.progress import track
 from cmd_jax.data.sources import SPLITS, Source, open_source
 
 NAMES = tuple(name for name in SOURCES if name != "folder")
-MANIFEST, SUMMARY, SHEET = "manifest.sha256", "summary.json", "contact_sheet.png"
+MANIFEST, SUMMARY, SHEET, VIEWS = "manifest.sha256", "summary.json", "contact_sheet.png", "views.png"
 SHEET_ROWS, SHEET_COLUMNS, THUMB_PX, CAPTION_PX = 6, 8, 144, 14
 BINS, BAR = 8, 40
 
 
-def prepare_dataset(name: str, data_dir: str, manual_dir: str | None, verify: bool, threads: int) -> list[str]:
+def prepare_dataset(name: str, data_dir: str, manual_dir: str | None, verify: bool, views: bool, threads: int) -> list[str]:
     """Makes a dataset ready and describes it; every step that was done before is skipped.
 
     Beside the ArrayRecord files it writes `manifest.sha256` (for `sha256sum --check`), `summary.json` (counts of every class
@@ -34,6 +34,7 @@ def prepare_dataset(name: str, data_dir: str, manual_dir: str | None, verify: bo
         data_dir: of TFDS.
         manual_dir: where archives lie, or are downloaded to; None is DATA_DIR/downloads/manual.
         verify: compare all files with the manifest and decode every image.
+        views: also write `views.png`, the views that training makes of the first image.
         threads: that decode.
 
     Returns:
@@ -60,8 +61,16 @@ def prepare_dataset(name: str, data_dir: str, manual_dir: str | None, verify: bo
     sheet = os.path.join(directory, SHEET)
     if not os.path.exists(sheet):
         _save(contact_sheet(splits["train"], summary), sheet)
+    written = [MANIFEST, SUMMARY, SHEET]
+    if views:
+        from cmd_jax.data.view_picture import views_picture  # loads jax
+
+        config = default()
+        config.data = section
+        _save(views_picture(splits["train"], config), os.path.join(directory, VIEWS))
+        written.append(VIEWS)
     checked = "all files and pictures are right" if verify else "not verified (--verify compares files and decodes pictures)"
-    return [*describe(summary), f"wrote {directory}: {MANIFEST}, {SUMMARY}, {SHEET}; {checked}"]
+    return [*describe(summary), f"wrote {directory}: {', '.join(written)}; {checked}"]
 
 
 def _archives(name: str, data_dir: str, manual_dir: str | None) -> dict[str, str]:

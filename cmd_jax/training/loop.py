@@ -133,7 +133,7 @@ def train(config: ConfigDict, workdir: str) -> None:
                 f"{values['learning_rate']:.2g}; the state kept its last finite values; checkpoints: "
                 f"{checkpoints.steps() or 'none'}; lower optim.lr and run again"
             )
-        writer.write(step, {**values, "images_per_s": progress.images_per_s()})
+        writer.write(step, {**values, "images_per_s": progress.images_per_s(), "data_wait_s": stream.waited_s})
         progress.show(step, values)
 
     pending: tuple[int, dict[str, jax.Array]] | None = None

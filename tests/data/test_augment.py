@@ -58,11 +58,12 @@ def test_resized_crop_is_pillows_bicubic(picture, box, flip):
 
 @pytest.mark.parametrize(("dtype", "mean", "largest"), [("float32", 0.01, 1.0), ("bfloat16", 0.35, 2.0)])
 def test_crops_of_a_photo_are_pillows_in_both_precisions(photo, dtype, mean, largest):
+    crop = jax.jit(augment.resized_crop, static_argnums=(3, 4))
     for box, out in (((0, 0, 600, 512), 224), ((101, 7, 300, 401), 224), ((250, 200, 60, 50), 96), ((31, 40, 199, 170), 96)):
         top, left, height, width = box
         cropped = Image.fromarray(photo).crop((left, top, left + width, top + height))
         expected = cropped.resize((out, height), Image.Resampling.BICUBIC).resize((out, out), Image.Resampling.BICUBIC)
-        actual = augment.resized_crop(jnp.asarray(photo), jnp.array(box, jnp.float32), jnp.array(False), out, dtype)
+        actual = crop(photo, jnp.array(box, jnp.float32), jnp.array(False), out, dtype)
         _close(actual, expected, mean, largest)
         # Torchvision's call, in which Pillow chooses the order of the axes: a whole level at most here and there.
         _close(actual, cropped.resize((out, out), Image.Resampling.BICUBIC), mean + 0.1, largest + 1)
@@ -146,7 +147,7 @@ def _reference_box(rng, height=100, width=150):
 def test_random_parameters_have_the_recipes_distributions():
     views = default().views
     draw = lambda key: augment.sample_params(key, jnp.array([100, 150]), (0.4, 1.0), 0.1, 0.2, views)
-    params = jax.vmap(draw)(jax.random.split(jax.random.key(0), 4000))
+    params = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), 4000))
     rate = lambda x: float(np.mean(np.asarray(x)))
     # four standard deviations of a mean over 4,000 draws
     for value, expected in (
@@ -178,7 +179,7 @@ def test_random_parameters_have_the_recipes_distributions():
 
 def _sigma(views):
     draw = lambda key: augment.sample_params(key, jnp.array([100, 150]), (0.05, 0.4), 1.0, 0.0, views).sigma
-    return jax.vmap(draw)(jax.random.split(jax.random.key(1), 2000))
+    return jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(1), 2000))
 
 
 def test_boxes_of_local_views_cover_the_shares_of_the_recipe():
@@ -273,17 +274,17 @@ def test_views_are_a_function_of_key_and_image_index_not_of_the_row(photo):
     views.global_px, views.local_px, views.local_count = 32, 16, 2
     canvas = jnp.stack([jnp.asarray(picture), jnp.asarray(picture)[::-1]])
     size = jnp.full((2, 2), 128)
-    run = lambda key, order: augment.multi_crop(
-        jax.random.key(key), canvas[order], size, jnp.array([7, 9])[order], views=views, normalization="imagenet"
-    )
-    straight, swapped, other = run(0, jnp.array([0, 1])), run(0, jnp.array([1, 0])), run(1, jnp.array([0, 1]))
+    compiled = lambda: jax.jit(lambda *batch: augment.multi_crop(*batch, views=views, normalization="imagenet"))
+    run = lambda key, order, whole: whole(jax.random.key(key), canvas[order], size, jnp.array([7, 9])[order])
+    two = compiled()
+    straight, swapped, other = (run(key, jnp.array(order), two) for key, order in ((0, (0, 1)), (0, (1, 0)), (1, (0, 1))))
     assert straight[0].shape == (2, 2, 32, 32, 3)
     assert straight[1].shape == (2, 2, 16, 16, 3)
     for a, b in zip(straight, swapped, strict=True):
         np.testing.assert_array_equal(a, b[::-1])
     assert float(jnp.mean(jnp.abs(straight[0] - other[0]))) > 0.05
     views.local_count = 0
-    assert run(0, jnp.array([0, 1]))[1] is None
+    assert jax.eval_shape(compiled(), jax.random.key(0), canvas, size, jnp.array([7, 9]))[1] is None
 
 
 def test_imagenet_normalization_is_undone_by_its_numbers(picture):

@@ -20,8 +20,8 @@ def prepare(tmp_path, monkeypatch):
     miniatures.make_cub(tmp_path)
     miniatures.expect_miniature(monkeypatch, "cub")
 
-    def run(verify=False):
-        return preparation.prepare_dataset("cub", str(tmp_path / "data"), str(tmp_path), verify, threads=2)
+    def run(verify=False, views=False):
+        return preparation.prepare_dataset("cub", str(tmp_path / "data"), str(tmp_path), verify, views, threads=2)
 
     run.directory = tmp_path / "data" / "cub" / "1.0.0"
     return run
@@ -77,7 +77,7 @@ def test_verify_finds_a_picture_that_cannot_be_decoded(tmp_path, monkeypatch):
     name = "CUB_200_2011/images/0001/Some.Bird_0003.jpg"
     miniatures.pack(tmp_path / cub.ARCHIVE.name, files | {name: files[name][:-40]})  # its head is whole
     miniatures.expect_miniature(monkeypatch, "cub")
-    run = lambda verify: preparation.prepare_dataset("cub", str(tmp_path / "data"), str(tmp_path), verify, threads=2)
+    run = lambda verify: preparation.prepare_dataset("cub", str(tmp_path / "data"), str(tmp_path), verify, False, threads=2)
     with pytest.raises(BadImage, match=r"^0001/Some.Bird_0003.jpg: not a readable picture.*\(1 of 48 pictures are bad\)"):
         run(verify=True)
 
@@ -85,7 +85,16 @@ def test_verify_finds_a_picture_that_cannot_be_decoded(tmp_path, monkeypatch):
 def test_what_is_no_dataset_is_refused():
     for name in ("folder", "tfds:", "birds"):
         with pytest.raises(ConfigError, match=f"there is no dataset '{name}'; use one of synthetic_birds, cub, .*tfds:NAME"):
-            preparation.prepare_dataset(name, "x", None, False, 1)
+            preparation.prepare_dataset(name, "x", None, False, False, 1)
+
+
+def test_the_views_of_an_image_are_drawn(prepare):
+    assert "views.png" in prepare(views=True)[-1]
+    with Image.open(prepare.directory / "views.png") as picture:
+        # the image of 40 x 60 px at the height of the two global views, and below two rows of local ones
+        assert picture.size == (336 + 2 * 224 + 3 * 6, 224 + 2 * 96 + 3 * 6)
+        pixels = np.asarray(picture)
+    assert (pixels == (255, 0, 0)).all(-1).sum() > 50  # boxes of the global views
 
 
 def test_the_histogram_of_uneven_classes():
