@@ -74,7 +74,7 @@ def _guarded(main: Callable[[], None]) -> None:
     except tuple(codes) as error:
         if _DEBUG.value:
             raise
-        _stop(codes[type(error)], error)
+        _stop(next(code for kind, code in codes.items() if isinstance(error, kind)), error)
 
 
 def _stop(code: int, error: Exception) -> None:

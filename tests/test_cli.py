@@ -150,6 +150,16 @@ def test_prepare_describes_and_verifies(tmp_path):
     assert "nabirds.tar.gz has md5 " in damaged.stderr
 
 
+def test_an_error_of_a_narrower_kind_has_the_exit_code_of_its_kind():
+    program = (
+        "from cmd_jax import cli; from cmd_jax.evaluation.evaluate import NoLabels\n"
+        "def main(): raise NoLabels('photos has no labels')\n"
+        "cli.run(main, 'usage')"
+    )
+    out = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (out.returncode, out.stderr) == (64, "error: photos has no labels\n")
+
+
 def test_parity_ends_with_1_when_something_is_off_or_missing(tmp_path):
     fixtures = ROOT / "tests" / "fixtures"
     good = _run("parity", f"--fixtures={fixtures}", "--only=schedules", "--verbose")

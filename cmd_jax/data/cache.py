@@ -16,6 +16,7 @@ from cmd_jax.data.sources import Source, fingerprint
 
 RAM_SHARE = 0.8  # of what is free
 GIB = 2**30
+FORMAT = 1  # of the pixels in a file: to be raised when decoding changes
 HEIGHT, WIDTH, CHECK = range(3)  # columns of the marks
 
 
@@ -40,17 +41,17 @@ class Plan(NamedTuple):
     note: str
 
 
-def plan(images: int, config: ConfigDict) -> Plan:
+def plan(source: Source, config: ConfigDict) -> Plan:
     """Chooses the cache of a split from its size, the free memory and the free disk.
 
     Args:
-        images: of the split.
+        source: the split.
         config: the config's section `data`.
 
     Raises:
         ConfigError: the cache that the configuration asks for does not fit.
     """
-    side = config.canvas_px
+    side, images = config.canvas_px, len(source)
     needed, free = images * side * side * 3, psutil.virtual_memory().available
     size = f"{images:,} images at {side} px take {needed / GIB:.2f} GiB"
     if config.cache == "none":
@@ -64,8 +65,8 @@ def plan(images: int, config: ConfigDict) -> Plan:
             )
         return Plan("ram", f"{size} of {free / GIB:.2f} GiB of free memory")
     directory = cache_directory(config)
-    room = shutil.disk_usage(_existing(directory)).free
-    if needed > room:
+    room, made = shutil.disk_usage(_existing(directory)).free, f"{_stem(source, config)}.canvas"
+    if needed > room and not (os.path.exists(made) and os.path.getsize(made) == needed):
         raise ConfigError(
             f"data.canvas_px is {side}: {size}, but {free / GIB:.2f} GiB of memory and {room / GIB:.2f} GiB of disk at "
             f"{directory} are free; lower it, set data.cache_dir to a larger disk, or use data.cache=none"
@@ -77,6 +78,13 @@ def plan(images: int, config: ConfigDict) -> Plan:
 def cache_directory(config: ConfigDict) -> str:
     """Where files of decoded pictures lie."""
     return os.path.expanduser(config.cache_dir or os.path.join(config.data_dir, "canvas_cache"))
+
+
+def _stem(source: Source, config: ConfigDict) -> str:
+    """Path of the files of a split without their endings."""
+    kind = "gray" if config.grayscale else "rgb"
+    name = f"{fingerprint(source)}-{len(source)}x{config.canvas_px}-{kind}-v{FORMAT}"
+    return os.path.join(cache_directory(config), name)
 
 
 def _existing(path: str) -> str:
@@ -98,7 +106,7 @@ class CanvasCache:
 
     def __init__(self, source: Source, config: ConfigDict):
         self._source, self._side, self._grayscale = source, config.canvas_px, config.grayscale
-        chosen = plan(len(source), config)
+        chosen = plan(source, config)
         self.note, self._on_disk = chosen.note, chosen.kind == "disk"
         self._lock = threading.Lock()
         self._canvas: np.ndarray | None = None
@@ -107,15 +115,11 @@ class CanvasCache:
             # np.zeros takes its pages when they are written: memory grows with what has been decoded.
             self._canvas, self._marks = np.zeros(shape, np.uint8), np.zeros((len(source), 3), np.uint32)
         elif chosen.kind == "disk":
-            stem = self._stem(cache_directory(config))
+            os.makedirs(cache_directory(config), exist_ok=True)
+            stem = _stem(source, config)
             self._canvas = _open_file(f"{stem}.canvas", shape, np.uint8)
             self._marks = _open_file(f"{stem}.marks", (len(source), 3), np.uint32)
         self._trusted = np.zeros(len(source), bool)  # pictures that this process has decoded or compared
-
-    def _stem(self, directory: str) -> str:
-        os.makedirs(directory, exist_ok=True)
-        kind = "gray" if self._grayscale else "rgb"
-        return os.path.join(directory, f"{fingerprint(self._source)}-{len(self._source)}x{self._side}-{kind}")
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """One image, decoded if it was not yet: canvas [C, C, 3] uint8 and size [2] int32."""

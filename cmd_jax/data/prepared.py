@@ -1,9 +1,11 @@
 """TFDS datasets on disk as ArrayRecord: our builders, prepared from genuine archives, and any other by name. No TensorFlow."""
 
+import contextlib
+import fcntl
 import glob
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from cmd_jax.config import TFDS_PREFIX, ConfigError
@@ -58,16 +60,29 @@ def prepare(make: Callable, data_dir: str, manual_dir: str | None, name: str) ->
     import tensorflow_datasets as tfds
 
     options = {"config": name.split("/")[1]} if "/" in name else {}
-    builder = make(data_dir=os.path.expanduser(data_dir), file_format="array_record", **options)
+    build = lambda: make(data_dir=os.path.expanduser(data_dir), file_format="array_record", **options)
+    builder = build()
     if builder.is_prepared():
         return builder
     manual = manual_directory(data_dir, manual_dir)
     if hasattr(make, "LAYOUTS"):
         archives.locate(manual, make.LAYOUTS, name)
-    _remove_leftovers(builder)
-    tfds.disable_progress_bar()  # our builders say how far they are
-    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=manual))
+    with _alone(os.path.dirname(os.fspath(builder.data_path))):
+        builder = build()  # another process may have prepared it meanwhile
+        if not builder.is_prepared():
+            _remove_leftovers(builder)
+            tfds.disable_progress_bar()  # our builders say how far they are
+            builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=manual))
     return builder
+
+
+@contextlib.contextmanager
+def _alone(directory: str) -> Iterator[None]:
+    """Waits until no other process prepares in a directory."""
+    os.makedirs(directory, exist_ok=True)
+    with open(os.path.join(directory, ".lock"), "w", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # given back when the file is closed, or its process ends
+        yield
 
 
 def _remove_leftovers(builder: Any) -> None:

@@ -197,7 +197,7 @@ def describe(config: ConfigDict) -> str:
     lines = [
         f"data        {where(config.data)}: {len(run.source):,} train, {len(test):,} test images"
         f"{'' if where(evaluated) == where(config.data) else f' of {where(evaluated)}'}, {len(test.class_names)} classes",
-        f"cache       {plan(len(run.source), config.data).note}",
+        f"cache       {plan(run.source, config.data).note}",
         f"views       2 x {views.global_px} px ({patches(views.global_px)} patches), "
         f"{views.local_count} x {views.local_px} px ({patches(views.local_px)} patches)",
         f"model       {model}: {backbone:,} parameters in the backbone, {total:,} with heads and "

@@ -212,8 +212,10 @@ def _on_pillow(photo, params, out):
     return np.asarray(ImageOps.solarize(image, 128) if params.solarize else image, np.float64)
 
 
-def test_whole_views_of_a_photo_are_near_pillows():
-    photo, views = _photo(), default().views
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_whole_views_of_a_photo_are_near_pillows(photo, dtype):
+    views = default().views
+    views.dtype = dtype
     canvas = np.zeros((2, 640, 640, 3), np.uint8)
     canvas[:, :600, :512] = photo
     size, index = np.tile([600, 512], (2, 1)), np.array([3, 4])

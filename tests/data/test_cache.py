@@ -28,7 +28,7 @@ def room(monkeypatch, tmp_path):
 
 def test_the_plan_is_ram_or_disk_and_says_why(room):
     directory = room(8, 20)
-    where = lambda **values: plan(5994, section(cache_dir=directory, canvas_px=512, **values))
+    where = lambda **values: plan(Numbered(5994), section(cache_dir=directory, canvas_px=512, **values))
     assert where() == ("ram", "5,994 images at 512 px take 4.39 GiB of 8.00 GiB of free memory")
     assert where(cache="disk").kind == "disk"
     assert where(cache="none").kind == "none"
@@ -67,6 +67,15 @@ def test_a_file_serves_later_runs(disk):
     _read_all(later, config)
     assert later.reads.sum() == 0
     assert sorted(os.path.splitext(name)[1] for name in os.listdir(config.cache_dir)) == [".canvas", ".marks"]
+
+
+def test_a_file_that_is_there_needs_no_room(disk, room):
+    config, data = disk
+    _read_all(Numbered(5, [data]), config)
+    room(8, 0)
+    _read_all(Numbered(5, [data]), config)
+    with pytest.raises(ConfigError, match=r"0\.00 GiB of disk at"):
+        CanvasCache(Numbered(6, [data]), config)
 
 
 def test_other_data_sizes_and_grey_levels_get_another_file(disk):
