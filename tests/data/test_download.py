@@ -1,14 +1,17 @@
 """Downloads from a server of the test's own: whole, continued, refused."""
 
 import hashlib
+import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from cmd_jax.data import archives, download
+from cmd_jax.data import archives, download, preparation
+from cmd_jax.data.builders import cub
 from cmd_jax.data.errors import DatasetError
+from tests.data import miniatures
 
 CONTENT = bytes(range(256)) * 40
 
@@ -24,9 +27,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_error(404)
             return
         self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(CONTENT) - start))
+        self.send_header("Content-Length", str(len(server.content) - start))
         self.end_headers()
-        self.wfile.write(CONTENT[start : server.cut])
+        self.wfile.write(server.content[start : server.cut])
 
     def log_message(self, *args):
         pass
@@ -35,7 +38,7 @@ class _Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     with ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as running:
-        running.asked, running.ranges, running.cut = [], True, None
+        running.asked, running.ranges, running.cut, running.content = [], True, None, CONTENT
         thread = threading.Thread(target=running.serve_forever)
         thread.start()
         yield running
@@ -59,6 +62,21 @@ def test_an_interrupted_download_goes_on(server, tmp_path, capsys):
     assert Path(path).read_bytes() == CONTENT
     assert [item.name for item in (tmp_path / "new").iterdir()] == ["a.tgz"]
     assert "download of a.tgz: 0/0 MB" in capsys.readouterr().out
+
+
+def test_prepare_downloads_what_is_missing(server, tmp_path, monkeypatch):
+    miniatures.make_cub(tmp_path)
+    server.content = (tmp_path / "CUB_200_2011.tgz").read_bytes()
+    miniatures.expect_miniature(monkeypatch, "cub")
+    sha256 = hashlib.sha256(server.content).hexdigest()
+    here = _archive(server, name="CUB_200_2011.tgz", size=len(server.content), sha256=sha256)
+    monkeypatch.setattr(cub.Cub, "LAYOUTS", ((here,),))
+    lines = preparation.prepare_dataset("cub", str(tmp_path / "data"), None, False, False, threads=1)
+    assert lines[0] == "cub: 36 train, 12 test images, 2 classes"
+    assert (tmp_path / "data" / "downloads" / "manual" / "CUB_200_2011.tgz").read_bytes() == server.content
+    summary = json.loads((tmp_path / "data" / "cub" / "1.0.0" / "summary.json").read_text())
+    assert summary["archives"] == {"CUB_200_2011.tgz": sha256}
+    assert server.asked == [None]
 
 
 def test_a_server_that_cannot_go_on_starts_again(server, tmp_path):
