@@ -53,8 +53,11 @@ def prepare_dataset(name: str, data_dir: str, manual_dir: str | None, verify: bo
     section = default().data
     section.source, section.data_dir, section.manual_dir = name, data_dir, manual_dir
     splits = {split: open_source(section, split) for split in SPLITS}
-    if _write_manifest(directory, prepared.files(builder)) or verify:
-        _compare(directory, prepared.files(builder))
+    files = prepared.files(builder)
+    if not os.path.exists(os.path.join(directory, MANIFEST)):
+        _write_manifest(directory, files)
+    elif verify:
+        _compare(directory, files)
     if verify:
         _decode_all(splits, threads)
     summary = _summary(directory, name, splits, digests)
@@ -93,17 +96,13 @@ def _archives(name: str, data_dir: str, manual_dir: str | None) -> dict[str, str
     }
 
 
-def _write_manifest(directory: str, files: list[str]) -> bool:
-    """Writes the manifest if there is none; returns whether there was one of other files."""
+def _write_manifest(directory: str, files: list[str]) -> None:
     path = os.path.join(directory, MANIFEST)
-    if os.path.exists(path):
-        return set(_read_manifest(path)) != {os.path.basename(file) for file in files}
     digests = archives.digests(files, "the prepared files")
     lines = [f"{digest}  {os.path.basename(file)}\n" for file, digest in digests.items()]
     with open(f"{path}.partial", "w", encoding="utf-8") as file:
         file.writelines(lines)
     os.replace(f"{path}.partial", path)
-    return False
 
 
 def _read_manifest(path: str) -> dict[str, str]:
@@ -173,6 +172,9 @@ def describe(summary: dict[str, Any]) -> list[str]:
         if not counts.sum():
             continue
         rarest, commonest = min(per_class, key=per_class.get), max(per_class, key=per_class.get)
+        if counts.min() == counts.max():
+            lines.append(f"{split}: {counts.min()} images in every class")
+            continue
         lines.append(
             f"{split}: {counts.min()} ({rarest}) to {counts.max()} ({commonest}) images a class, median {np.median(counts):g}"
         )
