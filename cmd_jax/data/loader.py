@@ -129,6 +129,8 @@ class Prefetch(Iterator[T]):
         return None
 
     def __next__(self) -> T:
+        if self._stopped.is_set():  # closed, or the error that ended it came out before
+            raise StopIteration
         started = time.perf_counter()
         item, error = self._queue.get()
         self.waited_s += time.perf_counter() - started

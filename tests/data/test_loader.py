@@ -134,6 +134,7 @@ def test_prefetch_stops_when_it_is_closed_and_passes_errors_on_in_their_turn():
     assert next(stream) == 0
     stream.close()
     assert closed.is_set()
+    assert list(stream) == []
 
     def failing():
         yield 1
@@ -143,4 +144,5 @@ def test_prefetch_stops_when_it_is_closed_and_passes_errors_on_in_their_turn():
     assert next(stream) == 1
     with pytest.raises(BadImage, match=r"a\.jpg: bad"):
         next(stream)
+    assert list(stream) == []
     stream.close()
