@@ -66,7 +66,7 @@ def members(path: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, byt
     """Contents of the wanted files of a gzipped tar, in its order, read in place.
 
     Only plain files are read. Links and devices are passed over; a name that Python's "data" filter of extraction refuses
-    (absolute, or out of the directory), a member or a sum of members that is too large ends in an error.
+    because it leads out of the directory, a member or a sum of members that is too large ends in an error.
 
     Args:
         path: of the archive.
