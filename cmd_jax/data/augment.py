@@ -199,6 +199,7 @@ def gaussian_blur(pixels: Array, sigma: Array, max_sigma: float) -> Array:
         offset = jnp.arange(-radius, radius + 1)
         kernel = jnp.exp(-0.5 * jnp.square(offset / jnp.maximum(sigma, 1e-3)))
         kernel = kernel / jnp.sum(kernel)
+        # Not sums over the taps beyond an edge: under vmap jaxlib 0.10.2 compiles those wrongly on a CPU from 192 pixels on.
         source = jnp.clip(jnp.arange(size)[:, None] + offset, 0, size - 1)  # [size, taps]
         return jnp.einsum("yt,yti->yi", jnp.broadcast_to(kernel, source.shape), jax.nn.one_hot(source, size))
 

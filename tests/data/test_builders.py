@@ -1,6 +1,7 @@
 """The builders on miniature archives in the genuine layouts, and each trained on by its own configuration."""
 
 import importlib.util
+import io
 import json
 import tarfile
 from pathlib import Path
@@ -9,12 +10,14 @@ import jax
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from PIL import ExifTags, Image
 
 from cmd_jax.data import archives, prepared
 from cmd_jax.data.builders import aircraft, cars, cub, nabirds
+from cmd_jax.data.builders.examples import example
 from cmd_jax.data.decode import BadImage, decode_record
 from cmd_jax.data.errors import DatasetError
-from cmd_jax.data.sources import open_source
+from cmd_jax.data.sources import Record, open_source
 from cmd_jax.training import loop
 from tests.data import miniatures
 
@@ -179,6 +182,26 @@ def test_a_damaged_archive_is_refused_and_leaves_nothing(tmp_path, monkeypatch):
     miniatures.pack(path, files | {broken: b"no picture"})
     with pytest.raises(BadImage, match=r"0001/Some.Bird_0001\.jpg: not a readable picture"):
         _open(tmp_path, "cub")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_and_parts_follow_a_picture_that_decoding_turns(orientation):
+    pixels = np.zeros((40, 64, 3), np.uint8)
+    pixels[8:16, 24:40] = 255
+    out, exif = io.BytesIO(), Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(pixels).save(out, "jpeg", quality=100, exif=exif)
+    box, parts = np.array([8.0, 24.0, 16.0, 40.0]), np.array([[12.0, 32.0, 1.0], [0.0, 0.0, 0.0]])
+    name, content = example(out.getvalue(), 0, "a.jpg", box, parts)
+    shown = decode_record(Record(out.getvalue(), 0, name, content["part_boxes"]))
+    rows, columns = np.nonzero(shown[..., 0] > 127)
+    found = np.array([rows.min(), columns.min(), rows.max() + 1, columns.max() + 1])
+    scale = np.tile(shown.shape[:2], 2)
+    np.testing.assert_allclose(content["box"] * scale, found, atol=1e-4)
+    np.testing.assert_allclose(content["part_locations"][0, :2] * scale[:2], (found[:2] + found[2:]) / 2, atol=1e-4)
+    centre = content["part_boxes"][0].reshape(2, 2).mean(0)
+    np.testing.assert_allclose(centre, content["part_locations"][0, :2], atol=1e-5)
+    assert np.all(content["part_boxes"][1] == 0)
 
 
 def test_mat_files_that_are_none_or_have_no_labels(tmp_path, monkeypatch):

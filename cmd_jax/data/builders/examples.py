@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
+from PIL import ExifTags, Image
 
 from cmd_jax.data.decode import FORMATS, BadImage
 from cmd_jax.data.errors import DatasetError
@@ -41,8 +41,8 @@ def example(
         encoded: the file's bytes; they are stored as they are.
         label: 0-based.
         name: unique; the key.
-        box: [4] (ymin, xmin, ymax, xmax) in pixels.
-        parts: [P, 3] (y, x, visible) in pixels.
+        box: [4] (ymin, xmin, ymax, xmax) in pixels of the stored picture, as annotators saw it: not turned by EXIF.
+        parts: [P, 3] (y, x, visible) in the same.
         banner_px: rows at the bottom that are no part of the picture; fractions are of what is above.
 
     Raises:
@@ -51,20 +51,31 @@ def example(
     try:
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as opened:
             width, height = opened.size
+            orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
     # Pillow's plugins raise many types on damaged files; all of them mean the same here.
     except Exception as error:
         raise BadImage(f"{name}: not a readable picture ({error}); download the archive again") from error
     scale = np.array([height - banner_px, width], np.float64)
-    content = {
-        "image": io.BytesIO(encoded),
-        "label": label,
-        "id": name,
-        "box": np.clip(box / np.tile(scale, 2), 0, 1).astype(np.float32),
-    }
+    content = {"image": io.BytesIO(encoded), "label": label, "id": name}
+    content["box"] = _turn_boxes(np.clip(box / np.tile(scale, 2), 0, 1).reshape(1, 4), orientation)[0].astype(np.float32)
     if parts is not None:
-        content["part_locations"] = np.concatenate([parts[:, :2] / scale, parts[:, 2:]], axis=1).astype(np.float32)
-        content["part_boxes"] = part_boxes(parts, box, scale)
+        points = _turn(parts[:, :2] / scale, orientation)
+        content["part_locations"] = np.concatenate([points, parts[:, 2:]], axis=1).astype(np.float32)
+        content["part_boxes"] = (_turn_boxes(part_boxes(parts, box, scale), orientation) * parts[:, 2:]).astype(np.float32)
     return name, content
+
+
+def _turn(points: np.ndarray, orientation: int) -> np.ndarray:
+    """[N, 2] (y, x) fractions of the stored picture -> of the one that decoding turns by its EXIF orientation (1..8)."""
+    y, x = points.T
+    turned = {2: (y, 1 - x), 3: (1 - y, 1 - x), 4: (1 - y, x), 5: (x, y), 6: (x, 1 - y), 7: (1 - x, 1 - y), 8: (1 - x, y)}
+    return np.stack(turned.get(orientation, (y, x)), axis=1)
+
+
+def _turn_boxes(boxes: np.ndarray, orientation: int) -> np.ndarray:
+    """The same for [N, 4] (ymin, xmin, ymax, xmax)."""
+    one, other = _turn(boxes[:, :2], orientation), _turn(boxes[:, 2:], orientation)
+    return np.concatenate([np.minimum(one, other), np.maximum(one, other)], axis=1)
 
 
 def part_boxes(parts: np.ndarray, box: np.ndarray, scale: np.ndarray) -> np.ndarray:
