@@ -11,6 +11,7 @@ from ml_collections import config_flags
 
 from cmd_jax.config import ConfigDict, ConfigError
 from cmd_jax.data.decode import BadImage
+from cmd_jax.data.errors import DatasetError
 from cmd_jax.training.checkpoint import CheckpointError
 from cmd_jax.training.health import NonFinite
 from cmd_jax.weights.errors import WeightsError
@@ -67,6 +68,7 @@ def _guarded(main: Callable[[], None]) -> None:
     codes = {
         ConfigError: BAD_CONFIG,
         BadImage: BAD_DATA,
+        DatasetError: BAD_DATA,
         CheckpointError: BAD_DATA,
         WeightsError: BAD_DATA,
         NonFinite: SICK_RUN,
@@ -78,7 +80,7 @@ def _guarded(main: Callable[[], None]) -> None:
     except tuple(codes) as error:
         if _DEBUG.value:
             raise
-        _stop(codes[type(error)], error)
+        _stop(next(code for kind, code in codes.items() if isinstance(error, kind)), error)
 
 
 def _stop(code: int, error: Exception) -> None:

@@ -41,7 +41,8 @@ METHODS = {
     },
     "dino": {"intra_image": 1.0, "intra_region": 0.0, "inter": 0.0, "image_pool": "cls", "region_weights": "uniform"},
 }
-SOURCES = ("synthetic_birds", "cub", "folder")
+SOURCES = ("synthetic_birds", "cub", "cars", "aircraft", "aircraft/family", "aircraft/manufacturer", "nabirds", "folder")
+TFDS_PREFIX = "tfds:"  # of data.source: any other dataset of TFDS
 
 
 class ConfigError(ValueError):
@@ -106,14 +107,19 @@ def default() -> ConfigDict:
     config.head.norm_last_layer = True  # False learns a gain for every prototype
 
     config.data = ConfigDict()
-    config.data.source = "synthetic_birds"  # one of SOURCES
+    config.data.source = "synthetic_birds"  # one of SOURCES, or tfds:NAME
     config.data.data_dir = os.path.join("~", "tensorflow_datasets")  # prepared TFDS datasets
     config.data.manual_dir = placeholder(str)  # archives that only you can download; default DATA_DIR/downloads/manual
     config.data.folder = placeholder(str)  # of source "folder": train/CLASS/*, test/CLASS/*, or flat and unlabelled
+    config.data.eval_source = placeholder(str)  # labelled data to evaluate on, as data.source; None: the training data
+    config.data.eval_folder = placeholder(str)  # of data.eval_source "folder"; alone it means that
     config.data.canvas_px = 512  # longer sides are shrunk to this when an image is decoded
     config.data.grayscale = False  # luma alone, in training and evaluation: for data whose classes colour does not tell
     config.data.normalization = "imagenet"  # imagenet | local_contrast (lighting and smooth backgrounds taken out)
     config.data.decode_threads = 4
+    config.data.cache = "auto"  # of decoded pictures: ram | disk (kept for later runs) | none; auto: ram if it fits, else disk
+    config.data.cache_dir = placeholder(str)  # of cache "disk", on a disk of this machine; None: DATA_DIR/canvas_cache
+    config.data.prefetch_batches = 2  # that wait on the device beside the one of the step
 
     config.views = ConfigDict()  # the multi-crop recipe of DINO, EsViT and CMD
     config.views.global_px = 224
@@ -131,6 +137,7 @@ def default() -> ConfigDict:
     config.views.global_blur_prob = (1.0, 0.1)  # of the two global views
     config.views.local_blur_prob = 0.5
     config.views.global_solarize_prob = (0.0, 0.2)
+    config.views.dtype = "float32"  # of the interpolation products: float32 | bfloat16 (a pixel is off by a level at most)
 
     config.optim = ConfigDict()
     config.optim.lr = 5e-4  # for a batch of 256; scaled linearly with the batch
@@ -276,12 +283,12 @@ def validate(config: ConfigDict) -> None:
             "--config.model.attention=xla"
         )
     _choice("init.network", config.init.network, ("teacher", "student"))
-    _choice("data.source", config.data.source, SOURCES)
+    _data_source("data.source", config.data.source, "data.folder", config.data.folder)
+    if config.data.eval_source or config.data.eval_folder:
+        _data_source("data.eval_source", config.data.eval_source or "folder", "data.eval_folder", config.data.eval_folder)
     _choice("data.normalization", config.data.normalization, ("imagenet", "local_contrast"))
-    if config.data.source == "folder" and not config.data.folder:
-        raise ConfigError(
-            "data.source=folder needs data.folder; pass --config.data.folder=DIR with train/CLASS/* or flat images in it"
-        )
+    _choice("views.dtype", config.views.dtype, ("float32", "bfloat16"))
+    _choice("data.cache", config.data.cache, ("auto", "ram", "disk", "none"))
     for key in [
         "head.prototypes",
         "head.hidden_dim",
@@ -293,6 +300,7 @@ def validate(config: ConfigDict) -> None:
         "model.window",
         "data.canvas_px",
         "data.decode_threads",
+        "data.prefetch_batches",
         "views.global_px",
         "views.local_px",
         "train.batch_size",
@@ -400,6 +408,19 @@ def _check_backbone(config: ConfigDict) -> None:
         )
     if "cls" in (config.eval.features or pool).split("+"):
         raise ConfigError(f"eval.features is {config.eval.features!r}, but {name} has no class token; use mean, mil or blocks")
+
+
+def _data_source(key: str, source: str, folder_key: str, folder: str | None) -> None:
+    """A source by name, with its folder where it needs one."""
+    if source.startswith(TFDS_PREFIX):
+        if source == TFDS_PREFIX:
+            raise ConfigError(f"{key} is {source!r}, without a name; use {TFDS_PREFIX}NAME, for example tfds:oxford_flowers102")
+        return
+    _choice(key, source, (*SOURCES, f"{TFDS_PREFIX}NAME"))
+    if source == "folder" and not folder:
+        raise ConfigError(
+            f"{key}=folder needs {folder_key}; pass --config.{folder_key}=DIR with train/CLASS/* or flat images in it"
+        )
 
 
 def _choice(key: str, value: Any, choices: Any) -> None:

@@ -1,17 +1,24 @@
 """CMD, its baselines and its released variant on FGVC-Aircraft: 100 variants, 6,667 training and 3,333 test images.
 
-    python -m cmd_jax.main --config=configs/aircraft.py --config.data.folder=DIR --workdir=runs/aircraft
-    python -m cmd_jax.main --config=configs/aircraft.py:swin_t_w14 --config.data.folder=DIR --workdir=runs/aircraft_swin
+    python -m cmd_jax.prepare aircraft --manual_dir=DIR
+    python -m cmd_jax.main --config=configs/aircraft.py --workdir=runs/aircraft
+    python -m cmd_jax.main --config=configs/aircraft.py:swin_t_w14 --workdir=runs/aircraft_swin
 
-DIR holds the images as train/VARIANT/*.jpg (the official "trainval" list) and test/VARIANT/*.jpg.
+DIR holds the genuine archive fgvc-aircraft-2013b.tar.gz (2.75 GB, from https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft), or
+is where `prepare` puts it.
 
-Presets, all of 300 epochs; cmd_jax/presets.py has their values beside the references' recipes:
+Presets, all of 300 epochs but the last; cmd_jax/presets.py has their values beside the references' recipes:
 
     vit_s16     CMD, ViT-S/16, batch 64 (the default)
     swin_t_w14  CMD as the paper trains it, Swin-T with window 14, batch 64
     dino        DINO, ViT-S/16, batch 64
     esvit       EsViT, Swin-T with window 7, batch 64
     released    what the authors' released code computes, Swin-T with window 14, batch 8 as theirs
+    small       CMD, ViT-micro at 64 px, batch 32, 20 epochs: for two CPU cores
+    family, manufacturer
+                the default, evaluated on these coarser labels (70 and 30 classes)
+
+Any preset takes them with --config.data.source=aircraft/family or aircraft/manufacturer.
 
 The paper starts from a self-supervised checkpoint: --config.init.weights=PATH. Accuracy, time and memory: not measured.
 """
@@ -22,7 +29,7 @@ from cmd_jax.presets import fine_grained
 
 
 def get_config(preset: str = "") -> ConfigDict:
-    config = fine_grained("configs/aircraft.py", preset)
-    config.data.source = "folder"
-    config.data.folder = ""  # --config.data.folder=DIR
+    coarser = preset in ("family", "manufacturer")
+    config = fine_grained("configs/aircraft.py", "" if coarser else preset)
+    config.data.source = f"aircraft/{preset}" if coarser else "aircraft"
     return config

@@ -1,17 +1,20 @@
 """CMD, its baselines and its released variant on Stanford Cars: 196 models, 8,144 training and 8,041 test images.
 
-    python -m cmd_jax.main --config=configs/cars.py --config.data.folder=DIR --workdir=runs/cars
-    python -m cmd_jax.main --config=configs/cars.py:swin_t_w14 --config.data.folder=DIR --workdir=runs/cars_swin
+    python -m cmd_jax.prepare cars --manual_dir=DIR
+    python -m cmd_jax.main --config=configs/cars.py --workdir=runs/cars
+    python -m cmd_jax.main --config=configs/cars.py:swin_t_w14 --workdir=runs/cars_swin
 
-DIR holds the images as train/MODEL/*.jpg and test/MODEL/*.jpg, by the official split.
+DIR holds the genuine cars_train.tgz, cars_test.tgz, car_devkit.tgz and cars_test_annos_withlabels.mat, or car_ims.tgz and
+cars_annos.mat. Their links at Stanford are dead: they must come from a copy.
 
-Presets, all of 300 epochs; cmd_jax/presets.py has their values beside the references' recipes:
+Presets, all of 300 epochs but the last; cmd_jax/presets.py has their values beside the references' recipes:
 
     vit_s16     CMD, ViT-S/16, batch 64 (the default)
     swin_t_w14  CMD as the paper trains it, Swin-T with window 14, batch 64
     dino        DINO, ViT-S/16, batch 64
     esvit       EsViT, Swin-T with window 7, batch 64
     released    what the authors' released code computes, Swin-T with window 14, batch 8 as theirs
+    small       CMD, ViT-micro at 64 px, batch 32, 20 epochs: for two CPU cores
 
 The paper starts from a self-supervised checkpoint: --config.init.weights=PATH. Accuracy, time and memory: not measured.
 """
@@ -23,6 +26,5 @@ from cmd_jax.presets import fine_grained
 
 def get_config(preset: str = "") -> ConfigDict:
     config = fine_grained("configs/cars.py", preset)
-    config.data.source = "folder"
-    config.data.folder = ""  # --config.data.folder=DIR
+    config.data.source = "cars"
     return config

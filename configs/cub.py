@@ -1,18 +1,20 @@
 """CMD, its baselines and its released variant on CUB-200-2011: 200 bird species, 5,994 training and 5,794 test images.
 
-    python -m cmd_jax.main --config=configs/cub.py --config.data.manual_dir=DIR --workdir=runs/cub
-    python -m cmd_jax.main --config=configs/cub.py:swin_t_w14 --config.data.manual_dir=DIR --workdir=runs/cub_swin
+    python -m cmd_jax.prepare cub --manual_dir=DIR
+    python -m cmd_jax.main --config=configs/cub.py --workdir=runs/cub
+    python -m cmd_jax.main --config=configs/cub.py:swin_t_w14 --workdir=runs/cub_swin
 
-DIR holds the genuine archive CUB_200_2011.tgz (1.1 GB, from https://data.caltech.edu/records/65de6-vp158); the first run
-prepares it as ArrayRecord under --config.data.data_dir.
+DIR holds the genuine archive CUB_200_2011.tgz (1.1 GB, from https://data.caltech.edu/records/65de6-vp158), or is where
+`prepare` puts it.
 
-Presets, all of 300 epochs; cmd_jax/presets.py has their values beside the references' recipes:
+Presets, all of 300 epochs but the last; cmd_jax/presets.py has their values beside the references' recipes:
 
     vit_s16     CMD, ViT-S/16, batch 64 (the default)
     swin_t_w14  CMD as the paper trains it, Swin-T with window 14, batch 64
     dino        DINO, ViT-S/16, batch 64
     esvit       EsViT, Swin-T with window 7, batch 64
     released    what the authors' released code computes, Swin-T with window 14, batch 8 as theirs
+    small       CMD, ViT-micro at 64 px, batch 32, 20 epochs: for two CPU cores
 
 The paper starts from a self-supervised checkpoint: --config.init.weights=PATH. Accuracy, time and memory: not measured.
 """

@@ -35,6 +35,7 @@ def _run(binary, *arguments):
         ("main", "--dry_run"),
         ("eval", "--step"),
         ("parity", "--only"),
+        ("prepare", "--manual_dir"),
         ("convert", "--format"),
         ("convert import", "--config"),
         ("convert export", "--out"),
@@ -112,6 +113,9 @@ def test_weights_go_out_and_come_in(finished, tmp_path):
         ),
         ("parity", (), "--fixtures is missing"),
         ("parity", ("--fixtures=/no/place",), "--fixtures=/no/place is not a directory"),
+        ("prepare", (), "no dataset; use python -m cmd_jax.prepare NAME with one of synthetic_birds, cub, cars"),
+        ("prepare", ("cubs",), "there is no dataset 'cubs'; use one of synthetic_birds, cub"),
+        ("prepare", ("cub", "cars"), "unexpected argument 'cars'"),
         ("eval", (), "--workdir is missing"),
         ("eval", ("--workdir=/no/run",), "/no/run has no config.json"),
         ("eval", ("--workdir=x", "--step=many"), "step"),
@@ -133,6 +137,27 @@ def test_a_mistake_gets_one_line_and_exit_code_64(binary, arguments, message):
     assert out.stderr.startswith("error: ")
     assert "Traceback" not in out.stderr
     assert not (ROOT / "x").exists()
+
+
+def test_prepare_describes_and_verifies(tmp_path):
+    data = f"--data_dir={tmp_path / 'data'}"
+    missing = _run("prepare", "nabirds", data)
+    assert (missing.returncode, missing.stdout, missing.stderr.count("\n")) == (65, "", 1)
+    assert f"{tmp_path / 'data' / 'downloads' / 'manual'} lacks nabirds.tar.gz from https://dl.allaboutbirds" in missing.stderr
+    (tmp_path / "nabirds.tar.gz").write_bytes(b"<html>404</html>")
+    damaged = _run("prepare", "nabirds", data, f"--manual_dir={tmp_path}")
+    assert (damaged.returncode, damaged.stderr.count("\n")) == (65, 1)
+    assert "nabirds.tar.gz has md5 " in damaged.stderr
+
+
+def test_an_error_of_a_narrower_kind_has_the_exit_code_of_its_kind():
+    program = (
+        "from cmd_jax import cli; from cmd_jax.evaluation.evaluate import NoLabels\n"
+        "def main(): raise NoLabels('photos has no labels')\n"
+        "cli.run(main, 'usage')"
+    )
+    out = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (out.returncode, out.stderr) == (64, "error: photos has no labels\n")
 
 
 def test_parity_ends_with_1_when_something_is_off_or_missing(tmp_path):

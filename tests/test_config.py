@@ -17,7 +17,8 @@ PRESETS = {
     "folder": ("", "small"),
     "cub": FINE_GRAINED,
     "cars": FINE_GRAINED,
-    "aircraft": FINE_GRAINED,
+    "aircraft": (*FINE_GRAINED, "family", "manufacturer"),
+    "nabirds": FINE_GRAINED,
 }
 
 
@@ -45,7 +46,7 @@ def test_every_preset_is_valid_before_and_after_it_is_resolved(name, preset):
 
 
 def test_the_presets_of_the_references_have_their_values():
-    resolved = {name: config_lib.resolve(_file("cub").get_config(name), 5994) for name in FINE_GRAINED}
+    resolved = {name: config_lib.resolve(_file("cub").get_config(name), 5994) for name in FINE_GRAINED if name != "small"}
     assert resolved[""].to_dict() == resolved["vit_s16"].to_dict()
     assert {config.train.epochs for config in resolved.values()} == {300.0}
     swin, released = resolved["swin_t_w14"], resolved["released"]
@@ -96,7 +97,10 @@ def test_a_method_fills_what_is_open_and_leaves_what_is_set(name):
     [
         ("method.name", "moco", "method.name is 'moco'; choose one of cmd, esvit, released, dino"),
         ("model.name", "vit_huge", "model.name is 'vit_huge'; choose one of vit_micro"),
-        ("data.source", "imagenet", "data.source is 'imagenet'"),
+        ("data.source", "imagenet", "data.source is 'imagenet'; choose one of synthetic_birds, .*, tfds:NAME"),
+        ("data.source", "tfds:", "data.source is 'tfds:', without a name; use tfds:NAME"),
+        ("data.eval_source", "folder", "data.eval_source=folder needs data.eval_folder; pass --config.data.eval_folder=DIR"),
+        ("data.eval_source", "birds", "data.eval_source is 'birds'; choose one of"),
         ("data.source", "folder", "needs data.folder; pass --config.data.folder"),
         ("train.batch_size", 0, "train.batch_size is 0; it must be at least 1"),
         ("optim.lr", 0.0, "optim.lr is 0.0; it must be above 0"),

@@ -5,6 +5,7 @@ solarize, normalise). A crop is two interpolation products, so nothing gathers. 
 (seed, step, image index). Images are a canvas [C, C, 3] whose top left [height, width] corner holds the picture.
 """
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -19,8 +20,10 @@ LUMA = (0.299, 0.587, 0.114)
 NEIGHBOURHOOD = 0.08  # standard deviation of a pixel's neighbourhood, as a share of the view's side
 FLAT_CONTRAST = 0.2  # of 0..1; a neighbourhood of less contrast is not blown up to that of an outline
 CROP_ATTEMPTS = 10
+BOX_NUMBERS = 2 * CROP_ATTEMPTS + 2  # random numbers that a box takes
 ASPECT_RATIO = (3 / 4, 4 / 3)
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+ORDERS = tuple(itertools.permutations(range(4)))
 
 
 class ViewParams(NamedTuple):
@@ -69,22 +72,22 @@ def normalize(pixels: Array, mode: str) -> Array:
     return detail / jnp.maximum(contrast, FLAT_CONTRAST)
 
 
-def sample_box(key: Array, size: Array, scale: tuple[float, float]) -> Array:
+def sample_box(uniform: Array, size: Array, scale: tuple[float, float]) -> Array:
     """Random resized crop: the first of ten boxes that fits, else a central crop of a clamped aspect ratio.
 
     Args:
-        key: random key.
+        uniform: [BOX_NUMBERS] in 0..1, independent.
         size: [2] (height, width) of the picture in pixels.
         scale: range of the area as a share of the picture's.
 
     Returns:
         [4] float32 (top, left, height, width), whole numbers.
     """
-    area_key, ratio_key, top_key, left_key = jax.random.split(key, 4)
     height, width = size[0].astype(jnp.float32), size[1].astype(jnp.float32)
-    area = height * width * jax.random.uniform(area_key, (CROP_ATTEMPTS,), minval=scale[0], maxval=scale[1])
+    areas, ratios = uniform[:CROP_ATTEMPTS], uniform[CROP_ATTEMPTS : 2 * CROP_ATTEMPTS]
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * areas)
     low, high = math.log(ASPECT_RATIO[0]), math.log(ASPECT_RATIO[1])
-    ratio = jnp.exp(jax.random.uniform(ratio_key, (CROP_ATTEMPTS,), minval=low, maxval=high))
+    ratio = jnp.exp(low + (high - low) * ratios)
     box_width, box_height = jnp.round(jnp.sqrt(area * ratio)), jnp.round(jnp.sqrt(area / ratio))
     fits = (box_width >= 1) & (box_height >= 1) & (box_width <= width) & (box_height <= height)
     first = jnp.argmax(fits)
@@ -96,31 +99,27 @@ def sample_box(key: Array, size: Array, scale: tuple[float, float]) -> Array:
     box_width = jnp.where(found, box_width[first], central_width)
     box_height = jnp.where(found, box_height[first], central_height)
     spare_y, spare_x = height - box_height, width - box_width
-    top = jnp.where(found, jnp.floor(jax.random.uniform(top_key) * (spare_y + 1)), jnp.round(spare_y / 2))
-    left = jnp.where(found, jnp.floor(jax.random.uniform(left_key) * (spare_x + 1)), jnp.round(spare_x / 2))
+    top = jnp.where(found, jnp.floor(uniform[-2] * (spare_y + 1)), jnp.round(spare_y / 2))
+    left = jnp.where(found, jnp.floor(uniform[-1] * (spare_x + 1)), jnp.round(spare_x / 2))
     return jnp.stack([top, left, box_height, box_width])
 
 
 def sample_params(
-    key: Array, size: Array, scale: tuple[float, float], blur_prob: float, solarize_prob: float, views: ConfigDict
+    key: Array, size: Array, scale: tuple[float, float], blur_prob: Array, solarize_prob: Array, views: ConfigDict
 ) -> ViewParams:
     """Draws the parameters of one view; `views` is the config's section of that name."""
-    keys = jax.random.split(key, 9)
-    coin = jax.random.uniform(keys[0], (5,))
+    # All numbers at once: every call of the generator is compiled for itself.
+    coin, spread, (order, sigma), box = jnp.split(jax.random.uniform(key, (11 + BOX_NUMBERS,)), (5, 9, 11))
     strength = jnp.array([views.brightness, views.contrast, views.saturation, views.hue])
-    spread = jax.random.uniform(keys[2], (4,), minval=-1.0, maxval=1.0) * strength
+    low, high = views.blur_sigma
     return ViewParams(
-        box=sample_box(keys[1], size, scale),
+        box=sample_box(box, size, scale),
         flip=coin[0] < 0.5,
         jitter=coin[1] < views.jitter_prob,
-        factors=spread + jnp.array([1.0, 1.0, 1.0, 0.0]),
-        order=jax.random.permutation(keys[3], 4),
+        factors=(2 * spread - 1) * strength + jnp.array([1.0, 1.0, 1.0, 0.0]),
+        order=jnp.array(ORDERS)[jnp.floor(order * len(ORDERS)).astype(jnp.int32)],
         grayscale=coin[2] < views.grayscale_prob,
-        sigma=jnp.where(
-            coin[3] < blur_prob,
-            jax.random.uniform(keys[4], minval=views.blur_sigma[0], maxval=views.blur_sigma[1]),
-            0.0,
-        ),
+        sigma=jnp.where(coin[3] < blur_prob, low + (high - low) * sigma, 0.0),
         solarize=coin[4] < solarize_prob,
     )
 
@@ -144,14 +143,23 @@ def interpolation_matrix(start: Array, length: Array, out: int, size: int) -> Ar
     return weights / jnp.sum(weights, axis=1, keepdims=True)
 
 
-def resized_crop(canvas: Array, box: Array, flip: Array, out: int) -> Array:
-    """[C, C, 3] uint8, box [4] -> [out, out, 3] float32 in 0..255, mirrored where `flip`."""
-    rows = interpolation_matrix(box[0], box[2], out, canvas.shape[0])
-    columns = interpolation_matrix(box[1], box[3], out, canvas.shape[1])
+def resized_crop(canvas: Array, box: Array, flip: Array, out: int, dtype: str = "float32") -> Array:
+    """[C, C, 3] uint8, box [4] -> [out, out, 3] float32 whole levels in 0..255, mirrored where `flip`.
+
+    Along x, then along y, each rounded to whole levels and cut to 0..255 as Pillow does. Whole levels are exact in bfloat16,
+    and what its weights lose is divided out, so with dtype "bfloat16" a pixel is off by about a level at most.
+    """
+    rows = interpolation_matrix(box[0], box[2], out, canvas.shape[0]).astype(dtype)
+    columns = interpolation_matrix(box[1], box[3], out, canvas.shape[1]).astype(dtype)
     columns = jnp.where(flip, columns[::-1], columns)
-    # Cut to 0..255 in between, as Pillow does: beside a saturated edge the overshoot shows.
-    pixels = jnp.einsum("xj,ijc->ixc", columns, canvas.astype(jnp.float32), precision="highest")
-    return jnp.clip(jnp.einsum("yi,ixc->yxc", rows, jnp.clip(pixels, 0, 255), precision="highest"), 0, 255)
+
+    def levels(equation: str, weights: Array, pixels: Array, gain: Array) -> Array:
+        product = jnp.einsum(equation, weights, pixels.astype(dtype), precision="highest", preferred_element_type=jnp.float32)
+        return jnp.clip(jnp.round(product / gain), 0, 255)
+
+    gain = lambda weights: jnp.sum(weights.astype(jnp.float32), axis=1)
+    pixels = levels("xj,ijc->ixc", columns, canvas, gain(columns)[None, :, None])
+    return levels("yi,ixc->yxc", rows, pixels, gain(rows)[:, None, None])
 
 
 def luma(pixels: Array) -> Array:
@@ -191,6 +199,7 @@ def gaussian_blur(pixels: Array, sigma: Array, max_sigma: float) -> Array:
         offset = jnp.arange(-radius, radius + 1)
         kernel = jnp.exp(-0.5 * jnp.square(offset / jnp.maximum(sigma, 1e-3)))
         kernel = kernel / jnp.sum(kernel)
+        # Not sums over the taps beyond an edge: under vmap jaxlib 0.10.2 compiles those wrongly on a CPU from 192 pixels on.
         source = jnp.clip(jnp.arange(size)[:, None] + offset, 0, size - 1)  # [size, taps]
         return jnp.einsum("yt,yti->yi", jnp.broadcast_to(kernel, source.shape), jax.nn.one_hot(source, size))
 
@@ -204,9 +213,11 @@ def solarize(pixels: Array) -> Array:
     return jnp.where(pixels >= 128, 255 - pixels, pixels)
 
 
-def apply_params(canvas: Array, params: ViewParams, out: int, max_sigma: float, normalization: str) -> Array:
+def apply_params(
+    canvas: Array, params: ViewParams, out: int, max_sigma: float, normalization: str, dtype: str = "float32"
+) -> Array:
     """One view of one image: [C, C, 3] uint8 -> [out, out, 3] float32, normalised."""
-    pixels = resized_crop(canvas, params.box, params.flip, out)
+    pixels = resized_crop(canvas, params.box, params.flip, out, dtype)
     pixels = jnp.where(params.jitter, color_jitter(pixels, params.factors, params.order), pixels)
     pixels = jnp.where(params.grayscale, luma(pixels), pixels)
     pixels = gaussian_blur(pixels, params.sigma, max_sigma)
@@ -217,10 +228,10 @@ def apply_params(canvas: Array, params: ViewParams, out: int, max_sigma: float, 
 def multi_crop(
     key: Array, canvas: Array, size: Array, index: Array, *, views: ConfigDict, normalization: str
 ) -> tuple[Array, Array | None]:
-    """All views of a batch.
+    """All views of a batch, vectorised over images and over the views of a size.
 
     Args:
-        key: of (seed, step); folded with each image's index.
+        key: of (seed, step); folded with each image's index, then with the view's number.
         canvas: [B, C, C, 3] uint8.
         size: [B, 2] int32, height and width of the picture inside its canvas.
         index: [B] int32, the images' indices in the dataset.
@@ -232,16 +243,21 @@ def multi_crop(
     """
     image_keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
 
-    def view(number: int, out: int, scale: tuple, blur_prob: float, solarize_prob: float) -> Array:
-        def one(image_key: Array, image: Array, image_size: Array) -> Array:
+    def group(first: int, out: int, scale: tuple, blur_probs: tuple, solarize_probs: tuple) -> Array:
+        """Views of numbers first, first + 1, ...: one for each of the probabilities."""
+        numbers = first + jnp.arange(len(blur_probs))
+
+        def one(image_key: Array, image: Array, image_size: Array, number: Array, blur: Array, solarize: Array) -> Array:
             view_key = jax.random.fold_in(image_key, number)
-            params = sample_params(view_key, image_size, tuple(scale), blur_prob, solarize_prob, views)
-            return apply_params(image, params, out, views.blur_sigma[1], normalization)
+            params = sample_params(view_key, image_size, tuple(scale), blur, solarize, views)
+            return apply_params(image, params, out, views.blur_sigma[1], normalization, views.dtype)
 
-        return jax.vmap(one)(image_keys, canvas, size)
+        of_image = jax.vmap(one, in_axes=(None, None, None, 0, 0, 0))
+        of_batch = jax.vmap(of_image, in_axes=(0, 0, 0, None, None, None))
+        return of_batch(image_keys, canvas, size, numbers, jnp.array(blur_probs), jnp.array(solarize_probs))
 
-    globals_ = [
-        view(n, views.global_px, views.global_scale, views.global_blur_prob[n], views.global_solarize_prob[n]) for n in range(2)
-    ]
-    locals_ = [view(2 + n, views.local_px, views.local_scale, views.local_blur_prob, 0.0) for n in range(views.local_count)]
-    return jnp.stack(globals_, axis=1), jnp.stack(locals_, axis=1) if locals_ else None
+    globals_ = group(0, views.global_px, views.global_scale, views.global_blur_prob, views.global_solarize_prob)
+    if not views.local_count:
+        return globals_, None
+    blur, none = (views.local_blur_prob,) * views.local_count, (0.0,) * views.local_count
+    return globals_, group(2, views.local_px, views.local_scale, blur, none)

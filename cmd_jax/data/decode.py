@@ -6,12 +6,23 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps
 
+from cmd_jax.data.sources import Record
+
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS = 100_000_000
 
 
 class BadImage(ValueError):
     """A picture that cannot be read; the message starts with its path or id."""
+
+
+def decode_record(record: Record, *, grayscale: bool = False) -> np.ndarray:
+    """Decodes a record without its banner: [height, width, 3] uint8. Raises BadImage."""
+    pixels = decode_rgb(record.encoded, record.name, grayscale=grayscale)
+    rows = len(pixels) - record.banner_px
+    if rows < 1:
+        raise BadImage(f"{record.name}: {len(pixels)} rows are all of the banner of {record.banner_px}; remove the picture")
+    return pixels[:rows]
 
 
 def decode_rgb(encoded: bytes, name: str, *, grayscale: bool = False, max_pixels: int = MAX_PIXELS) -> np.ndarray:

@@ -1,58 +1,22 @@
-"""Batches of uint8 canvases in an order that is a function of (seed, epoch), decoded once and kept in RAM."""
+"""Batches of uint8 canvases in an order that is a function of (seed, epoch), ready on the device before they are needed."""
 
+import queue
 import threading
-from collections.abc import Iterator
-from typing import NamedTuple
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from typing import TypeVar
 
 import grain
 import numpy as np
-import psutil
 
 from cmd_jax.config import ConfigError
-from cmd_jax.data.decode import decode_rgb, to_canvas
-from cmd_jax.data.sources import Source
+from cmd_jax.data.cache import Batch, CanvasCache
 
-
-class Batch(NamedTuple):
-    """What one step needs of the data.
-
-    Attributes:
-        canvas: [B, C, C, 3] uint8.
-        size: [B, 2] int32, height and width of the picture in its canvas.
-        index: [B] int32, indices in the dataset.
-    """
-
-    canvas: np.ndarray
-    size: np.ndarray
-    index: np.ndarray
-
-
-class CanvasCache:
-    """Decodes each image of a source once and keeps its canvas in one uint8 array."""
-
-    def __init__(self, source: Source, canvas_px: int, grayscale: bool = False):
-        needed, free = len(source) * canvas_px * canvas_px * 3, psutil.virtual_memory().available
-        if needed > 0.8 * free:
-            raise ConfigError(
-                f"data.canvas_px={canvas_px} needs {needed / 2**30:.1f} GiB for {len(source)} images, "
-                f"but {free / 2**30:.1f} GiB of memory are free; "
-                f"lower it to {int(canvas_px * (0.8 * free / needed) ** 0.5)} or less"
-            )
-        self._source, self._canvas_px, self._grayscale = source, canvas_px, grayscale
-        # np.zeros takes its pages when they are written: memory grows with what has been decoded.
-        self._canvas = np.zeros((len(source), canvas_px, canvas_px, 3), np.uint8)
-        self._size = np.zeros((len(source), 2), np.int32)
-        self._lock = threading.Lock()
-
-    def __getitem__(self, index: int) -> Batch:
-        """One image as a batch element without the leading axis."""
-        if not self._size[index, 0]:
-            record = self._source[index]
-            canvas, size = to_canvas(decode_rgb(record.encoded, record.name, grayscale=self._grayscale), self._canvas_px)
-            with self._lock:  # the size is the mark that the canvas is there, so it comes second
-                self._canvas[index] = canvas
-                self._size[index] = size
-        return Batch(self._canvas[index], self._size[index], np.int32(index))
+LOOK_AHEAD = 2  # batches that are decoded beside the one that is asked for
+T = TypeVar("T")
 
 
 def epoch_order(images: int, seed: int) -> grain.MapDataset:
@@ -60,19 +24,121 @@ def epoch_order(images: int, seed: int) -> grain.MapDataset:
     return grain.MapDataset.range(images).seed(seed).shuffle().repeat(None)
 
 
-def batches(cache: CanvasCache, images: int, batch_size: int, seed: int, first_step: int, threads: int) -> Iterator[Batch]:
+def share_of(batch_size: int, process_index: int, process_count: int) -> slice:
+    """Rows of the global batch that a process reads: contiguous, so the rows' order does not depend on their number.
+
+    Raises:
+        ConfigError: the batch does not divide over the processes.
+    """
+    if batch_size % process_count:
+        fit = max(1, batch_size // process_count) * process_count
+        raise ConfigError(
+            f"train.batch_size {batch_size} does not divide over {process_count} processes; use {fit} or {fit + process_count}"
+        )
+    rows = batch_size // process_count
+    return slice(process_index * rows, (process_index + 1) * rows)
+
+
+def batches(
+    cache: CanvasCache,
+    images: int,
+    batch_size: int,
+    seed: int,
+    first_step: int,
+    threads: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
     """Endless batches from a step on; step s holds positions s * B .. s * B + B - 1 of the order.
 
     Args:
         cache: of the training images.
         images: number of training images.
-        batch_size: B.
+        batch_size: B, of all processes together.
         seed: of the order.
         first_step: the step of the first batch.
         threads: decoding threads.
+        process_index: of this process; it decodes nothing but its own rows.
+        process_count: how many share the batch; each gets B / process_count rows.
+
+    Raises:
+        ConfigError: the batch does not divide over the processes.
     """
-    elements = epoch_order(images, seed).map(cache.__getitem__)[first_step * batch_size :]
-    read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * batch_size)
-    return iter(
-        elements.to_iter_dataset(read).batch(batch_size, batch_fn=lambda rows: Batch(*map(np.stack, zip(*rows, strict=True))))
-    )
+    share = share_of(batch_size, process_index, process_count)
+    return _batches(cache, epoch_order(images, seed), batch_size, first_step, threads, share)
+
+
+def _batches(
+    cache: CanvasCache, order: grain.MapDataset, batch_size: int, first_step: int, threads: int, share: slice
+) -> Iterator[Batch]:
+    ahead: deque = deque()
+    with ThreadPoolExecutor(threads, "decode") as pool:
+        try:
+            for step in count(first_step):
+                start = step * batch_size
+                indices = np.array([order[position] for position in range(start + share.start, start + share.stop)], np.int64)
+                ahead.append((indices, cache.prepare(indices, pool)))
+                if len(ahead) > LOOK_AHEAD:
+                    yield cache.gather(*ahead.popleft())
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+class Prefetch(Iterator[T]):
+    """Runs an iterator ahead in a thread: what comes out was made, and put on the device, while the last step ran.
+
+    Exceptions of the iterator come out at their turn. `close` stops the thread.
+
+    Attributes:
+        waited_s: seconds that `next` has waited, all calls together; it stops growing when the thread keeps ahead.
+    """
+
+    def __init__(self, items: Iterator, place: Callable, depth: int):
+        """
+        Args:
+            items: what is iterated over.
+            place: applied to every item in the thread, for example the transfer to the device.
+            depth: how many placed items may wait.
+        """
+        self._queue: queue.Queue = queue.Queue(depth)
+        self._stopped = threading.Event()
+        self.waited_s = 0.0
+        self._thread = threading.Thread(target=self._run, args=(items, place), name="prefetch", daemon=True)
+        self._thread.start()
+
+    def _run(self, items: Iterator, place: Callable) -> None:
+        try:
+            for item in items:
+                self._put((place(item), None))
+                if self._stopped.is_set():
+                    break
+            else:
+                self._put((None, StopIteration()))
+        except BaseException as error:  # whatever it is, it must end the loop that waits
+            self._put((None, error))
+        finally:
+            if hasattr(items, "close"):
+                items.close()
+
+    def _put(self, item: tuple) -> None:
+        while not self._stopped.is_set():
+            try:
+                return self._queue.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+        return None
+
+    def __next__(self) -> T:
+        if self._stopped.is_set():  # closed, or the error that ended it came out before
+            raise StopIteration
+        started = time.perf_counter()
+        item, error = self._queue.get()
+        self.waited_s += time.perf_counter() - started
+        if error is not None:
+            self._stopped.set()
+            raise error
+        return item
+
+    def close(self) -> None:
+        self._stopped.set()
+        self._thread.join()

@@ -1,12 +1,14 @@
 """Random access to encoded images: index -> `Record`, the same for an embedded, a prepared and a folder dataset."""
 
+import hashlib
 import os
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from cmd_jax.config import ConfigDict, ConfigError
+from cmd_jax.config import TFDS_PREFIX, ConfigDict, ConfigError
+from cmd_jax.data import prepared
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 SPLITS = ("train", "test")
@@ -20,19 +22,22 @@ class Record(NamedTuple):
         encoded: the file's bytes.
         label: class index, or UNLABELLED.
         name: path or id, for messages and pictures.
-        part_boxes: [P, 4] float32 (ymin, xmin, ymax, xmax), fractions of the image; P is 0 where the data has none.
+        part_boxes: [P, 4] float32 (ymin, xmin, ymax, xmax), fractions of the picture; P is 0 where the data has none.
+        banner_px: rows at the bottom that are no part of the picture.
     """
 
     encoded: bytes
     label: int
     name: str
     part_boxes: np.ndarray
+    banner_px: int = 0
 
 
 class Source(Protocol):
     """A split of a dataset."""
 
     class_names: tuple[str, ...]  # empty when unlabelled
+    files: list[str]  # what it reads
 
     def __len__(self) -> int: ...
 
@@ -86,6 +91,10 @@ class FolderSource:
             labels += [label] * len(found)
         return paths, labels
 
+    @property
+    def files(self) -> list[str]:
+        return self.paths
+
     def __len__(self) -> int:
         return len(self.paths)
 
@@ -108,54 +117,104 @@ def _images(directory: str) -> list[str]:
 
 
 class TFDSSource:
-    """A split of one of our TFDS builders, prepared as ArrayRecord on first use; TensorFlow is not needed."""
+    """A split of one of our builders, prepared as ArrayRecord on first use."""
 
-    def __init__(self, builder_class: Callable, config: ConfigDict, split: str):
+    def __init__(self, builder_class: Callable, config: ConfigDict, split: str, name: str | None = None):
         import tensorflow_datasets as tfds  # slow to import, and needed only here
 
-        builder = prepare(builder_class, config.data_dir, config.manual_dir)
+        builder = prepared.prepare(builder_class, config.data_dir, config.manual_dir, name or builder_class.name)
         self._rows = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+        self._banner_px = getattr(builder_class, "BANNER_PX", 0)
         self.class_names = tuple(builder.info.features["label"].names)
+        self.files = prepared.files(builder)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Record:
         row = self._rows[index]
-        return Record(row["image"], int(row["label"]), row["id"].decode(), row["part_boxes"])
+        boxes = row.get("part_boxes", NO_BOXES)
+        return Record(row["image"], int(row["label"]), row["id"].decode(), boxes, self._banner_px)
 
 
-def prepare(builder_class: Callable, data_dir: str, manual_dir: str | None):
-    """Builds a TFDS dataset on disk if it is not there yet, and returns its builder."""
-    import tensorflow_datasets as tfds
+class ForeignSource:
+    """A split of any TFDS dataset with images: its first image feature, and its label if it has one.
 
-    builder = builder_class(data_dir=os.path.expanduser(data_dir), file_format="array_record")
-    download_config = tfds.download.DownloadConfig(manual_dir=manual_dir and os.path.expanduser(manual_dir))
-    builder.download_and_prepare(download_config=download_config)
-    return builder
+    "test" is the dataset's test split, or its validation split where there is no other; a dataset with neither has length 0.
+    """
+
+    def __init__(self, name: str, config: ConfigDict, split: str):
+        import tensorflow_datasets as tfds
+
+        builder = prepared.foreign_builder(name, config.data_dir, config.manual_dir)
+        described = builder.info.features
+        images = [key for key, feature in described.items() if isinstance(feature, tfds.features.Image)]
+        if not images:
+            raise ConfigError(
+                f"data.source is '{TFDS_PREFIX}{name}', which has no image among {', '.join(described)}; choose another"
+            )
+        labels = [key for key, feature in described.items() if isinstance(feature, tfds.features.ClassLabel)]
+        named = (builder.info.supervised_keys or (None, None))[1]
+        self._image, self._label = images[0], named if named in labels else (labels or [None])[0]
+        self.class_names = tuple(described[self._label].names) if self._label else ()
+        self.files = prepared.files(builder)
+        self._name = f"{name}/{split}"
+        choices = ("train",) if split == "train" else ("test", "validation")
+        chosen = next((choice for choice in choices if choice in builder.info.splits), None)
+        if chosen is None and split == "train":
+            raise ConfigError(f"data.source is '{TFDS_PREFIX}{name}', which has no train split but {list(builder.info.splits)}")
+        self._rows = ()
+        if chosen:
+            self._rows = builder.as_data_source(split=chosen, decoders={self._image: tfds.decode.SkipDecoding()})
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Record:
+        row = self._rows[index]
+        label = int(row[self._label]) if self._label else UNLABELLED
+        return Record(row[self._image], label, f"{self._name}/{index}", NO_BOXES)
 
 
-def builder_class(name: str) -> Callable:
-    """The TFDS builder of a source's name."""
-    if name == "synthetic_birds":
-        from cmd_jax.data.builders.synthetic_birds import SyntheticBirds
+def eval_section(config: ConfigDict) -> ConfigDict:
+    """The section `data` as evaluation reads it: `eval_source` and `eval_folder` in the place of the training data.
 
-        return SyntheticBirds
-    from cmd_jax.data.builders.cub import Cub
+    Args:
+        config: the config's section `data`.
+    """
+    section = config.copy_and_resolve_references()
+    if config.eval_source or config.eval_folder:
+        section.source, section.folder = config.eval_source or "folder", config.eval_folder
+    return section
 
-    return Cub
+
+def where(config: ConfigDict) -> str:
+    """What a section `data` reads, for messages."""
+    return config.folder if config.source == "folder" else config.source
+
+
+def fingerprint(source: Source) -> str:
+    """Changes when a file that the source reads is added, removed, renamed or written: 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for path in source.files:
+        stat = os.stat(path)
+        digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def open_source(config: ConfigDict, split: str) -> Source:
     """Opens a split.
 
     Args:
-        config: the config's section `data`.
-        split: "train" or "test". The test split of a folder without one has length 0.
+        config: the config's section `data`, or `eval_section` of it.
+        split: "train" or "test". The test split of data without one has length 0.
 
     Raises:
-        ConfigError: the folder is missing or holds nothing usable.
+        ConfigError: the folder is missing or holds nothing usable, or TFDS does not know the name.
+        DatasetError: an archive is missing or damaged.
     """
     if config.source == "folder":
         return FolderSource(config.folder, split)
-    return TFDSSource(builder_class(config.source), config, split)
+    if config.source.startswith(TFDS_PREFIX):
+        return ForeignSource(config.source.removeprefix(TFDS_PREFIX), config, split)
+    return TFDSSource(prepared.builder_class(config.source), config, split, config.source)

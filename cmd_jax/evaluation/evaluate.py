@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cmd_jax.config import ConfigDict, ConfigError, token_px
-from cmd_jax.data.sources import Source, open_source
+from cmd_jax.data.sources import Source, eval_section, open_source, where
 from cmd_jax.evaluation.features import Features, extract_features, make_extractor
 from cmd_jax.evaluation.knn import knn_classify
 from cmd_jax.evaluation.pointing import pointing
@@ -46,6 +46,10 @@ class Evaluation(NamedTuple):
         return {row.key: row.value for row in self.rows}
 
 
+class NoLabels(ConfigError):
+    """Data to train on, but not to evaluate on."""
+
+
 class LabelledSplits(NamedTuple):
     """The gallery and the queries of an evaluation."""
 
@@ -54,17 +58,21 @@ class LabelledSplits(NamedTuple):
 
 
 def open_labelled_splits(config: ConfigDict) -> LabelledSplits:
-    """Opens both splits.
+    """Opens both splits of the data to evaluate on: `data.eval_source` and `data.eval_folder`, or the training data.
 
     Raises:
-        ConfigError: there are no labels or no test images to evaluate on.
+        NoLabels: the training data has no labels or no test images, and no other data is named.
+        ConfigError, DatasetError: the other data cannot be used.
     """
-    train, test = (open_source(config.data, split) for split in ("train", "test"))
-    where = config.data.folder or config.data.source
+    data = eval_section(config.data)
+    train, test = (open_source(data, split) for split in ("train", "test"))
+    named = config.data.eval_source or config.data.eval_folder
+    refuse = ConfigError if named else NoLabels
+    other = "" if named else ", or name labelled data: --config.data.eval_source=NAME or --config.data.eval_folder=DIR"
     if not train.class_names:
-        raise ConfigError(f"{where} has no labels; k-NN and retrieval need train/CLASS/* and test/CLASS/*")
+        raise refuse(f"{where(data)} has no labels; k-NN and retrieval need train/CLASS/* and test/CLASS/*{other}")
     if not len(test):
-        raise ConfigError(f"{where} has no test images; k-NN and retrieval need test/CLASS/* beside train/CLASS/*")
+        raise refuse(f"{where(data)} has no test images; k-NN and retrieval need test/CLASS/* beside train/CLASS/*{other}")
     return LabelledSplits(train, test)
 
 

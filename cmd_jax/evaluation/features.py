@@ -10,7 +10,7 @@ import numpy as np
 
 from cmd_jax.config import ConfigDict
 from cmd_jax.data.augment import normalize
-from cmd_jax.data.decode import decode_rgb, eval_boxes, eval_crop
+from cmd_jax.data.decode import decode_record, eval_boxes, eval_crop
 from cmd_jax.data.sources import Source
 from cmd_jax.method import mil
 from cmd_jax.models.heads import l2_normalize
@@ -89,7 +89,7 @@ def eval_images(source: Source, config: ConfigDict) -> Iterator[tuple[np.ndarray
 
     def load(index: int):
         record = source[index]
-        pixels = decode_rgb(record.encoded, record.name, grayscale=config.data.grayscale)
+        pixels = decode_record(record, grayscale=config.data.grayscale)
         boxes = eval_boxes(record.part_boxes, pixels.shape[:2], resize_px, crop_px)
         return eval_crop(pixels, resize_px, crop_px), boxes, record.label, record.name
 

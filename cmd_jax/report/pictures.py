@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from cmd_jax.config import ConfigDict, token_px
-from cmd_jax.data.decode import decode_rgb, eval_crop
+from cmd_jax.data.decode import decode_record, eval_crop
 from cmd_jax.data.sources import Source
 from cmd_jax.evaluation.evaluate import Evaluation, LabelledSplits
 
@@ -113,8 +113,7 @@ def _spread(count: int, wanted: int) -> np.ndarray:
 
 
 def _crop(source: Source, index: int, config: ConfigDict) -> np.ndarray:
-    record = source[int(index)]
-    return eval_crop(decode_rgb(record.encoded, record.name), config.eval.resize_px, config.eval.crop_px)
+    return eval_crop(decode_record(source[int(index)]), config.eval.resize_px, config.eval.crop_px)
 
 
 def _class_name(splits: LabelledSplits, label: int) -> str:

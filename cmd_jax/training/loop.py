@@ -9,8 +9,9 @@ import optax
 
 from cmd_jax import config as config_lib
 from cmd_jax.config import ConfigDict, ConfigError
-from cmd_jax.data.loader import Batch, CanvasCache, batches
-from cmd_jax.data.sources import Source, open_source
+from cmd_jax.data.cache import plan
+from cmd_jax.data.loader import Batch, CanvasCache, Prefetch, batches
+from cmd_jax.data.sources import Source, eval_section, open_source, where
 from cmd_jax.evaluation import evaluate as evaluation_lib
 from cmd_jax.models.network import Network
 from cmd_jax.report.pictures import write_pictures
@@ -112,8 +113,10 @@ def train(config: ConfigDict, workdir: str) -> None:
     first_step = int(state.step)
     writer = MetricsWriter(workdir, first_step)
     labelled = _labelled_splits(config)
-    cache = CanvasCache(run.source, config.data.canvas_px, config.data.grayscale)
-    stream = batches(cache, len(run.source), config.train.batch_size, config.seed, first_step, config.data.decode_threads)
+    cache = CanvasCache(run.source, config.data)
+    print(f"cache: {cache.note}", flush=True)
+    ahead = batches(cache, len(run.source), config.train.batch_size, config.seed, first_step, config.data.decode_threads)
+    stream = Prefetch(ahead, lambda batch: jax.device_put(batch, run.shardings.batch), config.data.prefetch_batches)
     epoch = steps_per_epoch(config, len(run.source))
     save_every = max(1, round(config.train.checkpoint_every_epochs * epoch))
     eval_every = round(config.eval.every_epochs * epoch)
@@ -139,7 +142,7 @@ def train(config: ConfigDict, workdir: str) -> None:
                 f"{values['learning_rate']:.2g}; the state kept its last finite values; checkpoints: "
                 f"{checkpoints.steps() or 'none'}; lower optim.lr and run again"
             )
-        writer.write(step, {**values, "images_per_s": progress.images_per_s()})
+        writer.write(step, {**values, "images_per_s": progress.images_per_s(), "data_wait_s": stream.waited_s})
         progress.show(step, values)
 
     pending: tuple[int, dict[str, jax.Array]] | None = None
@@ -149,7 +152,7 @@ def train(config: ConfigDict, workdir: str) -> None:
                 evaluate(step)
             if step > first_step and step % save_every == 0:
                 checkpoints.save(state, config)
-            batch = jax.device_put(Batch(*next(stream)), run.shardings.batch)
+            batch = next(stream)
             with jax.transfer_guard("disallow"):
                 state, metrics = train_step(state, batch)
             progress.advance(step + 1)
@@ -165,6 +168,7 @@ def train(config: ConfigDict, workdir: str) -> None:
             checkpoints.save(state, config)
         evaluate(run.steps)
     finally:
+        stream.close()
         progress.close()
         writer.close()
         checkpoints.close()
@@ -173,7 +177,7 @@ def train(config: ConfigDict, workdir: str) -> None:
 def _labelled_splits(config: ConfigDict) -> evaluation_lib.LabelledSplits | None:
     try:
         return evaluation_lib.open_labelled_splits(config)
-    except ConfigError as reason:
+    except evaluation_lib.NoLabels as reason:
         print(f"training without evaluation: {reason}", flush=True)
         return None
 
@@ -183,18 +187,18 @@ def describe(config: ConfigDict) -> str:
     run = prepare_run(config)
     config, state = run.config, run.abstract_state()
     init = [f"init        {note}" for note in initial_weights(config, run.network).notes] if config.init.weights else []
-    side, count = config.data.canvas_px, config.train.batch_size
-    memory = run.compile().memory_analysis()
-    test = open_source(config.data, "test")
+    count, memory = config.train.batch_size, run.compile().memory_analysis()
+    evaluated = eval_section(config.data)
+    test = open_source(evaluated, "test")
     views, token_px = config.views, config_lib.token_px(config)
     patches = lambda side: (-(-side // token_px)) ** 2
     model = f"{config.model.name}/{config.model.patch_size}"
     backbone, total = count_parameters(state.student["backbone"]), count_parameters(state.student)
     gib, devices = 2**30, run.shardings.mesh.size
     lines = [
-        f"data        {config.data.folder or config.data.source}: {len(run.source):,} train, {len(test):,} test images, "
-        f"{len(run.source.class_names)} classes",
-        f"cache       {len(run.source) * side * side * 3 / gib:.2f} GiB of host memory at {side} px",
+        f"data        {where(config.data)}: {len(run.source):,} train, {len(test):,} test images"
+        f"{'' if where(evaluated) == where(config.data) else f' of {where(evaluated)}'}, {len(test.class_names)} classes",
+        f"cache       {plan(run.source, config.data).note}",
         f"views       2 x {views.global_px} px ({patches(views.global_px)} patches), "
         f"{views.local_count} x {views.local_px} px ({patches(views.local_px)} patches)",
         f"model       {model}: {backbone:,} parameters in the backbone, {total:,} with heads and "

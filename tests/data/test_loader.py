@@ -1,13 +1,15 @@
-"""The order is a function of (seed, epoch); every image is decoded once."""
+"""The order is a function of (seed, epoch); every process reads its own rows; what is prefetched is what is read."""
 
 import io
+import threading
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from cmd_jax.config import ConfigError
-from cmd_jax.data.loader import CanvasCache, batches, epoch_order
+from cmd_jax.config import ConfigError, default
+from cmd_jax.data.decode import BadImage
+from cmd_jax.data.loader import CanvasCache, Prefetch, batches, epoch_order
 from cmd_jax.data.sources import NO_BOXES, Record
 
 
@@ -16,8 +18,9 @@ class Numbered:
 
     class_names = ()
 
-    def __init__(self, count):
+    def __init__(self, count, files=()):
         self.reads = np.zeros(count, int)
+        self.files = list(files)
 
     def __len__(self):
         return len(self.reads)
@@ -29,6 +32,19 @@ class Numbered:
         return Record(out.getvalue(), -1, str(index), NO_BOXES)
 
 
+def section(**values):
+    data = default().data
+    data.canvas_px = 6
+    data.update(values)
+    return data
+
+
+def take(stream, count):
+    found = [next(stream) for _ in range(count)]
+    stream.close()
+    return found
+
+
 def test_order_is_a_new_permutation_every_epoch_and_depends_on_the_seed():
     order = epoch_order(10, seed=1)
     epochs = np.array([order[position] for position in range(30)]).reshape(3, 10)
@@ -38,20 +54,95 @@ def test_order_is_a_new_permutation_every_epoch_and_depends_on_the_seed():
     assert [epoch_order(10, seed=2)[position] for position in range(10)] != list(epochs[0])
 
 
-def test_batches_hold_their_images_continue_anywhere_and_decode_once():
+@pytest.mark.parametrize("kind", ["ram", "disk", "none"])
+def test_batches_hold_their_images_continue_anywhere_and_decode_once(kind, tmp_path):
     source = Numbered(10)
-    cache = CanvasCache(source, 6)
-    stream = batches(cache, 10, 4, seed=0, first_step=0, threads=3)
-    first = [next(stream) for _ in range(8)]
+    cache = CanvasCache(source, section(cache=kind, cache_dir=str(tmp_path)))
+    first = take(batches(cache, 10, 4, seed=0, first_step=0, threads=3), 8)
     for batch in first:
         assert batch.canvas.shape == (4, 6, 6, 3)
+        assert batch.canvas.dtype == np.uint8
+        assert (batch.size.dtype, batch.index.dtype) == (np.int32, np.int32)
         np.testing.assert_array_equal(batch.canvas[:, 2, 3, 0], batch.index)
         np.testing.assert_array_equal(batch.size, np.tile([3, 4], (4, 1)))
-    later = next(batches(cache, 10, 4, seed=0, first_step=5, threads=1))
+    (later,) = take(batches(cache, 10, 4, seed=0, first_step=5, threads=1), 1)
     np.testing.assert_array_equal(later.index, first[5].index)
-    np.testing.assert_array_equal(source.reads, np.ones(10))
+    if kind == "none":
+        assert source.reads.sum() >= 36
+    else:
+        np.testing.assert_array_equal(source.reads, np.ones(10))
 
 
-def test_a_cache_larger_than_the_memory_is_refused_with_a_size_that_fits():
-    with pytest.raises(ConfigError, match=r"data.canvas_px=4096 needs .* lower it to \d+"):
-        CanvasCache(Numbered(2_000_000), 4096)
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_processes_read_their_rows_of_the_same_global_batches_and_decode_nothing_else(processes):
+    order = epoch_order(20, seed=3)
+    for process in range(processes):
+        source = Numbered(20)
+        cache = CanvasCache(source, section(cache="ram"))
+        parts = take(batches(cache, 20, 8, 3, 0, 2, process, processes), 2)
+        rows = 8 // processes
+        expected = [[order[step * 8 + process * rows + row] for row in range(rows)] for step in range(2)]
+        np.testing.assert_array_equal([part.index for part in parts], expected)
+        # it looks two batches ahead, in its own rows
+        own = {order[step * 8 + process * rows + row] for step in range(4) for row in range(rows)}
+        assert set(np.flatnonzero(source.reads)) <= own
+
+
+def test_a_batch_that_does_not_divide_over_the_processes_is_refused():
+    with pytest.raises(ConfigError, match=r"train\.batch_size 10 does not divide over 4 processes; use 8 or 12"):
+        batches(CanvasCache(Numbered(20), section()), 20, 10, 0, 0, 1, 0, 4)
+
+
+def test_a_bad_image_comes_out_of_the_batch_that_holds_it():
+    class Damaged(Numbered):
+        def __getitem__(self, index):
+            return super().__getitem__(index)._replace(**({"encoded": b"x"} if index == 7 else {}))
+
+    stream = batches(CanvasCache(Damaged(10), section()), 10, 5, seed=0, first_step=0, threads=2)
+    with pytest.raises(BadImage, match=r"^7: not a readable picture"):
+        take(stream, 2)
+
+
+def test_prefetch_keeps_the_order_and_runs_ahead_in_another_thread():
+    threads, made = set(), []
+
+    def items():
+        for number in range(6):
+            made.append(number)
+            yield number
+
+    def place(number):
+        threads.add(threading.current_thread())
+        return 10 * number
+
+    stream = Prefetch(items(), place, depth=2)
+    assert list(stream) == [0, 10, 20, 30, 40, 50]
+    assert threads.isdisjoint({threading.current_thread()})
+    stream.close()
+
+
+def test_prefetch_stops_when_it_is_closed_and_passes_errors_on_in_their_turn():
+    closed = threading.Event()
+
+    def endless():
+        try:
+            yield from iter(int, 1)
+        finally:
+            closed.set()
+
+    stream = Prefetch(endless(), lambda item: item, depth=1)
+    assert next(stream) == 0
+    stream.close()
+    assert closed.is_set()
+    assert list(stream) == []
+
+    def failing():
+        yield 1
+        raise BadImage("a.jpg: bad")
+
+    stream = Prefetch(failing(), lambda item: item, depth=3)
+    assert next(stream) == 1
+    with pytest.raises(BadImage, match=r"a\.jpg: bad"):
+        next(stream)
+    assert list(stream) == []
+    stream.close()

@@ -147,6 +147,19 @@ def test_unlabelled_images_train_without_evaluation(config, photo_folder, tmp_pa
         evaluate_run(str(tmp_path), None)
 
 
+def test_labels_from_other_data_and_pictures_from_a_disk_cache_change_nothing(finished, config, photo_folder, tmp_path):
+    config.data.folder, config.data.eval_folder = str(photo_folder / "train"), str(photo_folder)
+    config.data.cache, config.data.cache_dir = "disk", str(tmp_path / "cache")
+    loop.train(config, str(tmp_path / "run"))
+    ours, others = _lines(tmp_path / "run"), _lines(finished[0])
+    free = ("images_per_s", "data_wait_s")
+    assert [{key: line[key] for key in line if key not in free} for line in ours] == [
+        {key: line[key] for key in line if key not in free} for line in others
+    ]
+    assert all(line["data_wait_s"] >= 0 for line in ours if "loss" in line)
+    assert len(os.listdir(tmp_path / "cache")) == 2
+
+
 def test_numbers_that_stop_being_finite_end_the_run_without_a_bad_checkpoint(config, tmp_path):
     config.optim.lr, config.optim.warmup_epochs, config.optim.clip_grad = 1e38, 0.0, 0.0
     with pytest.raises(NonFinite, match=r"step \d+: loss .* lower optim.lr"):

@@ -3,13 +3,14 @@
 import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import repeat
+from itertools import chain, repeat
 
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
 from cmd_jax.data.builders import bird_renderer
+from cmd_jax.data.progress import track
 
 IMAGE_PX = 128
 DRAWING_THREADS = 2  # numpy and Pillow leave the interpreter to each other for part of a picture
@@ -73,8 +74,10 @@ class SyntheticBirds(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, split: str) -> Iterator[tuple[str, dict]]:
         numbers = range(IMAGES_PER_SPECIES[split])
         with ThreadPoolExecutor(DRAWING_THREADS) as pool:
-            for label in range(len(SPECIES)):
-                yield from pool.map(self._example, repeat(split), repeat(label), numbers)
+            drawn = chain.from_iterable(
+                pool.map(self._example, repeat(split), repeat(label), numbers) for label in range(len(SPECIES))
+            )
+            yield from track(drawn, f"synthetic_birds {split}", len(SPECIES) * len(numbers))
 
     def _example(self, split: str, label: int, number: int) -> tuple[str, dict]:
         # A generator for each picture: independent of the order, and of the species' variants.

@@ -1,0 +1,204 @@
+"""Input pipelines side by side on the same pictures, for 2 x 224 + 8 x 96 px views.
+
+    python -m benchmarks.input_pipeline              # on CPU add: taskset -c 1, for a core of its own
+    python -m benchmarks.input_pipeline --folder=PHOTOS --step_batch_size=64 --dtype=bfloat16    # on a GPU
+
+(a) classical: two worker processes decode and make ten views with Pillow; (b) ours in the first epoch: threads decode to
+canvases, which go to the device; (c) ours from the cache. The three take turns for `--rounds` rounds; the best of each counts.
+Then the share of the train step (ViT-S/16, `configs/cub.py`) that the views take on the device: seconds on a GPU, CPU seconds
+on a CPU. Without --folder the pictures are 500 x 375 px parts of a photograph with grain, as large as CUB-200-2011's.
+Prints a table, and JSON as the last line: host_cost_ratio is CPU seconds an image of (a) over (c), images_per_s_ratio is (b)
+over (a).
+"""
+
+import argparse
+import io
+import json
+import multiprocessing
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from PIL import Image
+
+from benchmarks import classical
+from cmd_jax import config as config_lib
+from cmd_jax.data.augment import multi_crop
+from cmd_jax.data.cache import Batch
+from cmd_jax.data.loader import CanvasCache, Prefetch, batches
+from cmd_jax.data.sources import NO_BOXES, FolderSource, Record
+from cmd_jax.presets import fine_grained
+from cmd_jax.training.optimizer import adamw
+from cmd_jax.training.schedules import make_schedules
+from cmd_jax.training.state import init_state, make_network
+from cmd_jax.training.step import make_train_step
+
+PICTURE, GRAIN, QUALITY = (500, 375), 6.0, 95
+CACHED_EPOCHS = 10
+
+
+class Pictures:
+    """Encoded pictures in memory, as a source."""
+
+    class_names, files = (), ()
+
+    def __init__(self, encoded: list[bytes]):
+        self.encoded = encoded
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def __getitem__(self, index: int) -> Record:
+        return Record(self.encoded[index], -1, str(index), NO_BOXES)
+
+
+class Cost(NamedTuple):
+    """What a pipeline took: images a second of wall time, and CPU milliseconds of the host an image."""
+
+    images_per_s: float
+    cpu_ms: float
+
+
+def photographs(count: int, seed: int = 0) -> list[bytes]:
+    """JPEGs like those of CUB-200-2011: parts of a photograph that matplotlib carries, with the grain of a camera."""
+    from matplotlib import cbook
+
+    with cbook.get_sample_data("grace_hopper.jpg") as file:
+        photo = Image.open(file).convert("RGB")
+    rng, encoded = np.random.default_rng(seed), []
+    for _ in range(count):
+        width = int(rng.integers(300, photo.width))
+        height = width * PICTURE[1] // PICTURE[0]
+        left, top = int(rng.integers(0, photo.width - width)), int(rng.integers(0, photo.height - height))
+        part = photo.resize(PICTURE, Image.Resampling.BICUBIC, (left, top, left + width, top + height))
+        pixels = np.asarray(part) + rng.normal(0, GRAIN, (*PICTURE[::-1], 3))
+        out = io.BytesIO()
+        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(out, "jpeg", quality=QUALITY)
+        encoded.append(out.getvalue())
+    return encoded
+
+
+def run_classical(pool: ProcessPoolExecutor, images: int, batch_size: int, seed: int) -> Cost:
+    """(a) one epoch."""
+    order = np.random.default_rng(seed).permutation(images)
+    jobs = [order[start : start + batch_size].tolist() for start in range(0, images, batch_size)]
+    own, wall = time.process_time(), time.perf_counter()
+    workers = sum(pool.map(classical.make_batch, jobs, range(len(jobs))))
+    wall, own = time.perf_counter() - wall, time.process_time() - own
+    return Cost(images / wall, 1e3 * (workers + own) / images)
+
+
+def run_ours(cache: CanvasCache, images: int, batch_size: int, threads: int, epochs: int) -> Cost:
+    """(b) of an empty cache, (c) of a full one: batches on the device."""
+    stream = Prefetch(batches(cache, images, batch_size, 0, 0, threads), jax.device_put, 2)
+    steps = epochs * images // batch_size
+    own, wall = time.process_time(), time.perf_counter()
+    for _ in range(steps):
+        batch = jax.block_until_ready(next(stream))
+    wall, own = time.perf_counter() - wall, time.process_time() - own
+    assert batch.canvas.shape[0] == batch_size
+    stream.close()
+    return Cost(steps * batch_size / wall, 1e3 * own / (steps * batch_size))
+
+
+def best(costs: list[Cost]) -> Cost:
+    return Cost(max(cost.images_per_s for cost in costs), min(cost.cpu_ms for cost in costs))
+
+
+def pipelines(arguments: argparse.Namespace, encoded: list[bytes], config: config_lib.ConfigDict) -> tuple[dict, CanvasCache]:
+    """Costs by name of the pipeline, and a full cache."""
+    images, size = len(encoded), arguments.batch_size
+    found: dict[str, list[Cost]] = {"classical": [], "first_epoch": [], "cached": []}
+    context = multiprocessing.get_context("spawn")  # a fork of a process with JAX threads may hang
+    with ProcessPoolExecutor(arguments.workers, context, classical.start_worker, (encoded,)) as pool:
+        list(pool.map(classical.make_batch, [[0]] * 8 * arguments.workers, range(8 * arguments.workers)))  # start and warm up
+        for number in range(arguments.rounds):
+            found["classical"].append(run_classical(pool, images, size, number))
+            cache = CanvasCache(Pictures(encoded), config.data)
+            found["first_epoch"].append(run_ours(cache, images, size, arguments.workers, 1))
+            for index in range(images):  # those that the look-ahead had not reached
+                cache.load(index)
+            found["cached"].append(run_ours(cache, images, size, arguments.workers, CACHED_EPOCHS))
+    return {name: best(costs) for name, costs in found.items()}, cache
+
+
+def seconds(call: Callable[[], Any], clock: Callable[[], float], rounds: int) -> float:
+    """Least time of a call that is already compiled."""
+    found = []
+    for _ in range(rounds):
+        started = clock()
+        jax.block_until_ready(call())
+        found.append(clock() - started)
+    return min(found)
+
+
+def augmentation(config: config_lib.ConfigDict, cache: CanvasCache, rounds: int) -> tuple[float, float]:
+    """Seconds an image of the views alone and of the whole train step; CPU seconds on a CPU."""
+    size = config.train.batch_size
+    config = config_lib.resolve(config, 5994)  # of CUB-200-2011
+    rows = [cache.load(index) for index in range(size)]
+    batch = jax.device_put(Batch(*map(np.stack, zip(*rows, strict=True)), np.arange(size, dtype=np.int32)))
+    views = jax.jit(lambda key, *batch: multi_crop(key, *batch, views=config.views, normalization=config.data.normalization))
+    network, optimizer = make_network(config), adamw(config.optim.clip_grad, 0)
+    state = jax.jit(lambda: init_state(config, network, optimizer))()
+    step = jax.jit(make_train_step(config, network, optimizer, make_schedules(config, 5994)))
+    clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
+    calls = (lambda: views(jax.random.key(0), *batch), lambda: step(state, batch))
+    for call in calls:
+        jax.block_until_ready(call())
+    of_views, of_step = (seconds(call, clock, rounds) / size for call in calls)
+    return of_views, of_step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", help="photos to read, instead of those that are made")
+    parser.add_argument("--images", type=int, default=128, help="how many pictures")
+    parser.add_argument("--batch_size", type=int, default=32, help="of the pipelines")
+    parser.add_argument("--workers", type=int, default=2, help="processes of (a), decoding threads of (b) and (c)")
+    parser.add_argument("--rounds", type=int, default=3, help="of which the best counts")
+    parser.add_argument("--step_batch_size", type=int, default=2, help="of the train step; 0 leaves it out")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the model and of the views")
+    arguments = parser.parse_args()
+    if arguments.folder:
+        source = FolderSource(arguments.folder, "train")
+        encoded = [source[index].encoded for index in range(min(arguments.images, len(source)))]
+    else:
+        encoded = photographs(arguments.images)
+    if arguments.images % arguments.batch_size or len(encoded) < arguments.images:
+        parser.error(f"{len(encoded)} pictures and --images={arguments.images} must fill batches of {arguments.batch_size}")
+    config = fine_grained("configs/cub.py", "vit_s16")
+    config.data.cache = "ram"
+    config.model.dtype = config.views.dtype = arguments.dtype
+    costs, cache = pipelines(arguments, encoded, config)
+    device = jax.devices()[0].device_kind
+    result: dict[str, Any] = {
+        "device": device,
+        "pictures": len(encoded),
+        "picture_kbytes": round(float(np.mean([len(picture) for picture in encoded])) / 1e3, 1),
+        "canvas_px": config.data.canvas_px,
+        "workers": arguments.workers,
+    }
+    for name, cost in costs.items():
+        print(f"{name:12}{cost.images_per_s:10.1f} images/s{cost.cpu_ms:10.3f} CPU ms an image", flush=True)
+        result |= {f"{name}_images_per_s": round(cost.images_per_s, 1), f"{name}_cpu_ms_per_image": round(cost.cpu_ms, 3)}
+    if arguments.step_batch_size:
+        config.train.batch_size = arguments.step_batch_size
+        views, step = augmentation(config, cache, arguments.rounds)
+        unit = "CPU ms" if jax.default_backend() == "cpu" else "ms"
+        print(f"views {1e3 * views:.1f} of {1e3 * step:.1f} {unit} an image of the ViT-S/16 step on {device}", flush=True)
+        result |= {
+            "augmentation_ms_per_image": round(1e3 * views, 2),
+            "step_ms_per_image": round(1e3 * step, 2),
+            "augmentation_share_percent": round(100 * views / step, 2),
+        }
+    result["host_cost_ratio"] = round(costs["classical"].cpu_ms / costs["cached"].cpu_ms, 1)
+    result["images_per_s_ratio"] = round(costs["first_epoch"].images_per_s / costs["classical"].images_per_s, 2)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

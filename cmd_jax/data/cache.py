@@ -1,0 +1,199 @@
+"""Decoded pictures of a split, each decoded once: in RAM, in a file on disk where RAM is too small, or not kept at all."""
+
+import os
+import shutil
+import threading
+import zlib
+from concurrent.futures import Executor, Future
+from typing import NamedTuple
+
+import numpy as np
+import psutil
+
+from cmd_jax.config import ConfigDict, ConfigError
+from cmd_jax.data.decode import decode_record, to_canvas
+from cmd_jax.data.sources import Source, fingerprint
+
+RAM_SHARE = 0.8  # of what is free
+GIB = 2**30
+FORMAT = 1  # of the pixels in a file: to be raised when decoding changes
+HEIGHT, WIDTH, CHECK = range(3)  # columns of the marks
+
+
+class Batch(NamedTuple):
+    """What one step needs of the data.
+
+    Attributes:
+        canvas: [B, C, C, 3] uint8.
+        size: [B, 2] int32, height and width of the picture in its canvas.
+        index: [B] int32, indices in the dataset.
+    """
+
+    canvas: np.ndarray
+    size: np.ndarray
+    index: np.ndarray
+
+
+class Plan(NamedTuple):
+    """Where a cache goes: kind is ram, disk or none; `note` says why, for people."""
+
+    kind: str
+    note: str
+
+
+def plan(source: Source, config: ConfigDict) -> Plan:
+    """Chooses the cache of a split from its size, the free memory and the free disk.
+
+    Args:
+        source: the split.
+        config: the config's section `data`.
+
+    Raises:
+        ConfigError: the cache that the configuration asks for does not fit.
+    """
+    side, images = config.canvas_px, len(source)
+    needed, free = images * side * side * 3, psutil.virtual_memory().available
+    size = f"{images:,} images at {side} px take {needed / GIB:.2f} GiB"
+    if config.cache == "none":
+        return Plan("none", f"{size}; not kept (data.cache=none), every epoch decodes")
+    fits = needed <= RAM_SHARE * free
+    if config.cache == "ram" or (config.cache == "auto" and fits):
+        if not fits:
+            raise ConfigError(
+                f"data.cache is 'ram', but {size} and {free / GIB:.2f} GiB of memory are free; use data.cache=disk, or lower "
+                f"data.canvas_px to {int(side * (RAM_SHARE * free / needed) ** 0.5)} or less"
+            )
+        return Plan("ram", f"{size} of {free / GIB:.2f} GiB of free memory")
+    directory = cache_directory(config)
+    room, made = shutil.disk_usage(_existing(directory)).free, f"{_stem(source, config)}.canvas"
+    if needed > room and not (os.path.exists(made) and os.path.getsize(made) == needed):
+        raise ConfigError(
+            f"data.canvas_px is {side}: {size}, but {free / GIB:.2f} GiB of memory and {room / GIB:.2f} GiB of disk at "
+            f"{directory} are free; lower it, set data.cache_dir to a larger disk, or use data.cache=none"
+        )
+    why = "data.cache=disk" if config.cache == "disk" else f"{free / GIB:.2f} GiB of memory are free"
+    return Plan("disk", f"{size} in {directory} ({why})")
+
+
+def cache_directory(config: ConfigDict) -> str:
+    """Where files of decoded pictures lie."""
+    return os.path.expanduser(config.cache_dir or os.path.join(config.data_dir, "canvas_cache"))
+
+
+def _stem(source: Source, config: ConfigDict) -> str:
+    """Path of the files of a split without their endings."""
+    kind = "gray" if config.grayscale else "rgb"
+    name = f"{fingerprint(source)}-{len(source)}x{config.canvas_px}-{kind}-v{FORMAT}"
+    return os.path.join(cache_directory(config), name)
+
+
+def _existing(path: str) -> str:
+    while not os.path.exists(path):
+        path = os.path.dirname(path) or "."
+    return path
+
+
+class CanvasCache:
+    """Decodes each image of a source once and gives batches of canvases; safe to use from many threads.
+
+    A file on disk is kept for later runs. Its name is a function of the source's files, the size and the grey levels, so
+    changed data gets another one. Every picture in it carries a checksum, which is compared when a process first reads it:
+    what a crash of the machine left half written is decoded again.
+
+    Attributes:
+        note: where the pictures are kept, for people.
+    """
+
+    def __init__(self, source: Source, config: ConfigDict):
+        self._source, self._side, self._grayscale = source, config.canvas_px, config.grayscale
+        chosen = plan(source, config)
+        self.note, self._on_disk = chosen.note, chosen.kind == "disk"
+        self._lock = threading.Lock()
+        self._canvas: np.ndarray | None = None
+        shape = (len(source), self._side, self._side, 3)
+        if chosen.kind == "ram":
+            # np.zeros takes its pages when they are written: memory grows with what has been decoded.
+            self._canvas, self._marks = np.zeros(shape, np.uint8), np.zeros((len(source), 3), np.uint32)
+        elif chosen.kind == "disk":
+            os.makedirs(cache_directory(config), exist_ok=True)
+            stem = _stem(source, config)
+            self._canvas = _open_file(f"{stem}.canvas", shape, np.uint8)
+            self._marks = _open_file(f"{stem}.marks", (len(source), 3), np.uint32)
+        self._trusted = np.zeros(len(source), bool)  # pictures that this process has decoded or compared
+
+    def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """One image, decoded if it was not yet: canvas [C, C, 3] uint8 and size [2] int32."""
+        if self._canvas is not None and (self._trusted[index] or self._compare(index)):
+            return self._canvas[index], self._marks[index, :CHECK].astype(np.int32)
+        canvas, size = to_canvas(decode_record(self._source[index], grayscale=self._grayscale), self._side)
+        if self._canvas is not None:
+            with self._lock:  # the mark says that the canvas is there, so it comes second
+                self._canvas[index] = canvas
+                self._marks[index] = *size, zlib.crc32(canvas) if self._on_disk else 0
+                self._trusted[index] = True
+        return canvas, size
+
+    def _compare(self, index: int) -> bool:
+        """Whether an earlier process has left this picture whole in the file."""
+        if not self._on_disk or not self._marks[index, HEIGHT]:
+            return False
+        self._trusted[index] = zlib.crc32(self._canvas[index]) == self._marks[index, CHECK]
+        return bool(self._trusted[index])
+
+    def prepare(self, indices: np.ndarray, pool: Executor) -> list[Future] | None:
+        """Starts decoding what is missing of a batch; `gather` takes the result. None when all is there."""
+        if self._canvas is None:
+            return [pool.submit(self.load, int(index)) for index in indices]
+        missing = indices[~self._trusted[indices]]
+        return [pool.submit(self.load, int(index)) for index in np.unique(missing)] if len(missing) else None
+
+    def gather(self, indices: np.ndarray, started: list[Future] | None) -> Batch:
+        """A batch in new memory.
+
+        Args:
+            indices: [B].
+            started: what `prepare` returned for them.
+
+        Raises:
+            BadImage: one cannot be decoded.
+        """
+        done = [future.result() for future in started or []]
+        if self._canvas is None:
+            canvas, size = map(np.stack, zip(*done, strict=True))
+            return Batch(canvas, size, indices.astype(np.int32))
+        canvas = _aligned((len(indices), *self._canvas.shape[1:]))
+        np.take(self._canvas, indices, axis=0, out=canvas, mode="clip")  # "raise" would copy once more
+        return Batch(canvas, self._marks[indices, :CHECK].astype(np.int32), indices.astype(np.int32))
+
+
+def _aligned(shape: tuple[int, ...], boundary: int = 64) -> np.ndarray:
+    """New uint8 memory from a boundary on: a device that shares the host's memory takes it without a copy."""
+    size = int(np.prod(shape))
+    memory = np.empty(size + boundary, np.uint8)
+    start = -memory.ctypes.data % boundary
+    return memory[start : start + size].reshape(shape)
+
+
+def _open_file(path: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    """A file as an array, made if it is missing or of another size; its disk space is taken at once.
+
+    Raises:
+        ConfigError: the disk is full.
+    """
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    if not os.path.exists(path) or os.path.getsize(path) != size:
+        partial = f"{path}.{os.getpid()}.partial"
+        try:
+            with open(partial, "wb") as file:
+                if hasattr(os, "posix_fallocate"):  # zeros; a full disk shows here and not as a bus error later
+                    os.posix_fallocate(file.fileno(), 0, size)
+                else:
+                    file.truncate(size)
+            os.replace(partial, path)
+        except OSError as error:
+            if os.path.exists(partial):
+                os.remove(partial)
+            raise ConfigError(
+                f"{path} needs {size / GIB:.2f} GiB ({error.strerror}); free the disk, or set data.cache_dir to another"
+            ) from error
+    return np.memmap(path, dtype, "r+", shape=shape)
