@@ -32,6 +32,7 @@ from cmd_jax.training.schedules import make_schedules
 from cmd_jax.training.sharding import local_hardware
 from cmd_jax.training.state import TrainState, count_parameters, init_state, make_network, with_dtype
 from cmd_jax.training.step import ema, encode_views, make_streaming, make_train_step, make_update, term_weights
+from cmd_jax.validation import validate
 
 IMAGES = 100_000  # of the imagined data set: schedules alone depend on it
 
@@ -70,7 +71,7 @@ def make_config(args: argparse.Namespace) -> ConfigDict:
         with contextlib.suppress(ValueError, SyntaxError):  # a word stays one
             value = ast.literal_eval(value)
         config[section][name] = value
-    config_lib.validate(config)
+    validate(config)
     return config_lib.resolve(config, IMAGES, local_hardware())
 
 

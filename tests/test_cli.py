@@ -55,7 +55,8 @@ def test_train_and_evaluate_a_folder(photo_folder, tmp_path):
     dry = _run("main", *SMALL, folder, "--dry_run")
     assert dry.returncode == 0, dry.stderr
     assert "24 train, 12 test images" in dry.stdout
-    trained = _run("main", *SMALL, folder, workdir)
+    trained = _run("main", *SMALL, folder, workdir, f"--compile_cache={tmp_path / 'programs'}")
+    assert list((tmp_path / "programs").glob("jit_train_step*"))
     assert trained.returncode == 0, trained.stderr
     for words in ("untrained teacher", "step 3/3", "k-NN top-1", "Retrieval Rank-1", "ETA", "images/s"):
         assert words in trained.stdout, words

@@ -9,6 +9,7 @@ import pytest
 from cmd_jax import config as config_lib
 from cmd_jax import presets
 from cmd_jax.config import ConfigError, default
+from cmd_jax.validation import validate
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 FINE_GRAINED = ("", *presets.PRESETS)
@@ -38,9 +39,9 @@ def test_every_preset_is_valid_before_and_after_it_is_resolved(name, preset):
     config = _file(name).get_config(preset)
     if config.data.source == "folder":
         config.data.folder = "photos"
-    config_lib.validate(config)
+    validate(config)
     resolved = config_lib.resolve(config, 5994)
-    config_lib.validate(resolved)
+    validate(resolved)
     json.dumps(resolved.to_dict())
     assert _file(name).__doc__.count("python -m cmd_jax.main") >= 1
 
@@ -118,7 +119,7 @@ def test_a_bad_value_is_named_with_its_rule_and_remedy(key, value, message):
     section, name = key.split(".")
     config[section][name] = value
     with pytest.raises(ConfigError, match=message):
-        config_lib.validate(config)
+        validate(config)
 
 
 @pytest.mark.parametrize(
@@ -137,13 +138,13 @@ def test_a_bad_value_is_named_with_its_rule_and_remedy(key, value, message):
 def test_what_a_swin_has_not_is_refused_with_the_remedy(values, message):
     config = default()
     config.model.name = "swin_tiny"
-    config_lib.validate(config)
+    validate(config)
     assert config_lib.resolve(config, 1000).model.patch_size == 4
     for key, value in values.items():
         section, name = key.split(".")
         config[section][name] = value
     with pytest.raises(ConfigError, match=message):
-        config_lib.validate(config)
+        validate(config)
 
 
 def test_an_objective_without_terms_is_refused():
@@ -151,4 +152,4 @@ def test_an_objective_without_terms_is_refused():
     for term in ("intra_image", "intra_region", "inter_student", "inter_teacher", "released"):
         config.method[f"{term}_weight"] = 0.0
     with pytest.raises(ConfigError, match="all weights"):
-        config_lib.validate(config)
+        validate(config)

@@ -25,6 +25,7 @@ from cmd_jax.training.sharding import Shardings, local_hardware, make_shardings
 from cmd_jax.training.state import TrainState, count_parameters, init_state, make_network
 from cmd_jax.training.step import make_train_step
 from cmd_jax.training.transfer import initial_weights, start_from
+from cmd_jax.validation import validate
 
 
 class Run(NamedTuple):
@@ -67,7 +68,7 @@ def prepare_run(config: ConfigDict) -> Run:
     Raises:
         ConfigError: a value cannot work.
     """
-    config_lib.validate(config)
+    validate(config)
     shardings = make_shardings(config.train.batch_size)
     source = open_source(config.data, "train")
     if config.train.batch_size > len(source):
@@ -75,7 +76,7 @@ def prepare_run(config: ConfigDict) -> Run:
             f"train.batch_size is {config.train.batch_size}, but there are {len(source)} training images; use at most that"
         )
     config = config_lib.resolve(config, len(source), local_hardware())
-    config_lib.validate(config)
+    validate(config)
     network = make_network(config)
     optimizer = adamw(
         config.optim.clip_grad, round(config.optim.freeze_last_layer_epochs * steps_per_epoch(config, len(source)))

@@ -11,6 +11,7 @@ from cmd_jax.config import ConfigDict, ConfigError
 from cmd_jax.models.network import Network
 from cmd_jax.training.checkpoint import CheckpointError, Checkpoints
 from cmd_jax.training.state import Params, TrainState, init_params, make_backbone, make_network
+from cmd_jax.validation import validate
 from cmd_jax.weights.export import write_hugging_face, write_timm
 from cmd_jax.weights.fit import Fitted, fit
 from cmd_jax.weights.read import read_source
@@ -83,9 +84,9 @@ def import_run(config: ConfigDict, workdir: str) -> list[str]:
         CheckpointError: the directory has checkpoints.
         WeightsError: the checkpoint cannot be read or does not fit.
     """
-    config_lib.validate(config)
+    validate(config)
     config = config_lib.resolve(config, train_images=0)
-    config_lib.validate(config)
+    validate(config)
     if os.path.exists(os.path.join(workdir, "checkpoints")):
         raise CheckpointError(f"{workdir} is the directory of a run; choose another --workdir")
     network = make_network(config)

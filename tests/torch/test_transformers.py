@@ -9,6 +9,7 @@ from cmd_jax import config as config_lib
 from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.state import init_params, make_backbone, make_network
 from cmd_jax.training.transfer import export_run, initial_weights
+from cmd_jax.validation import validate
 from cmd_jax.weights.trees import unflatten
 from tests.torch.references import swin, tokens, vit
 
@@ -20,7 +21,7 @@ def _config(name, image_px, **model):
     config.model.update({"name": name, **model})
     config.views.global_px, config.views.local_px = image_px, 32
     config.head.prototypes, config.head.hidden_dim, config.head.bottleneck_dim = 24, 16, 8
-    config_lib.validate(config)
+    validate(config)
     return config_lib.resolve(config, 0)
 
 

@@ -9,11 +9,13 @@ import pytest
 
 from cmd_jax import config as config_lib
 from cmd_jax.config import ConfigError
+from cmd_jax.data.cache import Batch
 from cmd_jax.evaluation.restore import evaluate_run
 from cmd_jax.training import loop
 from cmd_jax.training.checkpoint import CheckpointError, Checkpoints
 from cmd_jax.training.health import NonFinite, feature_std, mil_entropy, relative_entropy
 from cmd_jax.training.sharding import make_shardings
+from cmd_jax.validation import validate
 
 STEPS = 6  # 24 images, batches of 8, 2 epochs
 
@@ -175,6 +177,32 @@ def test_dry_run_describes_and_writes_nothing(config):
     assert "GFLOP" in text
 
 
+def test_the_step_is_one_program_that_writes_its_state_in_place(config):
+    run = loop.prepare_run(config)
+    step, state = run.compile(), run.first_state()
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    assert step.memory_analysis().alias_size_in_bytes >= size
+    batch = Batch(
+        *(np.zeros((4, *shape), dtype) for shape, dtype in (((32, 32, 3), np.uint8), ((2,), np.int32), ((), np.int32)))
+    )
+    with pytest.raises(TypeError, match="compiled"):  # another size of batch is refused, not compiled
+        step(state, batch)
+
+
+def test_nothing_is_compiled_after_the_first_step(config, tmp_path, monkeypatch):
+    compiled, after = [], []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiled.append(event) if event.endswith("backend_compile_duration") else None
+    )
+    advance = loop.Progress.advance
+    monkeypatch.setattr(loop.Progress, "advance", lambda self, step: after.append(len(compiled)) or advance(self, step))
+    config.train.checkpoint_every_epochs = 0.5
+    loop.train(config, str(tmp_path))
+    assert len(after) == STEPS
+    assert after[0] > 0
+    assert set(after[1:]) == {after[1]}
+
+
 def test_a_batch_that_does_not_fit_is_refused(config, monkeypatch):
     config.train.batch_size = 32
     with pytest.raises(ConfigError, match="batch_size is 32, but there are 24 training images"):
@@ -199,4 +227,4 @@ def test_config_json_is_read_back(finished):
     workdir, _ = finished
     config = config_lib.load(str(workdir / "config.json"))
     assert json.loads(json.dumps(config.to_dict())) == json.loads((workdir / "config.json").read_text())
-    config_lib.validate(config)
+    validate(config)
