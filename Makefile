@@ -5,7 +5,13 @@ RUN := $(VENV)/bin/python
 VENV_TORCH := .venv-torch
 RUN_TORCH := $(VENV_TORCH)/bin/python
 
-.PHONY: setup demo smoke test test-torch lint lock clean
+# Tests run in two processes: most of their time is the compiler's, which uses one core.
+WORKERS ?= 2
+# Huge pages for large blocks: a quarter of a training step's time on a CPU (docs/performance.md).
+GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+export GLIBC_TUNABLES
+
+.PHONY: setup demo smoke test test-torch benchmarks lint lock clean
 
 setup: $(VENV)/.installed
 
@@ -26,11 +32,11 @@ smoke: setup
 	$(RUN) -m cmd_jax.eval --workdir=runs/smoke
 
 test: lint
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
 # Weights in and out beside PyTorch and transformers, in an environment of their own.
 test-torch: $(VENV_TORCH)/.installed
-	$(RUN_TORCH) -m pytest tests/torch
+	$(RUN_TORCH) -m pytest -n $(WORKERS) --dist worksteal tests/torch
 
 # The CPU build of PyTorch first and alone: the one on PyPI would bring gigabytes of CUDA.
 $(VENV_TORCH)/.installed: requirements-torch.lock setup.cfg pyproject.toml
@@ -40,6 +46,12 @@ $(VENV_TORCH)/.installed: requirements-torch.lock setup.cfg pyproject.toml
 	$(RUN_TORCH) -m pip install --quiet --disable-pip-version-check --requirement requirements-torch.lock
 	$(RUN_TORCH) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
+
+# Ours against what it replaces, on this machine, each with a JSON object as its last line.
+benchmarks: setup $(VENV_TORCH)/.installed
+	$(RUN) -m benchmarks.region_loss
+	$(RUN) -m benchmarks.step
+	$(RUN) -m benchmarks.input_pipeline
 
 lint: setup
 	$(VENV)/bin/ruff check .

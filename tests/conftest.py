@@ -7,6 +7,9 @@ import pytest
 
 from cmd_jax.config import default
 
+# For programs that are compiled more often than run: code generation would take most of their time.
+QUICK = (("xla_backend_optimization_level", 0), ("xla_cpu_use_fusion_emitters", False))
+
 
 def tiny():
     """A whole run of seconds; tests point `data` to what they need."""

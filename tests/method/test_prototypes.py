@@ -18,6 +18,7 @@ from cmd_jax.method.chunks import Streaming, default_chunk
 from cmd_jax.method.logits import bag_probs, teacher_logits
 from cmd_jax.method.prototypes import distil
 from cmd_jax.method.rows import Centers, Pairing, PrototypePair, StudentRows, TeacherRows, TermWeights
+from tests.conftest import QUICK
 
 ROOT = Path(__file__).parents[2]
 CMD = TermWeights(0.5, 0.5, 1.0, 1.0)
@@ -50,10 +51,6 @@ def problem(seed, images=2, groups=((2, 4), (3, 2)), patches=4, width=6, prototy
     centers = Centers(*(rng.normal(size=prototypes).astype(dtype) * 0.1 for _ in range(2)))
     teacher = TeacherRows(unit(images, 2, width), unit(images, 2, patches, width), pair(1.0), centers, dtype(temp))
     return student, pair(dtype(gain)), weights(images, 2, patches), teacher, pairings
-
-
-# Programs of this file are compiled more often than run: code generation would take most of its time.
-QUICK = (("xla_backend_optimization_level", 0), ("xla_cpu_use_fusion_emitters", False))
 
 
 @functools.lru_cache

@@ -16,6 +16,7 @@ from cmd_jax.training.optimizer import adamw
 from cmd_jax.training.schedules import make_schedules
 from cmd_jax.training.state import init_state, make_network
 from cmd_jax.training.step import encode_views, make_train_step
+from tests.conftest import QUICK
 
 IMAGES = 16
 
@@ -31,7 +32,8 @@ def _setup(config):
     network = make_network(config)
     optimizer = adamw(config.optim.clip_grad, freeze_steps=1)
     state = init_state(config, network, optimizer)
-    return state, jax.jit(make_train_step(config, network, optimizer, make_schedules(config, IMAGES)))
+    train_step = make_train_step(config, network, optimizer, make_schedules(config, IMAGES))
+    return state, jax.jit(train_step, compiler_options=dict(QUICK))
 
 
 def _moved(before, after):
