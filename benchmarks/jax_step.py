@@ -27,6 +27,7 @@ from cmd_jax.data.loader import Batch
 from cmd_jax.method.objective import cmd_objective
 from cmd_jax.method.rows import PrototypePair
 from cmd_jax.training.arithmetic import model_flops, read_fields
+from cmd_jax.training.memory import return_free_memory
 from cmd_jax.training.optimizer import adamw
 from cmd_jax.training.schedules import make_schedules
 from cmd_jax.training.sharding import local_hardware
@@ -103,7 +104,9 @@ class Setup:
         """(the step, what it takes beside the state); the state is donated."""
         make, data = (make_train_step, self.batch()) if augment else (make_update, self.views())
         step = make(self.config, self.network, self.optimizer, self.schedules)
-        return jax.jit(step, donate_argnums=0).lower(self.state, data).compile(), data
+        compiled = jax.jit(step, donate_argnums=0).lower(self.state, data).compile()
+        return_free_memory()  # as the training loop does
+        return compiled, data
 
 
 def phases(setup: Setup) -> dict[str, tuple[Callable, tuple]]:

@@ -71,7 +71,8 @@ def streamed_loss(problem: dict, weights: TermWeights, chunk: int) -> tuple[jax.
         student_temp=region_problem.STUDENT_TEMP,
         teacher_temp=region_problem.TEACHER_TEMP,
         center_momentum=region_problem.CENTER_MOMENTUM,
-        streaming=Streaming(chunk, targets="gathered" if jax.default_backend() == "cpu" else "expected"),
+        # as `cmd_jax.config.resolve` chooses on a CPU
+        streaming=Streaming(chunk, targets="gathered" if chunk < problem["student_rows.region"].shape[0] else "expected"),
     )
     return result.loss, result.centers
 

@@ -224,15 +224,17 @@ def resolve(config: ConfigDict, train_images: int, hardware: Hardware = ONE_CPU)
     _fill(config, "eval.resize_px", round(config.eval.crop_px * 8 / 7))
     _fill(config, "eval.features", config.method.image_pool)
     is_vit, cpu, gpu = not is_swin(config), hardware.platform == "cpu", hardware.platform == "gpu"
-    _fill(config, "model.teacher_dtype", config.model.dtype)
-    _fill(config, "model.packed_views", is_vit and hardware.platform != "tpu")
-    _fill(config, "model.scan_blocks", is_vit and (cpu or config.model.remat not in (None, "none")))
-    _fill(config, "model.remat", "dots" if is_vit and cpu else "none")
-    _fill(config, "model.attention", "cudnn" if gpu and is_vit and config.model.dtype == "bfloat16" else "xla")
     rows = region_rows(config) * -(-config.train.batch_size // hardware.devices)
     chunk = default_chunk(rows, config.head.prototypes, hardware.platform, hardware.memory_bytes)
     _fill(config, "method.prototype_chunk", chunk)
-    _fill(config, "method.matched_targets", "gathered" if cpu else "expected")
+    # On a CPU, the sign of a problem that is large for its memory; tiles then stay in the cache.
+    chunked = cpu and config.method.prototype_chunk < config.head.prototypes
+    _fill(config, "method.matched_targets", "gathered" if chunked else "expected")
+    _fill(config, "model.teacher_dtype", config.model.dtype)
+    _fill(config, "model.packed_views", is_vit and hardware.platform != "tpu")
+    _fill(config, "model.remat", "dots" if is_vit and chunked else "none")
+    _fill(config, "model.scan_blocks", is_vit and (cpu or config.model.remat != "none"))
+    _fill(config, "model.attention", "cudnn" if gpu and is_vit and config.model.dtype == "bfloat16" else "xla")
     config.lock()
     return config
 

@@ -8,7 +8,7 @@ import pytest
 
 from cmd_jax import config as config_lib
 from cmd_jax import presets
-from cmd_jax.config import ConfigError, default
+from cmd_jax.config import ConfigError, Hardware, default
 from cmd_jax.validation import validate
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -152,4 +152,40 @@ def test_an_objective_without_terms_is_refused():
     for term in ("intra_image", "intra_region", "inter_student", "inter_teacher", "released"):
         config.method[f"{term}_weight"] = 0.0
     with pytest.raises(ConfigError, match="all weights"):
+        validate(config)
+
+
+def test_open_values_of_speed_follow_the_hardware():
+    def resolved(platform, **options):
+        config = default()
+        config.update_from_flattened_dict(options)
+        config = config_lib.resolve(config, 100_000, Hardware(platform, memory_bytes=80 * 2**30))
+        keys = ("packed_views", "scan_blocks", "remat", "attention")
+        return [config.model[key] for key in keys] + [config.method.prototype_chunk, config.method.matched_targets]
+
+    assert resolved("cpu") == [True, True, "dots", "xla", 256, "gathered"]
+    small = {"train.batch_size": 4, "head.prototypes": 4096}
+    assert resolved("cpu", **small) == [True, True, "none", "xla", 4096, "expected"]
+    assert resolved("gpu") == [True, False, "none", "xla", 8192, "expected"]
+    assert resolved("gpu", **{"model.dtype": "bfloat16"})[3] == "cudnn"
+    assert resolved("tpu") == [False, False, "none", "xla", 256, "expected"]
+    assert resolved("gpu", **{"model.name": "swin_tiny"})[:3] == [False, False, "none"]
+    assert resolved("gpu", **{"model.remat": "full"})[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.attention": "cudnn"}, "takes no float32"),
+        ({"model.attention": "cudnn", "model.dtype": "bfloat16", "model.name": "swin_tiny"}, "adds a bias"),
+        ({"model.name": "swin_tiny", "model.packed_views": True}, "model.packed_views is True"),
+        ({"model.remat": "all"}, "model.remat is 'all'; choose one of none, dots, full"),
+        ({"method.matched_targets": "sorted"}, "method.matched_targets is 'sorted'"),
+        ({"method.prototype_chunk": 0}, "method.prototype_chunk is 0"),
+    ],
+)
+def test_speed_options_that_cannot_work_are_refused(changes, message):
+    config = default()
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(ConfigError, match=message):
         validate(config)

@@ -18,6 +18,7 @@ from cmd_jax.report.pictures import write_pictures
 from cmd_jax.training.arithmetic import model_flops
 from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.health import NonFinite
+from cmd_jax.training.memory import return_free_memory
 from cmd_jax.training.metrics import MetricsWriter, Progress
 from cmd_jax.training.optimizer import adamw
 from cmd_jax.training.schedules import make_schedules, steps_per_epoch, total_steps
@@ -50,7 +51,9 @@ class Run(NamedTuple):
         side, count = self.config.data.canvas_px, self.config.train.batch_size
         shapes = (((count, side, side, 3), "uint8"), ((count, 2), "int32"), ((count,), "int32"))
         batch = Batch(*(jax.ShapeDtypeStruct(*shape, sharding=self.shardings.batch) for shape in shapes))
-        return self.train_step.lower(self.abstract_state(), batch).compile()
+        compiled = self.train_step.lower(self.abstract_state(), batch).compile()
+        return_free_memory()
+        return compiled
 
     def first_state(self) -> TrainState:
         """The state before the first step; says what it takes from `init.weights`."""
