@@ -125,7 +125,7 @@ def phases(setup: Setup) -> dict[str, tuple[Callable, tuple]]:
 
     def read(params: dict, tokens: tuple) -> list:
         named = [{"patch_tokens": patches, "cls_token": cls} for patches, cls in tokens]
-        apply = lambda network: [network._read(one) for one in named]
+        apply = lambda network: [network.read(one) for one in named]
         encoded = network.apply({"params": params}, method=apply)
         return [getattr(one, name) for one in encoded for name in read_fields(config)]
 

@@ -63,14 +63,14 @@ class Result(NamedTuple):
 
 
 def match_regions(student: Array, teacher: Array) -> Array:
-    """m(i) = argmax_j cosine(student patch i, teacher patch j).
+    """m(i) = argmax_j cosine(student patch i, teacher patch j), for every pair of views.
 
     Args:
-        student: [..., N, D].
-        teacher: [..., M, D].
+        student: [B, V, N, D].
+        teacher: [B, Q, M, D].
 
     Returns:
-        [..., N] int32 indices into the teacher's M patches.
+        [B, Q, V, N] int32 indices into the teacher's M patches.
     """
 
     def unit(x: Array) -> Array:
@@ -78,7 +78,7 @@ def match_regions(student: Array, teacher: Array) -> Array:
         return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-16))
 
     # The highest precision: on a TPU the default rounds to bfloat16, enough to swap near ties.
-    similarity = jnp.einsum("...nd,...md->...nm", unit(student), unit(teacher), precision="highest")
+    similarity = jnp.einsum("bvnd,bqmd->bqvnm", unit(student), unit(teacher), precision="highest")
     return jnp.argmax(similarity, axis=-1)
 
 
@@ -95,7 +95,7 @@ def pair_views(group: Views, teacher: Views, first: int, views: int, region_weig
     batch, count, patches = group.mil_weights.shape
     other = jnp.arange(TEACHER_VIEWS)[:, None] != first + jnp.arange(count)  # [Q, V]
     image_weights = other / (TEACHER_VIEWS * (views - 1))
-    match = match_regions(group.features[:, None], teacher.features[:, :, None])  # [B, Q, V, N]
+    match = match_regions(group.features, teacher.features)  # [B, Q, V, N]
     if region_weights == "uniform":
         weights = jnp.full(match.shape, 1.0 / patches)
     else:

@@ -73,7 +73,7 @@ class Network(nn.Module):
 
     def __call__(self, images: Array) -> Encoded:
         """images: [B, height, width, 3] normalised float -> Encoded."""
-        return self._read(self.backbone(images))
+        return self.read(self.backbone(images))
 
     def encode(self, groups: tuple[Array, ...], key: Array | None = None) -> tuple[Encoded, ...]:
         """Encodes views of several sizes.
@@ -89,9 +89,10 @@ class Network(nn.Module):
             named = self.backbone.encode(groups, key)
         else:
             named = [self.backbone.encode((images,), key, number)[0] for number, images in enumerate(groups)]
-        return tuple(map(self._read, named))
+        return tuple(map(self.read, named))
 
-    def _read(self, named: dict) -> Encoded:
+    def read(self, named: dict) -> Encoded:
+        """What sits on the backbone: MIL weights, pooling and both heads on its named intermediates."""
         tokens = named["patch_tokens"]
         weights = self.score_patches(tokens)
         if self.image_pool == "mil":

@@ -166,8 +166,14 @@ def test_a_term_of_weight_zero_is_left_out():
     assert float(result.loss) == float(result.terms["intra_image"])
 
 
-def test_matching_finds_the_permutation():
-    tokens = np.random.default_rng(1).normal(size=(3, 9, 4)).astype(np.float32)
-    order = np.random.default_rng(2).permutation(9)
+def test_matching_finds_the_permutation_of_every_pair_of_views():
+    rng = np.random.default_rng(1)
+    tokens = rng.normal(size=(3, 9, 4)).astype(np.float32)
+    orders = np.stack([rng.permutation(9) for _ in range(4)])
     # scaling must not matter: the comparison is by cosine
-    np.testing.assert_array_equal(match_regions(tokens[:, order] * 7.0, tokens), np.broadcast_to(order, (3, 9)))
+    student = np.stack([7.0 * tokens[:, order] for order in orders[:2]], axis=1)
+    teacher = np.stack([tokens[:, order] for order in orders[2:]], axis=1)
+    match = match_regions(student, teacher)
+    for q in range(2):
+        for v in range(2):
+            np.testing.assert_array_equal(orders[2 + q][match[:, q, v]], np.broadcast_to(orders[v], (3, 9)))
