@@ -7,7 +7,7 @@ RUN_TORCH := $(VENV_TORCH)/bin/python
 
 # Tests run in two processes: most of their time is the compiler's, which uses one core.
 WORKERS ?= 2
-# Huge pages for large blocks: a quarter of a training step's time on a CPU (docs/performance.md).
+# Huge pages for large blocks: a fifth of a training step's time on a CPU (docs/performance.md).
 GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 export GLIBC_TUNABLES
 

@@ -41,7 +41,7 @@ GPU_SHARE = 32  # of its memory
 def default_chunk(rows: int, prototypes: int, platform: str, memory_bytes: int | None = None) -> int:
     """Number of prototypes in a chunk: as many as keep one float32 tile of logits [rows, chunk] in the memory at hand.
 
-    The sizes are measured on a CPU (docs/performance.md); those of GPUs and TPUs follow from compiled programs.
+    The sizes are measured on a CPU (docs/performance.md); those of GPUs and TPUs are not.
 
     Args:
         rows: region rows of student and teacher together on one device.
