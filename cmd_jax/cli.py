@@ -20,7 +20,9 @@ BAD_CONFIG, BAD_DATA, SICK_RUN = 64, 65, 70  # 0 is success; launchers retry on 
 
 _DEBUG = flags.DEFINE_bool("debug", False, "show the traceback of an error")
 _COMPILE_CACHE = flags.DEFINE_string(
-    "compile_cache", os.path.join("~", ".cache", "cmd_jax"), "directory of compiled programs, read by later runs; empty: none"
+    "compile_cache",
+    os.environ.get("JAX_COMPILATION_CACHE_DIR", os.path.join("~", ".cache", "cmd_jax")),
+    "directory of compiled programs, read by later runs; empty: none; JAX_COMPILATION_CACHE_DIR sets the default",
 )
 
 

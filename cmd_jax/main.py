@@ -25,10 +25,10 @@ def main() -> None:
     config = cli.given_config()
     if _WORKDIR.value is None and not _DRY_RUN.value:
         raise ConfigError("--workdir is missing; pass a directory such as --workdir=runs/demo")
-    from cmd_jax.training import loop  # imported after the flags are checked: it loads jax
+    from cmd_jax.training import loop, run  # imported after the flags are checked: it loads jax
 
     if _DRY_RUN.value:
-        print(loop.describe(config))
+        print(run.describe(config))
     else:
         loop.train(config, _WORKDIR.value)
 

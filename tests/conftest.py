@@ -1,6 +1,8 @@
-"""Shared by all tests: a tiny configuration and a folder of photos."""
+"""Shared by all tests: a tiny configuration, a folder of photos, and a cache of compiled programs."""
 
 import os
+import shutil
+import tempfile
 
 import numpy as np
 import pytest
@@ -9,6 +11,19 @@ from cmd_jax.config import default
 
 # For programs that are compiled more often than run: code generation would take most of their time.
 QUICK = (("xla_backend_optimization_level", 0), ("xla_cpu_use_fusion_emitters", False))
+
+
+def pytest_configure(config):
+    """Programs that several tests compile, in whatever process, are compiled once: JAX reads the variables when it starts."""
+    if not hasattr(config, "workerinput"):
+        config.compile_cache = tempfile.mkdtemp(prefix="compiled-")
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = config.compile_cache
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1"
+
+
+def pytest_unconfigure(config):
+    if hasattr(config, "compile_cache"):
+        shutil.rmtree(config.compile_cache, ignore_errors=True)
 
 
 def tiny():

@@ -6,10 +6,8 @@ import json
 import tarfile
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from PIL import ExifTags, Image
 
 from cmd_jax.data import archives, prepared
@@ -41,16 +39,6 @@ def _sorted(source):
     return sorted((source[index] for index in range(len(source))), key=lambda record: record.name)
 
 
-@pytest.fixture(scope="module")
-def compiled_once(tmp_path_factory):
-    """The four runs compile the same programs: the first keeps them for the others."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
-
-
-@pytest.mark.usefixtures("compiled_once")
 @pytest.mark.parametrize("name", miniatures.MAKE)
 def test_a_miniature_is_prepared_and_trained_on_by_its_own_config(name, tmp_path, monkeypatch):
     miniatures.MAKE[name](tmp_path)

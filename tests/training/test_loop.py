@@ -14,6 +14,7 @@ from cmd_jax.evaluation.restore import evaluate_run
 from cmd_jax.training import loop
 from cmd_jax.training.checkpoint import CheckpointError, Checkpoints
 from cmd_jax.training.health import NonFinite, feature_std, mil_entropy, relative_entropy
+from cmd_jax.training.run import describe, prepare_run
 from cmd_jax.training.sharding import make_shardings
 from cmd_jax.validation import validate
 
@@ -31,7 +32,7 @@ def _lines(workdir):
 
 
 def _state(workdir, config):
-    run = loop.prepare_run(config)
+    run = prepare_run(config)
     checkpoints = Checkpoints(str(workdir), read_only=True)
     state = checkpoints.restore_state(run.abstract_state())
     checkpoints.close()
@@ -67,7 +68,7 @@ def test_stopped_and_continued_equals_uninterrupted_bit_for_bit(finished, config
 
     def kill_at_the_fifth_batch(*args, **kwargs):
         nonlocal calls
-        calls += isinstance(args[0], loop.Batch)
+        calls += isinstance(args[0], Batch)
         if calls == 5:
             raise Killed
         return put(*args, **kwargs)
@@ -106,7 +107,7 @@ def test_the_eval_binary_gives_the_numbers_of_the_training(finished, capsys):
 
 
 def test_the_teacher_is_restored_without_the_train_item(finished, config):
-    run = loop.prepare_run(config)
+    run = prepare_run(config)
     checkpoints = Checkpoints(str(finished[0]), read_only=True)
     read = []
     restore = checkpoints._manager.restore
@@ -171,14 +172,14 @@ def test_numbers_that_stop_being_finite_end_the_run_without_a_bad_checkpoint(con
 
 
 def test_dry_run_describes_and_writes_nothing(config):
-    text = loop.describe(config)
+    text = describe(config)
     for part in ("24 train, 12 test images, 3 classes", "2 x 16 px (4 patches), 2 x 8 px (1 patches)", "6 steps of 8 images"):
         assert part in text
     assert "GFLOP" in text
 
 
 def test_the_step_is_one_program_that_writes_its_state_in_place(config):
-    run = loop.prepare_run(config)
+    run = prepare_run(config)
     step, state = run.compile(), run.first_state()
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     assert step.memory_analysis().alias_size_in_bytes >= size
@@ -206,7 +207,7 @@ def test_nothing_is_compiled_after_the_first_step(config, tmp_path, monkeypatch)
 def test_a_batch_that_does_not_fit_is_refused(config, monkeypatch):
     config.train.batch_size = 32
     with pytest.raises(ConfigError, match="batch_size is 32, but there are 24 training images"):
-        loop.prepare_run(config)
+        prepare_run(config)
     monkeypatch.setattr(jax, "local_device_count", lambda: 8)
     with pytest.raises(ConfigError, match="batch_size 30 does not divide over 8 devices; use 24 or 32"):
         make_shardings(30)

@@ -149,7 +149,7 @@ import sys, numpy as np, jax
 sys.path[:0] = [{root!r}]
 from tests.conftest import tiny
 from tests.training.test_step import _batch
-from cmd_jax.training.loop import prepare_run
+from cmd_jax.training.run import prepare_run
 config = tiny()
 config.data.source, config.data.folder, config.train.batch_size = "folder", {folder!r}, 8
 config.head.batch_norm = True

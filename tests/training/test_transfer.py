@@ -11,6 +11,7 @@ from cmd_jax.config import ConfigError
 from cmd_jax.evaluation.restore import evaluate_run
 from cmd_jax.training import loop
 from cmd_jax.training.checkpoint import CheckpointError, Checkpoints
+from cmd_jax.training.run import describe, prepare_run
 from cmd_jax.training.state import init_params, make_network
 from cmd_jax.training.transfer import export_run, import_run, initial_weights, start_from
 from cmd_jax.weights.errors import WeightsError
@@ -107,17 +108,17 @@ def test_an_import_is_evaluated_and_not_continued(config, tmp_path):
 
 def test_student_and_teacher_start_from_the_weights(config, tmp_path, capsys):
     expected = _random_checkpoint(config, "vit", tmp_path / "a.safetensors", heads=True)
-    run = loop.prepare_run(config)
+    run = prepare_run(config)
     seed = flatten(jax.jit(lambda: init_params(run.config, run.network))())
     config.init.weights = str(tmp_path / "a.safetensors")
-    state = loop.prepare_run(config).first_state()
+    state = prepare_run(config).first_state()
     assert "not used: 14 arrays of projection heads" in capsys.readouterr().out
     for params in (state.student, state.teacher):
         _same(flatten(params), seed | {name: array for name, array in expected.items() if name.startswith("backbone/")})
     pairs = zip(jax.tree.leaves(state.student), jax.tree.leaves(state.teacher), strict=True)
     assert all(a.unsafe_buffer_pointer() != b.unsafe_buffer_pointer() for a, b in pairs)  # both are donated to the step
     config.init.heads = True
-    run = loop.prepare_run(config)
+    run = prepare_run(config)
     state = start_from(state, initial_weights(run.config, run.network).arrays)
     for params in (state.student, state.teacher):
         _same(flatten(params), seed | expected)
@@ -142,7 +143,7 @@ def test_a_run_starts_from_another_run(finished, tmp_path, config):
 
 def test_teacher_and_student_are_exported_without_reading_the_rest(finished, tmp_path):
     workdir, config = finished
-    run = loop.prepare_run(config)
+    run = prepare_run(config)
     checkpoints = Checkpoints(str(workdir), read_only=True)
     state = checkpoints.restore_state(run.abstract_state())
     checkpoints.close()
@@ -164,7 +165,7 @@ def test_mistakes(config, tmp_path):
         import_run(config, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
     with pytest.raises(WeightsError, match="does not exist"):
-        loop.describe(config)
+        describe(config)
     with pytest.raises(ConfigError, match=r"--format=timm writes a file that ends in \.safetensors"):
         export_run(str(tmp_path), None, "teacher", "timm", "directory")
     with pytest.raises(ConfigError, match="--format=hf writes a directory"):

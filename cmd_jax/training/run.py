@@ -1,0 +1,116 @@
+"""What a configuration and its data define before the first step: network, optimizer, shardings, the compiled step."""
+
+from typing import NamedTuple
+
+import jax
+import optax
+
+from cmd_jax import config as config_lib
+from cmd_jax.config import ConfigDict, ConfigError
+from cmd_jax.data.cache import plan
+from cmd_jax.data.loader import Batch
+from cmd_jax.data.sources import Source, eval_section, open_source, where
+from cmd_jax.models.network import Network
+from cmd_jax.training.arithmetic import model_flops
+from cmd_jax.training.memory import return_free_memory
+from cmd_jax.training.optimizer import adamw
+from cmd_jax.training.schedules import make_schedules, steps_per_epoch, total_steps
+from cmd_jax.training.sharding import Shardings, local_hardware, make_shardings
+from cmd_jax.training.state import TrainState, count_parameters, init_state, make_network
+from cmd_jax.training.step import make_train_step
+from cmd_jax.training.transfer import initial_weights, start_from
+from cmd_jax.validation import validate
+
+
+class Run(NamedTuple):
+    """What a configuration and its data define before the first step."""
+
+    config: ConfigDict  # resolved
+    source: Source
+    network: Network
+    optimizer: optax.GradientTransformationExtraArgs
+    shardings: Shardings
+    train_step: jax.stages.Wrapped
+    steps: int
+
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state; nothing is computed."""
+        shapes = jax.eval_shape(lambda: init_state(self.config, self.network, self.optimizer))
+        place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.shardings.replicated)
+        return jax.tree.map(place, shapes)
+
+    def compile(self) -> jax.stages.Compiled:
+        """The step as one program; it takes batches of the run's shape alone, so it is never compiled again."""
+        side, count = self.config.data.canvas_px, self.config.train.batch_size
+        shapes = (((count, side, side, 3), "uint8"), ((count, 2), "int32"), ((count,), "int32"))
+        batch = Batch(*(jax.ShapeDtypeStruct(*shape, sharding=self.shardings.batch) for shape in shapes))
+        compiled = self.train_step.lower(self.abstract_state(), batch).compile()
+        return_free_memory()
+        return compiled
+
+    def first_state(self) -> TrainState:
+        """The state before the first step; says what it takes from `init.weights`."""
+        init = jax.jit(lambda: init_state(self.config, self.network, self.optimizer), out_shardings=self.shardings.replicated)
+        if not self.config.init.weights:
+            return init()
+        weights = initial_weights(self.config, self.network)
+        print("\n".join(f"init: {note}" for note in weights.notes), flush=True)
+        return start_from(init(), weights.arrays)
+
+
+def prepare_run(config: ConfigDict) -> Run:
+    """Checks and resolves a configuration and opens its data.
+
+    Raises:
+        ConfigError: a value cannot work.
+    """
+    validate(config)
+    shardings = make_shardings(config.train.batch_size)
+    source = open_source(config.data, "train")
+    if config.train.batch_size > len(source):
+        raise ConfigError(
+            f"train.batch_size is {config.train.batch_size}, but there are {len(source)} training images; use at most that"
+        )
+    config = config_lib.resolve(config, len(source), local_hardware())
+    validate(config)
+    network = make_network(config)
+    optimizer = adamw(
+        config.optim.clip_grad, round(config.optim.freeze_last_layer_epochs * steps_per_epoch(config, len(source)))
+    )
+    train_step = jax.jit(
+        make_train_step(config, network, optimizer, make_schedules(config, len(source))),
+        in_shardings=(shardings.replicated, shardings.batch),
+        out_shardings=(shardings.replicated, shardings.replicated),
+        donate_argnums=0,
+    )
+    return Run(config, source, network, optimizer, shardings, train_step, total_steps(config, len(source)))
+
+
+def describe(config: ConfigDict) -> str:
+    """What `--dry_run` prints: data, model, shapes, memory and arithmetic of the compiled step; nothing is trained."""
+    run = prepare_run(config)
+    config, state = run.config, run.abstract_state()
+    init = [f"init        {note}" for note in initial_weights(config, run.network).notes] if config.init.weights else []
+    count, memory = config.train.batch_size, run.compile().memory_analysis()
+    evaluated = eval_section(config.data)
+    test = open_source(evaluated, "test")
+    views, token_px = config.views, config_lib.token_px(config)
+    patches = lambda side: (-(-side // token_px)) ** 2
+    model = f"{config.model.name}/{config.model.patch_size}"
+    backbone, total = count_parameters(state.student["backbone"]), count_parameters(state.student)
+    gib, devices = 2**30, run.shardings.mesh.size
+    lines = [
+        f"data        {where(config.data)}: {len(run.source):,} train, {len(test):,} test images"
+        f"{'' if where(evaluated) == where(config.data) else f' of {where(evaluated)}'}, {len(test.class_names)} classes",
+        f"cache       {plan(run.source, config.data).note}",
+        f"views       2 x {views.global_px} px ({patches(views.global_px)} patches), "
+        f"{views.local_count} x {views.local_px} px ({patches(views.local_px)} patches)",
+        f"model       {model}: {backbone:,} parameters in the backbone, {total:,} with heads and "
+        f"{config.head.prototypes:,} prototypes a level",
+        *init,
+        f"run         {run.steps:,} steps of {count} images on {devices} device(s), {config.train.epochs:g} epochs",
+        f"memory      {memory.argument_size_in_bytes / gib:.2f} GiB of state and batch, "
+        f"{memory.temp_size_in_bytes / gib:.2f} GiB temporary on each device",
+        f"arithmetic  {model_flops(config) / 1e9:.2f} GFLOP an image and step, each product counted once",
+    ]
+    return "\n".join(lines)
