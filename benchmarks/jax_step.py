@@ -30,9 +30,9 @@ from cmd_jax.training.arithmetic import model_flops, read_fields
 from cmd_jax.training.memory import return_free_memory
 from cmd_jax.training.optimizer import adamw
 from cmd_jax.training.schedules import make_schedules
-from cmd_jax.training.sharding import local_hardware
+from cmd_jax.training.sharding import all_hardware
 from cmd_jax.training.state import TrainState, count_parameters, init_state, make_network, with_dtype
-from cmd_jax.training.step import ema, encode_views, make_streaming, make_train_step, make_update, term_weights
+from cmd_jax.training.step import ema, encode_views, make_apply, make_gradients, make_streaming, make_train_step, term_weights
 from cmd_jax.validation import validate
 
 IMAGES = 100_000  # of the imagined data set: schedules alone depend on it
@@ -73,7 +73,7 @@ def make_config(args: argparse.Namespace) -> ConfigDict:
             value = ast.literal_eval(value)
         config[section][name] = value
     validate(config)
-    return config_lib.resolve(config, IMAGES, local_hardware())
+    return config_lib.resolve(config, IMAGES, all_hardware())
 
 
 class Setup:
@@ -102,8 +102,12 @@ class Setup:
 
     def compiled(self, augment: bool) -> tuple[jax.stages.Compiled, object]:
         """(the step, what it takes beside the state); the state is donated."""
-        make, data = (make_train_step, self.batch()) if augment else (make_update, self.views())
-        step = make(self.config, self.network, self.optimizer, self.schedules)
+        if augment:
+            step, data = make_train_step(self.config, self.network, self.optimizer, self.schedules), self.batch()
+        else:
+            gradients = make_gradients(self.config, self.network, self.schedules)
+            apply, data = make_apply(self.optimizer, self.schedules), self.views()
+            step = lambda state, views: apply(state, *gradients(state, views, jax.random.key(0)))
         compiled = jax.jit(step, donate_argnums=0).lower(self.state, data).compile()
         return_free_memory()  # as the training loop does
         return compiled, data

@@ -12,6 +12,7 @@ from ml_collections import config_flags
 from cmd_jax.config import ConfigDict, ConfigError
 from cmd_jax.data.decode import BadImage
 from cmd_jax.data.errors import DatasetError
+from cmd_jax.training import processes
 from cmd_jax.training.checkpoint import CheckpointError
 from cmd_jax.training.health import NonFinite
 from cmd_jax.weights.errors import WeightsError
@@ -24,6 +25,27 @@ _COMPILE_CACHE = flags.DEFINE_string(
     os.environ.get("JAX_COMPILATION_CACHE_DIR", os.path.join("~", ".cache", "cmd_jax")),
     "directory of compiled programs, read by later runs; empty: none; JAX_COMPILATION_CACHE_DIR sets the default",
 )
+
+
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "one of several processes; Cloud TPU and SLURM need no other flag")
+_COORDINATOR = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0, with --distributed")
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "of the run, with --distributed", lower_bound=1)
+_PROCESS = flags.DEFINE_integer("process_id", None, "of this process, from 0, with --distributed", lower_bound=0)
+_HEARTBEAT = flags.DEFINE_integer(
+    "heartbeat_s", 100, "seconds after which all processes stop when one is gone, with --distributed", lower_bound=5
+)
+
+
+def join_processes() -> None:
+    """Joins this process to the others, where --distributed says that there are others.
+
+    Raises:
+        ConfigError: the flags do not fit together, or no cluster is found.
+    """
+    if _DISTRIBUTED.value:
+        processes.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _HEARTBEAT.value)
+    elif any(flag.value is not None for flag in (_COORDINATOR, _PROCESSES, _PROCESS)):
+        raise ConfigError("--coordinator_address, --num_processes and --process_id need --distributed; add it")
 
 
 def run(main: Callable[..., None], usage: str, words: int = 0) -> None:

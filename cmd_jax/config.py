@@ -69,6 +69,8 @@ def default() -> ConfigDict:
     config.method.warmup_teacher_temp_epochs = 0
     config.method.teacher_momentum = placeholder(float)  # of the EMA at the start, by the size of the data
     config.method.teacher_momentum_end = 1.0
+    # Batch for which the momenta of teacher and centers are given; with B images they are taken to the power B / this.
+    config.method.momentum_batch_size = 64
     config.method.centering = "ema"  # of the teacher's logits: ema (DINO) | sinkhorn (solved on each batch, as in DINOv2)
     config.method.center_momentum = 0.9  # of centering "ema"
     config.method.koleo_weight = 0.0  # of DINOv2's regulariser, which keeps the images of a batch apart; DINOv2 takes 0.1
@@ -150,8 +152,14 @@ def default() -> ConfigDict:
     config.optim.clip_grad = 3.0  # norm of each parameter's gradient; 0 does not clip
     config.optim.freeze_last_layer_epochs = 1.0
 
+    config.mesh = ConfigDict()  # the devices of all processes
+    config.mesh.data = -1  # over which batches are split; -1: all that mesh.model leaves
+    config.mesh.model = 1  # over which prototypes are split along K; it divides the devices of a process
+    config.mesh.fsdp = False  # parameters, teacher and moments split over mesh.data too, gathered for use
+
     config.train = ConfigDict()
-    config.train.batch_size = 64  # of all devices together
+    config.train.batch_size = 64  # of all devices and processes together
+    config.train.accumulate = 1  # parts of a batch, one after the other; gradients are their mean
     config.train.epochs = 100.0
     config.train.log_every_steps = 10
     config.train.checkpoint_every_epochs = 10.0
@@ -175,7 +183,7 @@ class Hardware(NamedTuple):
 
     Attributes:
         platform: of the devices: "cpu", "gpu" or "tpu".
-        devices: how many share a batch.
+        devices: of all processes together.
         memory_bytes: of one device; None where it does not say.
     """
 
@@ -224,11 +232,13 @@ def resolve(config: ConfigDict, train_images: int, hardware: Hardware = ONE_CPU)
     _fill(config, "eval.resize_px", round(config.eval.crop_px * 8 / 7))
     _fill(config, "eval.features", config.method.image_pool)
     is_vit, cpu, gpu = not is_swin(config), hardware.platform == "cpu", hardware.platform == "gpu"
-    rows = region_rows(config) * -(-config.train.batch_size // hardware.devices)
-    chunk = default_chunk(rows, config.head.prototypes, hardware.platform, hardware.memory_bytes)
+    model = config.mesh.model
+    images = -(-config.train.batch_size * model // (hardware.devices * config.train.accumulate))  # at a time on a device
+    prototypes = -(-config.head.prototypes // model)
+    chunk = default_chunk(region_rows(config) * images, prototypes, hardware.platform, hardware.memory_bytes)
     _fill(config, "method.prototype_chunk", chunk)
     # On a CPU, the sign of a problem that is large for its memory; tiles then stay in the cache.
-    chunked = cpu and config.method.prototype_chunk < config.head.prototypes
+    chunked = cpu and config.method.prototype_chunk < prototypes
     _fill(config, "method.matched_targets", "gathered" if chunked else "expected")
     _fill(config, "model.teacher_dtype", config.model.dtype)
     _fill(config, "model.packed_views", is_vit and hardware.platform != "tpu")

@@ -25,6 +25,7 @@ def main() -> None:
         raise ConfigError("--workdir is missing; pass the directory of a run such as --workdir=runs/demo")
     if not os.path.exists(os.path.join(_WORKDIR.value, "config.json")):
         raise ConfigError(f"{_WORKDIR.value} has no config.json; give the --workdir of a run of cmd_jax.main")
+    cli.join_processes()
     from cmd_jax.evaluation import restore  # imported after the flags are checked: it loads jax
 
     restore.evaluate_run(_WORKDIR.value, _STEP.value)

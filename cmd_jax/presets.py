@@ -59,7 +59,7 @@ def two_cores(config: ConfigDict) -> None:
     config.method.teacher_temp = 0.01
     config.method.koleo_weight = 4.0
     # Many small steps: there are few images.
-    config.train.batch_size = 32
+    config.train.batch_size = config.method.momentum_batch_size = 32
     config.optim.lr = 8e-3  # 1e-3 at this batch
     config.optim.warmup_epochs = 1.0
     config.optim.weight_decay_end = 0.04
@@ -95,7 +95,7 @@ def _released(config: ConfigDict) -> None:
     config.method.name = "released"
     _esvit_recipe(config)
     config.model.window = 14
-    config.train.batch_size = 8
+    config.train.batch_size = config.method.momentum_batch_size = 8
 
 
 def _esvit_recipe(config: ConfigDict) -> None:

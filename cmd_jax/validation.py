@@ -51,6 +51,9 @@ def validate(config: ConfigDict) -> None:
         "views.global_px",
         "views.local_px",
         "train.batch_size",
+        "train.accumulate",
+        "mesh.model",
+        "method.momentum_batch_size",
         "train.log_every_steps",
         "train.keep_checkpoints",
         "eval.batch_size",
@@ -127,6 +130,18 @@ def validate(config: ConfigDict) -> None:
         raise ConfigError(
             f"optim.warmup_epochs is {config.optim.warmup_epochs}, longer than train.epochs={config.train.epochs}; "
             "use a tenth of the epochs"
+        )
+    if config.mesh.data != -1:
+        _range(config, "mesh.data", low=1)
+    if config.train.batch_size % config.train.accumulate:
+        raise ConfigError(
+            f"train.accumulate is {config.train.accumulate}, which does not divide train.batch_size={config.train.batch_size}; "
+            "use a divisor of it"
+        )
+    released = METHODS[config.method.name].get("released", 0.0)
+    if config.mesh.model > 1 and (config.method.released_weight if config.method.released_weight is not None else released):
+        raise ConfigError(
+            f"mesh.model is {config.mesh.model}, but the released term needs all prototypes on every device; use 1"
         )
     terms = ("intra_image", "intra_region", "inter_student", "inter_teacher", "released")
     if all(config.method[f"{term}_weight"] == 0 for term in terms):

@@ -27,7 +27,7 @@ def get_config(preset: str = "") -> ConfigDict:
     config.eval.resize_px = 64  # the whole picture: birds fill it
 
     if preset == "smoke":
-        config.train.batch_size = 16
+        config.train.batch_size = config.method.momentum_batch_size = 16
         config.views.local_count = 0  # their compilation is a tenth of its time
         config.train.epochs = 0.1
         config.optim.warmup_epochs = 0.0

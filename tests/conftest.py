@@ -40,7 +40,7 @@ def tiny():
     config.head.hidden_dim = 16
     config.head.bottleneck_dim = 8
     config.method.mil_hidden_dim = 8
-    config.train.batch_size = 8
+    config.train.batch_size = config.method.momentum_batch_size = 8
     config.train.epochs = 2.0
     config.train.log_every_steps = 1
     config.train.checkpoint_every_epochs = 1.0

@@ -1,12 +1,13 @@
 """Features of a whole split from the teacher: one extractor that every protocol reads."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from cmd_jax.config import ConfigDict
 from cmd_jax.data.augment import normalize
@@ -15,6 +16,7 @@ from cmd_jax.data.sources import Source
 from cmd_jax.method import mil
 from cmd_jax.models.heads import l2_normalize
 from cmd_jax.models.network import Network
+from cmd_jax.training.sharding import data_parallel
 from cmd_jax.training.state import Params
 
 
@@ -82,8 +84,10 @@ def make_extractor(config: ConfigDict, network: Network) -> Callable[[Params, np
     return extract
 
 
-def eval_images(source: Source, config: ConfigDict) -> Iterator[tuple[np.ndarray, np.ndarray, int, str]]:
-    """Decodes a split in order: (crop [H, W, 3] uint8, part boxes in the crop [P, 4], label, name)."""
+def eval_images(
+    source: Source, config: ConfigDict, indices: Sequence[int]
+) -> Iterator[tuple[np.ndarray, np.ndarray, int, str]]:
+    """Decodes images of a split in order: (crop [H, W, 3] uint8, part boxes in the crop [P, 4], label, name)."""
 
     resize_px, crop_px, threads = config.eval.resize_px, config.eval.crop_px, config.data.decode_threads
 
@@ -95,28 +99,35 @@ def eval_images(source: Source, config: ConfigDict) -> Iterator[tuple[np.ndarray
 
     chunk = 4 * threads
     with ThreadPoolExecutor(threads) as pool:
-        for start in range(0, len(source), chunk):
-            yield from pool.map(load, range(start, min(start + chunk, len(source))))
+        for start in range(0, len(indices), chunk):
+            yield from pool.map(load, indices[start : start + chunk])
 
 
 def extract_features(extract: Callable, params: Params, source: Source, config: ConfigDict) -> Features:
-    """Runs the teacher over a split.
+    """Runs the teacher over a split: every process over its share, and all get the whole.
 
     Args:
         extract: of `make_extractor`.
-        params: the teacher's.
+        params: the teacher's, on every device of this process.
         source: the split.
         config: the whole resolved configuration.
     """
-    batch_size, outputs, rows = config.eval.batch_size, [], []
+    processes, devices = jax.process_count(), jax.local_devices()
+    of_process = data_parallel(devices).batch
+    batch_size, outputs, rows = -(-config.eval.batch_size // len(devices)) * len(devices), [], []
     pending: list[np.ndarray] = []
 
     def flush() -> None:
         images = np.stack(pending + [pending[-1]] * (batch_size - len(pending)))  # one shape: one compilation
-        outputs.append({key: np.asarray(value)[: len(pending)] for key, value in extract(params, images).items()})
+        encoded = extract(params, jax.device_put(images, of_process))
+        outputs.append({key: np.asarray(value)[: len(pending)] for key, value in encoded.items()})
         pending.clear()
 
-    for pixels, boxes, label, name in eval_images(source, config):
+    # Shares of one size, so that they can be gathered: the last ones repeat the last image.
+    share = -(-len(source) // processes)
+    indices = range(jax.process_index() * share, (jax.process_index() + 1) * share)
+    indices = indices if indices.stop <= len(source) else [min(index, len(source) - 1) for index in indices]
+    for pixels, boxes, label, name in eval_images(source, config, indices):
         pending.append(pixels)
         rows.append((boxes, label, name))
         if len(pending) == batch_size:
@@ -125,4 +136,17 @@ def extract_features(extract: Callable, params: Params, source: Source, config: 
         flush()
     boxes, labels, names = zip(*rows, strict=True)
     joined = {key: np.concatenate([output[key] for output in outputs]) for key in outputs[0]}
-    return Features(**joined, labels=np.array(labels, np.int64), boxes=np.stack(boxes), names=names)
+    features = Features(**joined, labels=np.array(labels, np.int64), boxes=np.stack(boxes), names=names)
+    return features if processes == 1 else _of_all_processes(features, len(source))
+
+
+def _of_all_processes(share: Features, count: int) -> Features:
+    """Joins the shares of all processes, the first `count` rows of them."""
+    encoded = [name.encode() for name in share.names]
+    width = int(np.max(multihost_utils.process_allgather(np.int32(max(map(len, encoded))))))
+    names = np.array(encoded, f"S{width}").view(np.uint8).reshape(-1, width)
+    # JAX holds no 64-bit integers.
+    share = share._replace(names=names, labels=share.labels.astype(np.int32))
+    whole = jax.tree.map(lambda x: np.asarray(x)[:count], multihost_utils.process_allgather(share, tiled=True))
+    names = np.ascontiguousarray(whole.names).view(f"S{width}")[:, 0]
+    return whole._replace(names=tuple(name.decode() for name in names), labels=whole.labels.astype(np.int64))

@@ -7,8 +7,9 @@ import jax
 from cmd_jax import config as config_lib
 from cmd_jax.evaluation import evaluate as evaluation_lib
 from cmd_jax.report.pictures import write_pictures
+from cmd_jax.training import processes
 from cmd_jax.training.checkpoint import Checkpoints
-from cmd_jax.training.sharding import make_shardings
+from cmd_jax.training.sharding import data_parallel, local_copy
 from cmd_jax.training.state import init_params, make_network
 
 
@@ -23,16 +24,19 @@ def evaluate_run(workdir: str, step: int | None) -> evaluation_lib.Evaluation:
         CheckpointError: there is no such step, or it does not fit config.json.
         ConfigError: the data has no labels or no test split.
     """
+    processes.agree(workdir=workdir, step=step)
     config = config_lib.load(os.path.join(workdir, "config.json"))
     splits = evaluation_lib.open_labelled_splits(config)
     network = make_network(config)
-    replicated = make_shardings(jax.local_device_count()).replicated
+    everywhere = data_parallel(jax.devices())
     shapes = jax.eval_shape(lambda: init_params(config, network))
-    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated), shapes)
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere.replicated), shapes)
     checkpoints = Checkpoints(workdir, read_only=True)
     step, teacher = checkpoints.restore_teacher(abstract, step)
     checkpoints.close()
-    evaluation = evaluation_lib.evaluate(config, network, teacher, step, splits)
+    evaluation = evaluation_lib.evaluate(config, network, local_copy(teacher, everywhere), step, splits)
+    if not processes.is_first():
+        return evaluation
     print(evaluation_lib.table(evaluation, evaluation_lib.load_metrics(workdir, 0)))
     print(evaluation_lib.class_table(evaluation))
     print(f"wrote {evaluation_lib.save(evaluation, config, workdir)}")

@@ -6,8 +6,10 @@ on the batch at hand instead.
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec
 
-from cmd_jax.method.chunks import Normalizer, for_chunks, put_chunk, take_chunk
+from cmd_jax.method.chunks import DATA, MODEL, Normalizer, Streaming, for_chunks, put_chunk, take_chunk
 
 Array = jax.Array
 
@@ -28,7 +30,7 @@ def update_center(center: Array, teacher_z: Array, teacher_prototypes: Array, mo
 
 
 def sinkhorn_center(
-    teacher_z: Array, teacher_prototypes: Array, temp: Array | float, chunk: int | None = None, iterations: int = 3
+    teacher_z: Array, teacher_prototypes: Array, temp: Array | float, streaming: Streaming, iterations: int = 3
 ) -> Array:
     """The center with which softmax((W z - center) / temp) gives every prototype the same share of the batch.
 
@@ -39,31 +41,46 @@ def sinkhorn_center(
         teacher_z: [..., d] float32 bottlenecks; all leading axes are the batch.
         teacher_prototypes: [K, d] float32.
         temp: of the teacher.
-        chunk: prototypes in a chunk; None: all at once.
+        streaming: chunk and mesh.
         iterations: of the scaling; SwAV and DINOv2 use 3.
 
     Returns:
         [K] float32.
     """
     z = teacher_z.reshape(-1, teacher_z.shape[-1]) / temp
-    rows, count = z.shape[0], teacher_prototypes.shape[0]
-    share = jnp.log(rows / count)
-    empty = Normalizer.start((rows,), jnp.float32)
+    images, of_prototypes = PartitionSpec(DATA), PartitionSpec(MODEL)
+    solve = lambda z, prototypes: _scales(z, prototypes, streaming, iterations)
+    return temp * streaming.on_mesh(solve, (images, of_prototypes), of_prototypes)(z, teacher_prototypes)
+
+
+def _scales(z: Array, prototypes: Array, streaming: Streaming, iterations: int) -> Array:
+    """Logarithms of the columns' scales of exp(W z): [n, d], [k, d] of a device -> [k]."""
+    count, empty = prototypes.shape[0], Normalizer.start(z.shape[:1], jnp.float32)
+    rows, columns = streaming.total(z.shape[0], DATA), streaming.total(count, MODEL)
+    share = jnp.log(rows / columns)
 
     def logits(start: Array | int, size: int) -> Array:
-        return jnp.einsum("nd,kd->nk", z, take_chunk(teacher_prototypes, start, size), preferred_element_type=jnp.float32)
+        return jnp.einsum("nd,kd->nk", z, take_chunk(prototypes, start, size), preferred_element_type=jnp.float32)
 
-    normalizer = for_chunks(count, chunk or count, lambda state, *at: state.add(logits(*at)), empty)
+    normalizer = for_chunks(count, streaming.chunk, lambda state, *at: state.add(logits(*at)), empty)
     scaled = jnp.zeros(count, jnp.float32)
     for _ in range(iterations):
-        of_rows = normalizer.finish()[:, None]
+        of_rows = normalizer.finish(streaming)[:, None]
 
         def scale_columns(carry: tuple[Array, Normalizer], start: Array | int, size: int, of_rows: Array = of_rows):
             scaled, normalizer = carry
             of_chunk = logits(start, size)
-            part = jax.nn.logsumexp(of_chunk - of_rows, axis=0) - share
+            part = _log_sum_exp_of_images(of_chunk - of_rows, streaming) - share
             # the next iteration's normalizers of the rows, while the chunk is at hand
             return put_chunk(scaled, part, start), normalizer.add(of_chunk - part)
 
-        scaled, normalizer = for_chunks(count, chunk or count, scale_columns, (scaled, empty))
-    return temp * scaled
+        scaled, normalizer = for_chunks(count, streaming.chunk, scale_columns, (scaled, empty))
+    return scaled
+
+
+def _log_sum_exp_of_images(x: Array, streaming: Streaming) -> Array:
+    """[n, k] -> [k] over the rows of all devices."""
+    if not streaming.mesh:
+        return jax.nn.logsumexp(x, axis=0)
+    largest = lax.pmax(jnp.max(x, axis=0), DATA)
+    return largest + jnp.log(lax.psum(jnp.sum(jnp.exp(x - largest), axis=0), DATA))

@@ -1,7 +1,7 @@
 """Loops over chunks of the K prototypes, so that nothing with an axis of K and one of patches is ever stored whole."""
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ Array = jax.Array
 Carry = TypeVar("Carry")
 
 Targets = Literal["expected", "gathered"]
+DATA, MODEL = "data", "model"  # axes of a mesh: images of a batch, prototypes
 
 
 class Streaming(NamedTuple):
@@ -19,16 +20,26 @@ class Streaming(NamedTuple):
     Attributes:
         chunk: prototypes in a chunk (`default_chunk`).
         dtype: of the products' operands, "float32" or "bfloat16"; sums, softmax and log-sum-exp are float32 in any case.
-        axis: of the mesh over which the prototypes and centers at hand are split along K, inside `jax.shard_map`.
         targets: how L_R gets its matched targets. "expected" sums up M of every teacher patch and matches those d-vectors: two
             products more for the teacher, no gather of K-vectors, which suits TPUs and GPUs. "gathered" matches the teacher's
             probabilities inside a chunk, which CPUs read from their cache.
+        mesh: of axes DATA and MODEL, over which images, and prototypes and centers along K, are split; None: one device.
     """
 
     chunk: int
     dtype: str = "float32"
-    axis: str | None = None
     targets: Targets = "expected"
+    mesh: jax.sharding.Mesh | None = None
+
+    def total(self, sums: Any, *axes: str) -> Any:
+        """Sums over the devices along axes of the mesh, inside of `on_mesh`."""
+        return lax.psum(sums, axes) if self.mesh else sums
+
+    def on_mesh(self, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
+        """The function on the parts that each device holds; without a mesh the function itself."""
+        if not self.mesh:
+            return function
+        return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 SMALLEST = 256  # products with fewer columns no longer fill the arithmetic units
@@ -108,9 +119,9 @@ class Normalizer(NamedTuple):
         added = jnp.sum(jnp.exp(logits - largest[..., None]), axis=-1)
         return Normalizer(largest, self.total * jnp.exp(self.largest - largest) + added)
 
-    def finish(self, axis: str | None = None) -> Array:
-        """log-sum-exp [...]; with `axis`, over all devices along that axis of the mesh too."""
-        if axis is None:
+    def finish(self, streaming: Streaming | None = None) -> Array:
+        """log-sum-exp [...]; inside of `streaming.on_mesh` over the prototypes of all devices."""
+        if not (streaming and streaming.mesh):
             return self.largest + jnp.log(self.total)
-        largest = lax.pmax(self.largest, axis)
-        return largest + jnp.log(lax.psum(self.total * jnp.exp(self.largest - largest), axis))
+        largest = lax.pmax(self.largest, MODEL)
+        return largest + jnp.log(lax.psum(self.total * jnp.exp(self.largest - largest), MODEL))

@@ -146,7 +146,7 @@ def cmd_objective(
     use_regions = any(weights[1:])
     levels = ((teacher.image_z, teacher_prototypes.image), (teacher.region_z, teacher_prototypes.region))
     if centering == "sinkhorn":
-        solve = lambda z, rows: sinkhorn_center(z, rows, teacher_temp, streaming.chunk)
+        solve = lambda z, rows: sinkhorn_center(z, rows, teacher_temp, streaming)
         centers = Centers(solve(*levels[0]), solve(*levels[1]) if use_regions else centers.region)
 
     views = sum(group.image_z.shape[1] for group in student)

@@ -23,9 +23,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
-from cmd_jax.method.chunks import Normalizer, Streaming, for_chunks, put_chunk, take_chunk
-from cmd_jax.method.rows import Pairing, PrototypePair, StudentRows, TeacherRows, TermWeights
+from cmd_jax.method.chunks import DATA, MODEL, Normalizer, Streaming, for_chunks, put_chunk, take_chunk
+from cmd_jax.method.rows import Centers, Pairing, PrototypePair, StudentRows, TeacherRows, TermWeights
 
 Array = jax.Array
 
@@ -59,7 +60,7 @@ def distil(
         pairings: one for each element of `student`, without gradient.
         weights: of the terms; one of weight 0 is left out of the program (`released` is not computed here).
         student_temp: tau_s.
-        streaming: chunk, dtype and mesh axis.
+        streaming: chunk, dtype and mesh.
     """
     plan = _Plan(weights, float(student_temp), streaming)
     teacher, pairings = lax.stop_gradient((teacher, pairings))
@@ -94,11 +95,11 @@ class _Tile(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _distil(plan, student, prototypes, scorer, teacher, pairings):
-    return _Passes(plan, student, prototypes, scorer, teacher, pairings).run(with_gradients=False)[0]
+    return _run(plan, student, prototypes, scorer, teacher, pairings, with_gradients=False)[0]
 
 
 def _distil_forward(plan, student, prototypes, scorer, teacher, pairings):
-    return _Passes(plan, student, prototypes, scorer, teacher, pairings).run(with_gradients=True)
+    return _run(plan, student, prototypes, scorer, teacher, pairings, with_gradients=True)
 
 
 def _distil_backward(plan, gradients, cotangents):
@@ -108,6 +109,21 @@ def _distil_backward(plan, gradients, cotangents):
 
 
 _distil.defvjp(_distil_forward, _distil_backward)
+
+
+def _run(plan, *arguments, with_gradients: bool):
+    """((loss, terms, entropy), gradients for (student, prototypes, scorer) or None), on one device or a mesh.
+
+    On a mesh each device passes over its images and its prototypes: along MODEL it is rows' sums over K that are added up,
+    along DATA the loss and the gradients of W, once each; nothing is gathered.
+    """
+    images, rows, alike = PartitionSpec(DATA), PartitionSpec(MODEL), PartitionSpec()
+    pair = PrototypePair(rows, rows)
+    of_teacher = TeacherRows(images, images, pair, Centers(rows, rows), alike)
+    of_pairings = tuple(Pairing(alike, images, images) for _ in arguments[-1])
+    out = (alike, alike, images), (images, pair, images) if with_gradients else None
+    local = lambda *arguments: _Passes(plan, *arguments).run(with_gradients)
+    return plan.streaming.on_mesh(local, (images, pair, images, of_teacher, of_pairings), out)(*arguments)
 
 
 class _Sums(NamedTuple):
@@ -151,7 +167,8 @@ class _Passes:
             scaled(teacher.image_z, teacher.temp),
             scaled(teacher.region_z, teacher.temp) if self.teacher_regions else None,
         )
-        batch = teacher.image_z.shape[0]
+        mesh = plan.streaming.mesh
+        batch = self.batch = teacher.image_z.shape[0] * (mesh.shape[DATA] if mesh else 1)  # images of all devices
         self.image_weights = [jnp.sum(pairing.image_weights, axis=0) / batch for pairing in pairings]  # [V] each
         self.region_weights = [jnp.sum(pairing.region_weights, axis=1) / batch for pairing in pairings]  # [B, V, N] each
 
@@ -172,10 +189,6 @@ class _Passes:
 
     def loop(self, body, carry):
         return for_chunks(self.prototypes.image.shape[0], self.streaming.chunk, body, carry)
-
-    def over_devices(self, sums):
-        """Sums over K of every device."""
-        return lax.psum(sums, self.streaming.axis) if self.streaming.axis else sums
 
     def logits(self, start: Array | int, size: int) -> _Tile:
         """Logits of a chunk."""
@@ -198,14 +211,14 @@ class _Passes:
         def add(states: _Tile, start: Array | int, size: int) -> _Tile:
             return jax.tree.map(lambda state, logits: state.add(logits), states, self.logits(start, size), is_leaf=is_state)
 
-        return jax.tree.map(lambda state: state.finish(self.streaming.axis), self.loop(add, empty), is_leaf=is_state)
+        return jax.tree.map(lambda state: state.finish(self.streaming), self.loop(add, empty), is_leaf=is_state)
 
     def log_probs(self, normalizers: _Tile, start: Array | int, size: int) -> _Tile:
         return jax.tree.map(lambda logits, lse: logits - lse[..., None], self.logits(start, size), normalizers)
 
     def image_targets(self, pairing: Pairing, probs: Array) -> Array:
         """The teacher's probabilities for a group's images: [B, Q, k] -> sum_q weight * probs[q], [B, V, k]."""
-        return jnp.einsum("qv,bqk->bvk", pairing.image_weights.astype(probs.dtype), probs, precision="highest") / len(probs)
+        return jnp.einsum("qv,bqk->bvk", pairing.image_weights.astype(probs.dtype), probs, precision="highest") / self.batch
 
     def matched(self, pairing: Pairing, rows: Array) -> Array:
         """Weighted teacher rows of the patches that a group is matched to: [B, Q, M, c] -> [B, V, N, c]."""
@@ -215,7 +228,7 @@ class _Passes:
         found = take(rows, index)  # [B, Q, V * N, c]
         # written out for the few q: a fused multiplication and addition instead of a small product for each patch
         total = sum(weights[:, q, :, None] * found[:, q] for q in range(views))
-        return total.reshape(batch, *pairing.match.shape[2:], rows.shape[-1]) / batch
+        return total.reshape(batch, *pairing.match.shape[2:], rows.shape[-1]) / self.batch
 
     def assigned(self) -> Array:
         """Weighted student rows summed up on the teacher's patches they are matched to, [B, Q, M, d].
@@ -225,7 +238,7 @@ class _Passes:
         region = jnp.zeros(self.teacher.region_z.shape, self.accumulated)
         batch, views = region.shape[:2]
         for pairing, rows in zip(self.pairings, self.rows.student_region, strict=True):
-            weighted = pairing.region_weights[..., None] / batch * rows[:, None].astype(region.dtype)  # [B, Q, V, N, d]
+            weighted = pairing.region_weights[..., None] / self.batch * rows[:, None].astype(region.dtype)  # [B, Q, V, N, d]
             index = pairing.match.reshape(batch, views, -1)
             add = jax.vmap(jax.vmap(lambda into, index, rows: into.at[index].add(rows)))
             region = add(region, index, weighted.reshape(batch, views, index.shape[-1], -1))
@@ -267,7 +280,7 @@ class _Passes:
             return sums, gradients
 
         sums, gradients = self.loop(second_pass, (sums, gradients))
-        sums = self.over_devices(sums)
+        sums = self.streaming.total(sums, MODEL)
         if third:
             gradients = self.loop(
                 lambda gradients, start, size: self.add_student(
@@ -289,10 +302,12 @@ class _Passes:
             if w.inter_student:
                 terms["inter_student"] += jnp.sum(self.image_weights[index] * sums.student_divergence[index])
         if w.inter_teacher:
-            terms["inter_teacher"] = jnp.mean(sums.teacher_divergence)
+            terms["inter_teacher"] = jnp.sum(sums.teacher_divergence) / (self.batch * self.scorer.shape[1])
+        of_prototypes = gradients[2:] if with_gradients else ()
+        terms, of_prototypes = self.streaming.total((terms, of_prototypes), DATA)
         loss = sum(weight * terms[name] for name, weight in w._asdict().items() if weight and name in terms)
         out = (loss, terms, sums.entropy)
-        return (out, self.finish(gradients, sums)) if with_gradients else (out, None)
+        return (out, self.finish(gradients, sums, PrototypePair(*of_prototypes)) if with_gradients else None)
 
     def add_sums(self, sums: _Sums, log_probs: _Tile, start: Array | int, size: int) -> _Sums:
         """Second pass: the sums with a chunk counted in."""
@@ -362,10 +377,10 @@ class _Passes:
             gradients = gradients._replace(region_prototypes=put_chunk(gradients.region_prototypes, region_part, start))
         return gradients
 
-    def finish(self, gradients: _Gradients, sums: _Sums):
+    def finish(self, gradients: _Gradients, sums: _Sums, of_prototypes: PrototypePair):
         """Gradients for (student, prototypes, scorer)."""
-        w, batch = self.weights, self.teacher.image_z.shape[0]
-        image_z, region_z = self.over_devices((gradients.image_z, gradients.region_z))
+        w = self.weights
+        image_z, region_z = self.streaming.total((gradients.image_z, gradients.region_z), MODEL)
         student = []
         for index, (group, pairing) in enumerate(zip(self.student, self.pairings, strict=True)):
             of_region, of_weights = jnp.zeros_like(group.region_z), jnp.zeros_like(group.mil_weights)
@@ -379,9 +394,8 @@ class _Passes:
             student.append(StudentRows(image_z[index] / self.temp, of_region, of_weights))
         scorer = jnp.zeros_like(self.scorer)
         if w.inter_teacher:
-            scorer = w.inter_teacher / (batch * self.scorer.shape[1]) * sums.teacher_slopes
-        inputs = (self.student, self.prototypes, self.scorer)
-        outputs = (tuple(student), PrototypePair(gradients.image_prototypes, gradients.region_prototypes), scorer)
+            scorer = w.inter_teacher / (self.batch * self.scorer.shape[1]) * sums.teacher_slopes
+        inputs, outputs = (self.student, self.prototypes, self.scorer), (tuple(student), of_prototypes, scorer)
         return jax.tree.map(lambda gradient, x: gradient.astype(x.dtype), outputs, inputs)
 
 

@@ -1,7 +1,10 @@
 """Trains a configuration to its end in a work directory; called again, it goes on from the newest checkpoint."""
 
+import functools
+import json
 import math
 import os
+from collections.abc import Callable
 
 import jax
 
@@ -10,11 +13,13 @@ from cmd_jax.config import ConfigDict
 from cmd_jax.data.loader import CanvasCache, Prefetch, batches
 from cmd_jax.evaluation import evaluate as evaluation_lib
 from cmd_jax.report.pictures import write_pictures
+from cmd_jax.training import processes
 from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.health import NonFinite
 from cmd_jax.training.metrics import MetricsWriter, Progress
 from cmd_jax.training.run import prepare_run
 from cmd_jax.training.schedules import steps_per_epoch
+from cmd_jax.training.sharding import local_copy
 
 
 def train(config: ConfigDict, workdir: str) -> None:
@@ -28,23 +33,38 @@ def train(config: ConfigDict, workdir: str) -> None:
         ConfigError: before anything is written.
         NonFinite: the loss stopped being finite; the newest checkpoint is good.
     """
+    lead = processes.is_first()
+    say = functools.partial(print, flush=True) if lead else lambda text: None
+    processes.agree(configuration=json.loads(config.to_json()), workdir=workdir)
     run = prepare_run(config)
     config = run.config
+    processes.agree(**{"training images": [len(run.source), run.source.class_names]})
+    processes.check_shared(workdir)
     os.makedirs(workdir, exist_ok=True)
     checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
     if checkpoints.steps():
         state = checkpoints.restore_state(run.abstract_state())
-        print(f"continuing {workdir} at step {int(state.step)} of {run.steps}", flush=True)
+        say(f"continuing {workdir} at step {int(state.step)} of {run.steps}")
     else:
         state = run.first_state()
-    config_lib.save(config, os.path.join(workdir, "config.json"))
     first_step = int(state.step)
-    writer = MetricsWriter(workdir, first_step)
-    labelled = _labelled_splits(config)
+    if lead:
+        config_lib.save(config, os.path.join(workdir, "config.json"))
+    writer = MetricsWriter(workdir, first_step) if lead else None
+    labelled = _labelled_splits(config, say)
     cache = CanvasCache(run.source, config.data)
-    print(f"cache: {cache.note}", flush=True)
-    ahead = batches(cache, len(run.source), config.train.batch_size, config.seed, first_step, config.data.decode_threads)
-    stream = Prefetch(ahead, lambda batch: jax.device_put(batch, run.shardings.batch), config.data.prefetch_batches)
+    say(f"cache: {cache.note}")
+    ahead = batches(
+        cache,
+        len(run.source),
+        config.train.batch_size,
+        config.seed,
+        first_step,
+        config.data.decode_threads,
+        jax.process_index(),
+        jax.process_count(),
+    )
+    stream = Prefetch(ahead, run.place, config.data.prefetch_batches)
     epoch = steps_per_epoch(config, len(run.source))
     save_every = max(1, round(config.train.checkpoint_every_epochs * epoch))
     eval_every = round(config.eval.every_epochs * epoch)
@@ -52,8 +72,11 @@ def train(config: ConfigDict, workdir: str) -> None:
     train_step = run.compile()
 
     def evaluate(step: int) -> None:
-        if labelled and evaluation_lib.load_metrics(workdir, step) is None:
-            evaluation = evaluation_lib.evaluate(config, run.network, state.teacher, step, labelled)
+        if labelled and processes.of_first(evaluation_lib.load_metrics(workdir, step) is None):
+            teacher = local_copy(state.teacher, run.shardings)
+            evaluation = evaluation_lib.evaluate(config, run.network, teacher, step, labelled)
+            if not lead:
+                return
             evaluation_lib.save(evaluation, config, workdir)
             writer.write(step, {f"eval_{name}": value for name, value in evaluation.metrics().items()})
             before = evaluation_lib.load_metrics(workdir, 0) if step else None
@@ -70,8 +93,9 @@ def train(config: ConfigDict, workdir: str) -> None:
                 f"{values['learning_rate']:.2g}; the state kept its last finite values; checkpoints: "
                 f"{checkpoints.steps() or 'none'}; lower optim.lr and run again"
             )
-        writer.write(step, {**values, "images_per_s": progress.images_per_s(), "data_wait_s": stream.waited_s})
-        progress.show(step, values)
+        if lead:
+            writer.write(step, {**values, "images_per_s": progress.images_per_s(), "data_wait_s": stream.waited_s})
+            progress.show(step, values)
 
     pending: tuple[int, dict[str, jax.Array]] | None = None
     try:
@@ -98,13 +122,14 @@ def train(config: ConfigDict, workdir: str) -> None:
     finally:
         stream.close()
         progress.close()
-        writer.close()
+        if writer:
+            writer.close()
         checkpoints.close()
 
 
-def _labelled_splits(config: ConfigDict) -> evaluation_lib.LabelledSplits | None:
+def _labelled_splits(config: ConfigDict, say: Callable[[str], None]) -> evaluation_lib.LabelledSplits | None:
     try:
         return evaluation_lib.open_labelled_splits(config)
     except evaluation_lib.NoLabels as reason:
-        print(f"training without evaluation: {reason}", flush=True)
+        say(f"training without evaluation: {reason}")
         return None

@@ -15,7 +15,7 @@ from cmd_jax.training.arithmetic import model_flops
 from cmd_jax.training.memory import return_free_memory
 from cmd_jax.training.optimizer import adamw
 from cmd_jax.training.schedules import make_schedules, steps_per_epoch, total_steps
-from cmd_jax.training.sharding import Shardings, local_hardware, make_shardings
+from cmd_jax.training.sharding import Shardings, all_hardware, make_shardings
 from cmd_jax.training.state import TrainState, count_parameters, init_state, make_network
 from cmd_jax.training.step import make_train_step
 from cmd_jax.training.transfer import initial_weights, start_from
@@ -36,8 +36,14 @@ class Run(NamedTuple):
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state; nothing is computed."""
         shapes = jax.eval_shape(lambda: init_state(self.config, self.network, self.optimizer))
-        place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.shardings.replicated)
-        return jax.tree.map(place, shapes)
+        place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        return jax.tree.map(place, shapes, self.shardings.of_state(shapes))
+
+    def place(self, batch: Batch) -> Batch:
+        """A batch on the devices: this process's rows of it (`loader.share_of`) become a part of the whole."""
+        count = self.config.train.batch_size
+        put = lambda x: jax.make_array_from_process_local_data(self.shardings.batch, x, (count, *x.shape[1:]))
+        return jax.tree.map(put, batch)
 
     def compile(self) -> jax.stages.Compiled:
         """The step as one program; it takes batches of the run's shape alone, so it is never compiled again."""
@@ -50,7 +56,8 @@ class Run(NamedTuple):
 
     def first_state(self) -> TrainState:
         """The state before the first step; says what it takes from `init.weights`."""
-        init = jax.jit(lambda: init_state(self.config, self.network, self.optimizer), out_shardings=self.shardings.replicated)
+        placed = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state())
+        init = jax.jit(lambda: init_state(self.config, self.network, self.optimizer), out_shardings=placed)
         if not self.config.init.weights:
             return init()
         weights = initial_weights(self.config, self.network)
@@ -65,22 +72,25 @@ def prepare_run(config: ConfigDict) -> Run:
         ConfigError: a value cannot work.
     """
     validate(config)
-    shardings = make_shardings(config.train.batch_size)
+    make_shardings(config)
     source = open_source(config.data, "train")
     if config.train.batch_size > len(source):
         raise ConfigError(
             f"train.batch_size is {config.train.batch_size}, but there are {len(source)} training images; use at most that"
         )
-    config = config_lib.resolve(config, len(source), local_hardware())
+    config = config_lib.resolve(config, len(source), all_hardware())
     validate(config)
+    shardings = make_shardings(config)
     network = make_network(config)
     optimizer = adamw(
         config.optim.clip_grad, round(config.optim.freeze_last_layer_epochs * steps_per_epoch(config, len(source)))
     )
+    shapes = jax.eval_shape(lambda: init_state(config, network, optimizer))
+    of_state = shardings.of_state(shapes)
     train_step = jax.jit(
-        make_train_step(config, network, optimizer, make_schedules(config, len(source))),
-        in_shardings=(shardings.replicated, shardings.batch),
-        out_shardings=(shardings.replicated, shardings.replicated),
+        make_train_step(config, network, optimizer, make_schedules(config, len(source)), shardings),
+        in_shardings=(of_state, shardings.batch),
+        out_shardings=(of_state, shardings.replicated),
         donate_argnums=0,
     )
     return Run(config, source, network, optimizer, shardings, train_step, total_steps(config, len(source)))

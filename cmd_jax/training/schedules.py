@@ -39,6 +39,14 @@ def epoch_linear(start: float, end: float, warmup_epochs: int, steps_per_epoch: 
     return value
 
 
+def scaled_momentum(momentum: Array | float, config: ConfigDict) -> Array | float:
+    """A momentum given for `method.momentum_batch_size` images, at this batch: m ^ (B / reference).
+
+    An average then forgets as much with every image at any batch size (arXiv 2307.13813, the EMA scaling rule).
+    """
+    return momentum ** (config.train.batch_size / config.method.momentum_batch_size)
+
+
 class Schedules(NamedTuple):
     """Everything that changes with the step."""
 
@@ -58,6 +66,7 @@ def make_schedules(config: ConfigDict, train_images: int) -> Schedules:
     epoch = steps_per_epoch(config, train_images)
     steps = total_steps(config, train_images)
     optim, method = config.optim, config.method
+    momentum = cosine(method.teacher_momentum, method.teacher_momentum_end, steps)
     return Schedules(
         learning_rate=cosine(
             optim.lr * config.train.batch_size / 256,
@@ -66,7 +75,7 @@ def make_schedules(config: ConfigDict, train_images: int) -> Schedules:
             warmup_steps=round(optim.warmup_epochs * epoch),
         ),
         weight_decay=cosine(optim.weight_decay, optim.weight_decay_end, steps),
-        teacher_momentum=cosine(method.teacher_momentum, method.teacher_momentum_end, steps),
+        teacher_momentum=lambda step: scaled_momentum(momentum(step), config),
         teacher_temp=epoch_linear(method.warmup_teacher_temp, method.teacher_temp, method.warmup_teacher_temp_epochs, epoch),
     )
 

@@ -1,37 +1,111 @@
-"""Where arrays live: one mesh axis `data` over all devices; batches split over it, the state on every device."""
+"""Where arrays live: a mesh of `data` x `model`, and a rule for each array of a run.
 
-from typing import NamedTuple
+Batches are split over `data` and every parameter lies on every device, unless
+
+- `mesh.model` is above 1: prototypes, their moments and the centers are split over `model` along K (method/prototypes.py says
+  how the objective runs on them), or
+- `mesh.fsdp` is on: every larger array of the state is split over `data` too, and parameters are gathered for use alone.
+"""
+
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from cmd_jax.config import ConfigError, Hardware
+from cmd_jax.config import ConfigDict, ConfigError, Hardware
+from cmd_jax.method.chunks import DATA, MODEL
+from cmd_jax.training.state import Params, TrainState
+
+FSDP_MIN_SIZE = 1024  # elements; gathering less costs more time than its memory is worth
 
 
 class Shardings(NamedTuple):
-    """A mesh and the two ways the project lays arrays on it."""
+    """A mesh and the rules by which arrays lie on it."""
 
     mesh: Mesh
-    replicated: NamedSharding
-    batch: NamedSharding
+    fsdp: bool
+
+    @property
+    def replicated(self) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    @property
+    def batch(self) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec(DATA))
+
+    def of_state(self, state: TrainState | Params) -> Any:
+        """One sharding for every leaf of a state, or of a part of it, that is stored between steps."""
+        return jax.tree_util.tree_map_with_path(lambda path, leaf: self._place(path, leaf, self.fsdp), state)
+
+    def in_use(self, params: Params) -> Any:
+        """One sharding for every parameter while a network runs: only prototypes stay split."""
+        return jax.tree_util.tree_map_with_path(lambda path, leaf: self._place(path, leaf, False), params)
+
+    def _place(self, path: tuple, leaf: Any, fsdp: bool) -> NamedSharding:
+        axes: list[str | None] = [None] * leaf.ndim
+        names = [str(getattr(part, "key", getattr(part, "name", part))) for part in path]
+        if leaf.ndim and any("last_layer" in name or name == "centers" for name in names) and "last_layer_count" not in names:
+            axes[0] = MODEL
+        if fsdp and leaf.ndim >= 2 and leaf.size >= FSDP_MIN_SIZE:
+            free = [axis for axis, name in enumerate(axes) if name is None and leaf.shape[axis] % self.mesh.shape[DATA] == 0]
+            if free:
+                axes[max(free, key=lambda axis: leaf.shape[axis])] = DATA
+        return NamedSharding(self.mesh, PartitionSpec(*axes))
 
 
-def make_shardings(batch_size: int) -> Shardings:
-    """Data parallelism over all local devices.
+def make_shardings(config: ConfigDict) -> Shardings:
+    """The mesh of a configuration over the devices of all processes.
 
     Raises:
-        ConfigError: the batch does not divide over the devices.
+        ConfigError: devices, batch or prototypes do not divide.
     """
-    devices = jax.local_device_count()
-    if batch_size % devices:
-        fit = max(1, batch_size // devices) * devices
-        raise ConfigError(f"train.batch_size {batch_size} does not divide over {devices} devices; use {fit} or {fit + devices}")
-    mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
-    return Shardings(mesh, NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data")))
+    data, model = mesh_shape(config, jax.device_count())
+    if jax.local_device_count() % model:
+        raise ConfigError(
+            f"mesh.model is {model}, but each process has {jax.local_device_count()} devices; use a divisor of that, so that "
+            "the prototypes of one batch row stay within a process"
+        )
+    return Shardings(jax.make_mesh((data, model), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2), config.mesh.fsdp)
 
 
-def local_hardware() -> Hardware:
-    """The devices of this process."""
+def mesh_shape(config: ConfigDict, devices: int) -> tuple[int, int]:
+    """(data, model) of a configuration on a number of devices.
+
+    Raises:
+        ConfigError: devices, batch or prototypes do not divide.
+    """
+    model, batch_size, accumulate = config.mesh.model, config.train.batch_size, config.train.accumulate
+    data = devices // model if config.mesh.data == -1 else config.mesh.data
+    if data * model != devices:
+        raise ConfigError(
+            f"a mesh of mesh.data={config.mesh.data} x mesh.model={model} does not fit {devices} devices; "
+            "use --config.mesh.data=-1 and a --config.mesh.model that divides them"
+        )
+    if batch_size % (data * accumulate):
+        unit = data * accumulate
+        fit = max(1, batch_size // unit) * unit
+        parts = f"{data} devices" + (f" x {accumulate} of train.accumulate" if accumulate > 1 else "")
+        raise ConfigError(f"train.batch_size {batch_size} does not divide over {parts}; use {fit} or {fit + unit}")
+    prototypes = config.head.prototypes or 0
+    if prototypes % model:
+        raise ConfigError(f"head.prototypes is {prototypes}, which mesh.model={model} does not divide; use a multiple of it")
+    return data, model
+
+
+def all_hardware() -> Hardware:
+    """The devices of all processes."""
     device = jax.local_devices()[0]
     memory = device.memory_stats() or {}
-    return Hardware(device.platform, jax.local_device_count(), memory.get("bytes_limit"))
+    return Hardware(device.platform, jax.device_count(), memory.get("bytes_limit"))
+
+
+def data_parallel(devices: list[jax.Device]) -> Shardings:
+    """Plain data parallelism over some devices: of this process, or of all processes."""
+    return Shardings(jax.make_mesh((len(devices), 1), (DATA, MODEL), (AxisType.Auto,) * 2, devices=devices), fsdp=False)
+
+
+def local_copy(params: Params, shardings: Shardings) -> Params:
+    """Parameters, however they are split over processes, whole on every device of this one: for evaluation."""
+    whole = jax.jit(lambda x: x, out_shardings=shardings.replicated)(params)
+    of_process = data_parallel(jax.local_devices()).replicated
+    return jax.tree.map(lambda leaf: jax.device_put(leaf.addressable_data(0), of_process), whole)

@@ -1,6 +1,7 @@
 """One jitted step: views on the device, both networks, the objective, AdamW, EMA and centers."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +13,11 @@ from cmd_jax.data.loader import Batch
 from cmd_jax.method.chunks import Streaming
 from cmd_jax.method.koleo import koleo
 from cmd_jax.method.objective import Result, Views, cmd_objective
-from cmd_jax.method.rows import PrototypePair, TermWeights
+from cmd_jax.method.rows import Centers, PrototypePair, TermWeights
 from cmd_jax.models.network import Encoded, Network
 from cmd_jax.training import health
-from cmd_jax.training.schedules import Schedules
+from cmd_jax.training.schedules import Schedules, scaled_momentum
+from cmd_jax.training.sharding import Shardings
 from cmd_jax.training.state import Params, TrainState, with_dtype
 
 Array = jax.Array
@@ -44,10 +46,11 @@ def term_weights(config: ConfigDict) -> TermWeights:
     return TermWeights(**{term: config.method[f"{term}_weight"] for term in TermWeights._fields})
 
 
-def make_streaming(config: ConfigDict) -> Streaming:
+def make_streaming(config: ConfigDict, shardings: Shardings | None = None) -> Streaming:
     """How the objective of a resolved configuration passes over the prototypes."""
     method = config.method
-    return Streaming(method.prototype_chunk, config.model.dtype, targets=method.matched_targets)
+    mesh = shardings.mesh if shardings and shardings.mesh.size > 1 else None
+    return Streaming(method.prototype_chunk, config.model.dtype, method.matched_targets, mesh)
 
 
 def ema(teacher: Params, student: Params, momentum: Array) -> Params:
@@ -55,24 +58,42 @@ def ema(teacher: Params, student: Params, momentum: Array) -> Params:
     return jax.tree.map(lambda t, s: momentum * t + (1.0 - momentum) * s, teacher, student)
 
 
-def make_update(
-    config: ConfigDict, network: Network, optimizer: optax.GradientTransformationExtraArgs, schedules: Schedules
-) -> Callable[[TrainState, tuple[Array, ...]], tuple[TrainState, Metrics]]:
-    """Builds the part of a step that follows the augmentation: (state, groups of views [B, V, H, W, 3]) -> (state, metrics)."""
+class Outcome(NamedTuple):
+    """What a forward pass says of a batch, or the mean of what several say; [] float32 but the centers.
+
+    Attributes:
+        loss: what the gradients are of.
+        terms: of the loss, unweighted, by name.
+        centers: after the step.
+        health: metrics of the teacher, by name.
+    """
+
+    loss: Array
+    terms: Metrics
+    centers: Centers
+    health: Metrics
+
+
+def make_gradients(
+    config: ConfigDict, network: Network, schedules: Schedules, shardings: Shardings | None = None
+) -> Callable[[TrainState, tuple[Array, ...], Array], tuple[Params, Outcome]]:
+    """Builds (state, groups of views [B, V, H, W, 3], key of stochastic depth) -> (gradients for the student, outcome)."""
     weights = term_weights(config)
-    streaming = make_streaming(config)
+    streaming = make_streaming(config, shardings)
     teacher_network = with_dtype(network, jnp.dtype(config.model.teacher_dtype))
+    center_momentum = scaled_momentum(config.method.center_momentum, config)
 
     def prototypes(params: Params) -> PrototypePair:
         return PrototypePair(*network.apply({"params": params}, method="prototype_rows"))
 
-    def update(state: TrainState, groups: tuple[Array, ...]) -> tuple[TrainState, Metrics]:
-        drop_key = jax.random.fold_in(_step_key(config, state), 1)
+    def gradients(state: TrainState, groups: tuple[Array, ...], drop_key: Array) -> tuple[Params, Outcome]:
         temp = schedules.teacher_temp(state.step)
-        (teacher_encoded,), (teacher,) = encode_views(teacher_network, state.teacher, groups[:1], None)
-        teacher_prototypes = prototypes(state.teacher)
+        teacher_params = gather(state.teacher, shardings)
+        (teacher_encoded,), (teacher,) = encode_views(teacher_network, teacher_params, groups[:1], None)
+        teacher_prototypes = prototypes(teacher_params)
 
         def loss_fn(student: Params) -> tuple[Array, Result]:
+            student = gather(student, shardings)
             encoded, views = encode_views(network, student, groups, drop_key)
             # L_T trains the scorer on the teacher's embeddings, and nothing else.
             inter_teacher_weights = network.apply(
@@ -89,7 +110,7 @@ def make_update(
                 region_weights=config.method.region_weights,
                 student_temp=config.method.student_temp,
                 teacher_temp=temp,
-                center_momentum=config.method.center_momentum,
+                center_momentum=center_momentum,
                 centering=config.method.centering,
                 streaming=streaming,
             )
@@ -100,10 +121,26 @@ def make_update(
                 result = result._replace(loss=loss, terms={**result.terms, "koleo": spread})
             return result.loss, result
 
-        gradients, result = jax.grad(loss_fn, has_aux=True)(state.student)
+        of_student, result = jax.grad(loss_fn, has_aux=True)(state.student)
+        signs = {
+            "teacher_entropy": health.relative_entropy(result.teacher_entropy, config.head.prototypes),
+            "feature_std": health.feature_std(teacher_encoded.image_embedding),
+            "mil_entropy": health.mil_entropy(teacher_encoded.mil_weights),
+        }
+        return of_student, Outcome(result.loss, result.terms, result.centers, signs)
+
+    return gradients
+
+
+def make_apply(
+    optimizer: optax.GradientTransformationExtraArgs, schedules: Schedules
+) -> Callable[[TrainState, Params, Outcome], tuple[TrainState, Metrics]]:
+    """Builds (state, gradients, outcome) -> (state after the step, metrics): AdamW, EMA and centers."""
+
+    def apply(state: TrainState, gradients: Params, outcome: Outcome) -> tuple[TrainState, Metrics]:
         grad_norm = optax.tree.norm(gradients)
         # A bad step leaves no trace in the state: every part of it stays as it is.
-        good = health.is_finite(result.loss, grad_norm)
+        good = health.is_finite(outcome.loss, grad_norm)
         learning_rate, weight_decay = schedules.learning_rate(state.step), schedules.weight_decay(state.step)
         updates, optimizer_state = optimizer.update(
             gradients, state.optimizer, state.student, learning_rate=learning_rate, weight_decay=weight_decay, active=good
@@ -111,42 +148,73 @@ def make_update(
         # The EMA reads the new parameters alone, so that they are written in place of the old ones.
         student = jax.lax.optimization_barrier(optax.apply_updates(state.student, updates))
         momentum = schedules.teacher_momentum(state.step)
-        teacher_params = ema(state.teacher, student, jnp.where(good, momentum, 1.0))
-        centers = jax.tree.map(lambda new, old: jnp.where(good, new, old), result.centers, state.centers)
-        new = TrainState(state.step + 1, student, teacher_params, optimizer_state, centers)
+        teacher = ema(state.teacher, student, jnp.where(good, momentum, 1.0))
+        centers = jax.tree.map(lambda new, old: jnp.where(good, new, old), outcome.centers, state.centers)
         metrics = {
-            "loss": result.loss,
-            **{f"loss_{name}": value for name, value in result.terms.items()},
+            "loss": outcome.loss,
+            **{f"loss_{name}": value for name, value in outcome.terms.items()},
             "grad_norm": grad_norm,
-            "teacher_entropy": health.relative_entropy(result.teacher_entropy, config.head.prototypes),
-            "feature_std": health.feature_std(teacher_encoded.image_embedding),
-            "mil_entropy": health.mil_entropy(teacher_encoded.mil_weights),
+            **outcome.health,
             "learning_rate": learning_rate,
             "weight_decay": weight_decay,
             "teacher_momentum": momentum,
-            "teacher_temp": temp,
+            "teacher_temp": schedules.teacher_temp(state.step),
         }
+        new = TrainState(state.step + 1, student, teacher, optimizer_state, centers)
         return new, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
 
-    return update
+    return apply
 
 
 def make_train_step(
-    config: ConfigDict, network: Network, optimizer: optax.GradientTransformationExtraArgs, schedules: Schedules
+    config: ConfigDict,
+    network: Network,
+    optimizer: optax.GradientTransformationExtraArgs,
+    schedules: Schedules,
+    shardings: Shardings | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Builds the step of a resolved configuration; the caller jits it.
 
-    The step's randomness is a function of (seed, step, image index). Its metrics are float32 scalars.
+    The step's randomness is a function of (seed, step, image index). Its metrics are float32 scalars. With `train.accumulate`
+    the batch goes through in parts, and gradients, centers and metrics are the parts' means: those of the whole batch, but for
+    what looks across images (KoLeo, batch statistics in the heads, Sinkhorn), which sees a part at a time.
     """
-    update = make_update(config, network, optimizer, schedules)
+    gradients, apply = make_gradients(config, network, schedules, shardings), make_apply(optimizer, schedules)
+    parts = config.train.accumulate
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        crop_key = jax.random.fold_in(_step_key(config, state), 0)
-        views = multi_crop(crop_key, *batch, views=config.views, normalization=config.data.normalization)
-        return update(state, tuple(group for group in views if group is not None))
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+
+        def part(number: Array | int, batch: Batch) -> tuple[Params, Outcome]:
+            views = multi_crop(jax.random.fold_in(key, 0), *batch, views=config.views, normalization=config.data.normalization)
+            groups = tuple(group for group in views if group is not None)
+            return gradients(state, groups, jax.random.fold_in(key, 1 + number))
+
+        if parts == 1:
+            return apply(state, *part(0, batch))
+
+        # Part p takes the images p, p + parts, ...: a slice of what each device holds, so that nothing moves.
+        split = lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)
+        numbered = (jnp.arange(parts), jax.tree.map(split, batch))
+        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(part, *jax.tree.map(lambda x: x[0], numbered)))
+        add = lambda total, of_part: jax.tree.map(lambda a, b: a + b / parts, total, of_part)
+        mean, _ = jax.lax.scan(lambda total, one: (add(total, part(*one)), None), zeros, numbered)
+        return apply(state, *mean)
 
     return train_step
 
 
-def _step_key(config: ConfigDict, state: TrainState) -> Array:
-    return jax.random.fold_in(jax.random.key(config.seed), state.step)
+def gather(params: Params, shardings: Shardings | None) -> Params:
+    """Parameters as the networks use them; with FSDP they are gathered here, and their gradients scattered again."""
+    if not (shardings and shardings.fsdp):
+        return params
+
+    @jax.custom_vjp
+    def gathered(params: Params) -> Params:
+        return jax.lax.with_sharding_constraint(params, shardings.in_use(params))
+
+    gathered.defvjp(
+        lambda params: (gathered(params), None),
+        lambda _, gradients: (jax.lax.with_sharding_constraint(gradients, shardings.of_state(gradients)),),
+    )
+    return gathered(params)

@@ -240,36 +240,39 @@ DEVICES_FLAGS = " ".join(f"--{name}={value}" for name, value in (("xla_force_hos
 DEVICES_SCRIPT = """
 import jax, numpy as np
 from functools import partial
-from jax.sharding import AxisType, PartitionSpec as P
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from cmd_jax.method.centers import sinkhorn_center
 from cmd_jax.method.chunks import Streaming
-from cmd_jax.method.prototypes import distil
+from cmd_jax.method.prototypes import Distilled, distil
 from cmd_jax.method.rows import Centers, PrototypePair
 from tests.method.test_prototypes import CMD, problem
 arguments = problem(5, images=4, prototypes=64)
 student, prototypes, scorer, teacher, pairings = arguments
-mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
-K = PrototypePair(P("model"), P("model"))
-of_teacher = teacher._replace(image_z=P(), region_z=P(), prototypes=K, centers=Centers(P("model"), P("model")), temp=P())
 
 def gradients(student, prototypes, scorer, teacher, streaming):
     def loss(student, prototypes, scorer):
         result = distil(student, prototypes, scorer, teacher, pairings, weights=CMD, student_temp=0.1, streaming=streaming)
         return result.loss, result
     gradient, result = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(student, prototypes, scorer)
-    return result, gradient
+    center = sinkhorn_center(teacher.image_z, teacher.prototypes.image, teacher.temp, streaming)
+    return result, gradient, center
 
 alone = jax.jit(partial(gradients, streaming=Streaming(7, targets=targets)))(student, prototypes, scorer, teacher)
-split = jax.jit(jax.shard_map(
-    partial(gradients, streaming=Streaming(7, axis="model", targets=targets)), mesh=mesh, axis_names={"model"},
-    in_specs=(P(), K, P(), of_teacher), out_specs=(P(), (P(), K, P())), check_vma=False,
-))
-batch = jax.NamedSharding(mesh, P("data"))
-student, scorer = jax.device_put((student, scorer), batch)
-compiled = split.lower(student, prototypes, scorer, teacher).compile()
-assert "all-gather" not in compiled.as_text(), "something of size K is gathered"
-together = compiled(student, prototypes, scorer, teacher)
-for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(alone), jax.tree.leaves(together), strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(a).max(), err_msg=str(path))
+for shape in ((2, 4), (4, 2)):
+    mesh = jax.make_mesh(shape, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    images, rows, alike = (NamedSharding(mesh, spec) for spec in (P("data"), P("model"), P()))
+    pair = PrototypePair(rows, rows)
+    of_teacher = teacher._replace(image_z=images, region_z=images, prototypes=pair, centers=Centers(rows, rows), temp=alike)
+    split = jax.jit(
+        partial(gradients, streaming=Streaming(7, targets=targets, mesh=mesh)),
+        in_shardings=(images, pair, images, of_teacher),
+        out_shardings=(Distilled(alike, alike, images), (images, pair, images), rows),
+    )
+    compiled = split.lower(student, prototypes, scorer, teacher).compile()
+    assert "all-gather" not in compiled.as_text(), "something of size K is gathered"
+    together = compiled(student, prototypes, scorer, teacher)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(alone), jax.tree.leaves(together), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(a).max(), err_msg=str(path))
 print("equal", jax.device_count())
 """
 

@@ -14,8 +14,8 @@ from cmd_jax.evaluation.restore import evaluate_run
 from cmd_jax.training import loop
 from cmd_jax.training.checkpoint import CheckpointError, Checkpoints
 from cmd_jax.training.health import NonFinite, feature_std, mil_entropy, relative_entropy
-from cmd_jax.training.run import describe, prepare_run
-from cmd_jax.training.sharding import make_shardings
+from cmd_jax.training.run import Run, describe, prepare_run
+from cmd_jax.training.sharding import mesh_shape
 from cmd_jax.validation import validate
 
 STEPS = 6  # 24 images, batches of 8, 2 epochs
@@ -63,17 +63,17 @@ def test_stopped_and_continued_equals_uninterrupted_bit_for_bit(finished, config
     class Killed(Exception):
         pass
 
-    put = jax.device_put
+    place = Run.place
     calls = 0
 
-    def kill_at_the_fifth_batch(*args, **kwargs):
+    def kill_at_the_fifth_batch(run, batch):
         nonlocal calls
-        calls += isinstance(args[0], Batch)
+        calls += 1
         if calls == 5:
             raise Killed
-        return put(*args, **kwargs)
+        return place(run, batch)
 
-    monkeypatch.setattr(loop.jax, "device_put", kill_at_the_fifth_batch)
+    monkeypatch.setattr(Run, "place", kill_at_the_fifth_batch)
     with pytest.raises(Killed):
         loop.train(config, str(tmp_path))
     monkeypatch.undo()
@@ -204,13 +204,24 @@ def test_nothing_is_compiled_after_the_first_step(config, tmp_path, monkeypatch)
     assert set(after[1:]) == {after[1]}
 
 
-def test_a_batch_that_does_not_fit_is_refused(config, monkeypatch):
+def test_a_batch_that_does_not_fit_is_refused(config):
     config.train.batch_size = 32
     with pytest.raises(ConfigError, match="batch_size is 32, but there are 24 training images"):
         prepare_run(config)
-    monkeypatch.setattr(jax, "local_device_count", lambda: 8)
+    config.train.batch_size = 30
     with pytest.raises(ConfigError, match="batch_size 30 does not divide over 8 devices; use 24 or 32"):
-        make_shardings(30)
+        mesh_shape(config, devices=8)
+    config.mesh.model = 3
+    with pytest.raises(ConfigError, match=r"mesh.data=-1 x mesh.model=3 does not fit 8 devices"):
+        mesh_shape(config, devices=8)
+    config.train.batch_size, config.train.accumulate, config.mesh.model = 24, 2, 1
+    with pytest.raises(
+        ConfigError, match=r"batch_size 24 does not divide over 8 devices x 2 of train.accumulate; use 16 or 32"
+    ):
+        mesh_shape(config, devices=8)
+    config.train.accumulate, config.mesh.model, config.head.prototypes = 1, 8, 36
+    with pytest.raises(ConfigError, match=r"head.prototypes is 36, which mesh.model=8 does not divide"):
+        mesh_shape(config, devices=8)
 
 
 def test_health_signs_of_a_healthy_and_of_collapsed_teachers():

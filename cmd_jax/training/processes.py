@@ -1,0 +1,117 @@
+"""Several processes as one run: how they start, and what they must agree on before they compute together."""
+
+import hashlib
+import json
+import os
+import secrets
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from cmd_jax.config import ConfigError
+
+TOKEN_BYTES = 16
+
+
+def start(coordinator_address: str | None, num_processes: int | None, process_id: int | None, heartbeat_s: int) -> None:
+    """Joins this process to the others of its run; before anything else asks JAX for its devices.
+
+    Args:
+        coordinator_address: HOST:PORT of process 0; None, as the two others: what Cloud TPU, SLURM or MPI say.
+        num_processes: of the run.
+        process_id: of this one, from 0.
+        heartbeat_s: seconds after which the others stop when a process is gone.
+
+    Raises:
+        ConfigError: no cluster is found, or the others cannot be reached.
+    """
+    given = (coordinator_address, num_processes, process_id)
+    if any(value is not None for value in given) and any(value is None for value in given):
+        raise ConfigError(
+            f"--coordinator_address={coordinator_address}, --num_processes={num_processes} and --process_id={process_id} "
+            "belong together; pass all three, or none on Cloud TPU and SLURM"
+        )
+    host = (coordinator_address or "").rpartition(":")[0]
+    # Without an address of its own the coordinator listens on all interfaces; on this machine alone, one is enough.
+    bind = coordinator_address if host in ("localhost", "127.0.0.1") and process_id == 0 else None
+    try:
+        jax.distributed.initialize(
+            *given, heartbeat_timeout_seconds=heartbeat_s, shutdown_timeout_seconds=heartbeat_s, coordinator_bind_address=bind
+        )
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"--distributed: {str(error).splitlines()[0]}; on Cloud TPU and SLURM no other flag is needed, elsewhere pass "
+            "--coordinator_address=HOST:PORT --num_processes=N --process_id=I"
+        ) from error
+
+
+def is_first() -> bool:
+    """Whether this process writes what all of them found."""
+    return jax.process_index() == 0
+
+
+def of_first(value: bool) -> bool:
+    """What the first process says; the others may see files later than it does."""
+    if jax.process_count() == 1:
+        return value
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def agree(**values: object) -> None:
+    """Stops all processes unless each has the same values.
+
+    Args:
+        values: by the name that the message uses; compared as JSON.
+
+    Raises:
+        ConfigError: in every process, naming values and processes that differ from the first one.
+    """
+    if jax.process_count() == 1:
+        return
+    digest = lambda value: np.frombuffer(hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest(), np.uint32)
+    everyone = multihost_utils.process_allgather(np.stack([digest(value) for value in values.values()]))  # [P, values, 8]
+    wrong = [
+        f"{name} of process {', '.join(map(str, processes))}"
+        for index, name in enumerate(values)
+        if len(processes := np.nonzero(np.any(everyone[:, index] != everyone[0, index], axis=-1))[0])
+    ]
+    if wrong:
+        mine = ", ".join(f"{name} {_short(value)}" for name, value in values.items())
+        raise ConfigError(
+            f"{' and '.join(wrong)} differ from process 0; start every process with the same command and data "
+            f"(process {jax.process_index()} has {mine})"
+        )
+
+
+def check_shared(workdir: str) -> None:
+    """Stops all processes unless they see one and the same work directory.
+
+    Raises:
+        ConfigError: in every process, naming those that do not see what process 0 writes.
+    """
+    if jax.process_count() == 1:
+        return
+    token = multihost_utils.broadcast_one_to_all(np.frombuffer(secrets.token_bytes(TOKEN_BYTES), np.uint8))
+    token = np.asarray(token, np.uint8).tobytes().hex()
+    path = os.path.join(workdir, f".shared-{token}")
+    if is_first():
+        os.makedirs(workdir, exist_ok=True)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(token)
+    multihost_utils.sync_global_devices("the probe is written")
+    seen = os.path.exists(path)
+    everyone = multihost_utils.process_allgather(np.int32(seen))
+    if is_first():
+        os.remove(path)
+    blind = np.nonzero(everyone == 0)[0]
+    if len(blind):
+        raise ConfigError(
+            f"--workdir={workdir} of process {', '.join(map(str, blind))} is not the directory that process 0 writes to; "
+            "use one that all hosts share (NFS, or gs://BUCKET/DIR)"
+        )
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, sort_keys=True)
+    return text if len(text) <= 40 else f"sha256 {hashlib.sha256(text.encode()).hexdigest()[:8]}"
