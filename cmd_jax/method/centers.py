@@ -80,7 +80,7 @@ def _scales(z: Array, prototypes: Array, streaming: Streaming, iterations: int) 
 
 def _log_sum_exp_of_images(x: Array, streaming: Streaming) -> Array:
     """[n, k] -> [k] over the rows of all devices."""
-    if not streaming.mesh:
+    if not streaming.splits(DATA):
         return jax.nn.logsumexp(x, axis=0)
     largest = lax.pmax(jnp.max(x, axis=0), DATA)
     return largest + jnp.log(lax.psum(jnp.sum(jnp.exp(x - largest), axis=0), DATA))

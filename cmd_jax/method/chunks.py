@@ -31,9 +31,13 @@ class Streaming(NamedTuple):
     targets: Targets = "expected"
     mesh: jax.sharding.Mesh | None = None
 
-    def total(self, sums: Any, *axes: str) -> Any:
-        """Sums over the devices along axes of the mesh, inside of `on_mesh`."""
-        return lax.psum(sums, axes) if self.mesh else sums
+    def splits(self, axis: str) -> bool:
+        """Whether several devices share what lies along an axis of the mesh."""
+        return bool(self.mesh) and self.mesh.shape[axis] > 1
+
+    def total(self, sums: Any, axis: str) -> Any:
+        """Sums over the devices along an axis of the mesh, inside of `on_mesh`."""
+        return lax.psum(sums, axis) if self.splits(axis) else sums
 
     def on_mesh(self, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
         """The function on the parts that each device holds; without a mesh the function itself."""
@@ -121,7 +125,7 @@ class Normalizer(NamedTuple):
 
     def finish(self, streaming: Streaming | None = None) -> Array:
         """log-sum-exp [...]; inside of `streaming.on_mesh` over the prototypes of all devices."""
-        if not (streaming and streaming.mesh):
+        if not (streaming and streaming.splits(MODEL)):
             return self.largest + jnp.log(self.total)
         largest = lax.pmax(self.largest, MODEL)
         return largest + jnp.log(lax.psum(self.total * jnp.exp(self.largest - largest), MODEL))

@@ -1,9 +1,5 @@
 """One true step and what it must not do: leak, drift with the device count, or take a poisoned gradient."""
 
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -142,37 +138,6 @@ def test_a_poisoned_step_leaves_no_trace(tiny_config):
         *map(jax.tree.leaves, (state._replace(step=0), after._replace(step=0, centers=state.centers))), strict=True
     ):
         np.testing.assert_array_equal(old, new)
-
-
-DEVICES_SCRIPT = """
-import sys, numpy as np, jax
-sys.path[:0] = [{root!r}]
-from tests.conftest import tiny
-from tests.training.test_step import _batch
-from cmd_jax.training.run import prepare_run
-config = tiny()
-config.data.source, config.data.folder, config.train.batch_size = "folder", {folder!r}, 8
-config.head.batch_norm = True
-run = prepare_run(config)
-state = run.first_state()
-for step in range(3):
-    state, metrics = run.train_step(state, jax.device_put(_batch(), run.shardings.batch))
-print(jax.device_count(), *(repr(float(metrics[name])) for name in ("loss", "grad_norm", "feature_std")))
-"""
-
-
-def test_one_device_and_eight_give_the_same_numbers(photo_folder):
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    results = []
-    for devices in (1, 8):
-        environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
-        script = DEVICES_SCRIPT.format(root=root, folder=str(photo_folder))
-        out = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
-        assert out.returncode == 0, out.stderr
-        count, *numbers = out.stdout.split()
-        assert int(count) == devices
-        results.append([float(number) for number in numbers])
-    np.testing.assert_allclose(results[0], results[1], rtol=1e-5)
 
 
 def test_koleo_is_added_to_the_loss_with_its_weight(tiny_config):

@@ -1,0 +1,78 @@
+"""Several processes: what they must agree on, through the train binary itself (tests/faults has whole runs)."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start(*options, process=None, processes=2, port=None, cwd=ROOT):
+    """The train binary on one process of the run, or alone with just the options."""
+    command = [sys.executable, "-m", "cmd_jax.main", *options]
+    if process is not None:
+        command += [f"--coordinator_address=127.0.0.1:{port}", f"--num_processes={processes}", f"--process_id={process}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def last_lines(*running):
+    """Exit code and last line of stderr of each."""
+    ended = [process.communicate() for process in running]
+    lines = [err.strip().splitlines()[-1] if err.strip() else "" for _, err in ended]
+    return [(process.returncode, line) for process, line in zip(running, lines, strict=True)]
+
+
+def data(folder):
+    return ("--distributed", "--config=configs/folder.py:small", f"--config.data.folder={folder}")
+
+
+@pytest.mark.parametrize(
+    ("different", "message"),
+    [
+        (["--config.seed={process}", "--workdir={tmp}"], "configuration of process 1 differ"),
+        (["--config.train.batch_size=1{process}", "--workdir={tmp}"], "configuration of process 1 differ"),
+        (["--workdir={tmp}/{process}"], "workdir of process 1 differ"),
+        (
+            ["--config.train.batch_size=8", "--workdir=run"],
+            "--workdir=run of process 1 is not the directory that process 0 writes",
+        ),
+    ],
+    ids=["seed", "batch size", "workdir", "not shared"],
+)
+def test_what_differs_stops_all_processes(photo_folder, tmp_path, different, message):
+    port, running = free_port(), []
+    for process in range(2):
+        given = [option.format(process=process, tmp=tmp_path) for option in different]
+        (tmp_path / str(process)).mkdir()
+        config = [option.replace("--config=", f"--config={ROOT}/") for option in data(photo_folder)]
+        cwd = tmp_path / str(process)  # a relative path then means two directories, as on hosts that share none
+        running.append(start(*config, *given, process=process, port=port, cwd=cwd))
+    for code, line in last_lines(*running):
+        assert code == 64, line
+        assert message in line
+    assert not list(tmp_path.rglob("checkpoints"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--distributed"], "--distributed: "),
+        (["--distributed", "--process_id=0"], "belong together; pass all three, or none on Cloud TPU and SLURM"),
+        (["--num_processes=2"], "need --distributed; add it"),
+    ],
+)
+def test_a_run_of_several_processes_that_cannot_start_says_what_to_pass(tmp_path, options, message):
+    ((code, line),) = last_lines(start("--config=configs/demo.py", f"--workdir={tmp_path}", *options))
+    assert code == 64, line
+    assert message in line

@@ -1,0 +1,129 @@
+"""One program on any mesh: the same numbers, and nothing sent but gradients, statistics and, with FSDP, parameters."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks.collectives import collectives
+from cmd_jax import config as config_lib
+from cmd_jax.training.optimizer import adamw
+from cmd_jax.training.schedules import make_schedules
+from cmd_jax.training.sharding import all_hardware, make_shardings
+from cmd_jax.training.state import init_state, make_network
+from cmd_jax.training.step import make_train_step
+from tests.conftest import tiny
+from tests.training.test_step import IMAGES, _batch
+
+ROOT = Path(__file__).parents[2]
+STEPS = 5
+ALL_REDUCES = 2  # gradients with the bottlenecks' means that centers are made of; statistics of the metrics
+NUMBERS = ("loss", "grad_norm", "loss_inter_student", "teacher_entropy")
+# Level 0 is left out: it gives other views, with wrong pixels where the colours of a view are clipped.
+OPTIONS = {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": False}
+MESHES = {
+    1: {"1x1": {}, "1x1, accumulate 2": {"train.accumulate": 2}},
+    8: {"8x1": {}, "2x4": {"mesh.model": 4}, "4x2, fsdp": {"mesh.model": 2, "mesh.fsdp": True}},
+}
+
+
+def main():
+    """Prints for each mesh of the devices at hand: numbers of the steps, collectives, bytes of state on a device."""
+    out = {}
+    for name, options in MESHES[jax.device_count()].items():
+        config = tiny()
+        config.model.drop_path = 0.0  # drawn anew for each part of a batch
+        config.update_from_flattened_dict(options)
+        config = config_lib.resolve(config, IMAGES, all_hardware())
+        shardings, network = make_shardings(config), make_network(config)
+        optimizer = adamw(config.optim.clip_grad, freeze_steps=1)
+        init = lambda: init_state(config, network, optimizer)  # noqa: B023, called in this turn
+        placed = shardings.of_state(jax.eval_shape(init))
+        state = jax.jit(init, out_shardings=placed)()
+        step = jax.jit(
+            make_train_step(config, network, optimizer, make_schedules(config, IMAGES), shardings),
+            in_shardings=(placed, shardings.batch),
+            out_shardings=(placed, shardings.replicated),
+        )
+        batch = _batch()
+        compiled = step.lower(state, batch).compile(OPTIONS)
+        numbers = []
+        for number in range(STEPS):
+            moved = batch._replace(canvas=np.roll(batch.canvas, number, axis=1))
+            state, metrics = compiled(state, jax.device_put(moved, shardings.batch))
+            numbers.append([float(metrics[key]) for key in NUMBERS])
+        local = sum(leaf.addressable_data(0).nbytes for leaf in jax.tree.leaves(state))
+        whole = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        sent = [(c.op, c.shapes, c.bytes, c.executions) for c in collectives(compiled.as_text())]
+        out[name] = {"numbers": numbers, "collectives": sent, "state": [local, whole]}
+    print(json.dumps(out))
+
+
+@pytest.fixture(scope="module")
+def meshes():
+    out = {}
+    for devices in MESHES:
+        environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+        command = [sys.executable, "-m", "tests.training.test_sharding"]
+        run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stderr
+        out |= json.loads(run.stdout)
+    return out
+
+
+@pytest.fixture(scope="module")
+def parameters():
+    config = config_lib.resolve(tiny(), IMAGES)
+    network = make_network(config)
+    return jax.eval_shape(lambda: init_state(config, network, adamw(3.0, 1))).student
+
+
+@pytest.mark.parametrize("name", [name for of_count in MESHES.values() for name in of_count if name != "1x1"])
+def test_every_mesh_gives_the_same_numbers(meshes, name):
+    np.testing.assert_allclose(meshes[name]["numbers"], meshes["1x1"]["numbers"], rtol=1e-5)
+
+
+def test_one_device_sends_nothing(meshes):
+    assert meshes["1x1"]["collectives"] == meshes["1x1, accumulate 2"]["collectives"] == []
+
+
+def test_data_parallelism_adds_up_gradients_and_statistics_alone(meshes, parameters):
+    sent = meshes["8x1"]["collectives"]
+    assert Counter(op for op, *_ in sent) == {"all-reduce": ALL_REDUCES}
+    assert all(executions == 1 for *_, executions in sent)  # none in the loops over prototypes and blocks
+    of_parameters = sum(4 * leaf.size for leaf in jax.tree.leaves(parameters))
+    total = sum(size for _, _, size, _ in sent)
+    assert of_parameters <= total <= of_parameters + 2048  # bytes of statistics: means, norms, centers' bottlenecks
+
+
+def test_prototypes_are_never_gathered_along_k(meshes, parameters):
+    prototypes = tiny().head.prototypes
+    others = [leaf for leaf in jax.tree.leaves(parameters) if prototypes in leaf.shape]
+    assert len(others) == 2  # the prototypes of both levels: no other array has this side
+    assert {op for op, *_ in meshes["2x4"]["collectives"]} == {"all-reduce"}
+    for name in ("2x4", "4x2, fsdp"):
+        for op, shapes, *_ in meshes[name]["collectives"]:
+            assert not any(prototypes in shape for shape in shapes), (name, op, shapes)
+
+
+def test_the_state_is_split(meshes, parameters):
+    local, whole = meshes["8x1"]["state"]
+    assert local == whole
+    of_prototypes = 4 * sum(leaf.size for leaf in jax.tree.leaves(parameters) if leaf.shape[0] == tiny().head.prototypes)
+    local, whole = meshes["2x4"]["state"]
+    centers = 2 * 4 * tiny().head.prototypes
+    # of student, teacher and both moments
+    assert local == whole - (4 * of_prototypes + centers) * 3 // 4
+    local, whole = meshes["4x2, fsdp"]["state"]
+    assert local < 0.5 * whole
+    assert Counter(op for op, *_ in meshes["4x2, fsdp"]["collectives"])["all-gather"] > 0
+
+
+if __name__ == "__main__":
+    main()
