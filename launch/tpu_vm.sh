@@ -90,11 +90,13 @@ provide() {
 }
 
 install() {
-  local archive
+  local archive unpack
+  # A training left by a script that was killed must not lose its files while it saves.
+  unpack="[[ ! -e cmd-jax ]] || STOP_S=$STOP_S bash cmd-jax/launch/tpu_worker.sh stop; rm -rf cmd-jax && mkdir cmd-jax && tar xzf cmd-jax.tgz -C cmd-jax"
   archive=$(mktemp -d)
   git archive --format=tar.gz --output="$archive/cmd-jax.tgz" HEAD &&
     tpus tpu-vm scp "$archive/cmd-jax.tgz" "$NAME:cmd-jax.tgz" --worker=all &&
-    on_workers "rm -rf cmd-jax && mkdir cmd-jax && tar xzf cmd-jax.tgz -C cmd-jax && SETUP=$(printf %q "$SETUP") bash cmd-jax/launch/tpu_worker.sh install"
+    on_workers "$unpack && SETUP=$(printf %q "$SETUP") bash cmd-jax/launch/tpu_worker.sh install"
   local code=$?
   rm -rf "$archive"
   return $code

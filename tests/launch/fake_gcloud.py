@@ -4,8 +4,10 @@
 Every call is a line of $FAKE/calls.jsonl. A worker is a directory with a home of its own, in which remote commands are run by
 bash; `cmd_jax.main` there is fake_python.py. The script's keys, each a list of which every call takes the first element:
   creations   states that the resource goes through after being created, one a look; the last one stays
-  runs        {"codes": exit code of each worker, "state": the resource's afterwards, "node": the node's}
+  runs        {"codes": exit code of each worker, "state": the resource's afterwards, "node": the node's, "hang": until SIGTERM,
+              "lost": the connection, so that gcloud repeats the command}
   refusals    names of commands (create, delete, list, scp) that fail once
+and `states` and `node`, what is there now.
 """
 
 import fcntl
@@ -15,6 +17,7 @@ import pathlib
 import subprocess
 import sys
 import threading
+import time
 
 FAKE = pathlib.Path(os.environ["FAKE"])
 WORKERS = 2
@@ -75,6 +78,10 @@ def ssh(script: dict, workers: list[int], command: str) -> int:
         extra = {"FAKE_CODE": str(run["codes"][worker] if run else 0), "FAKE_HANG": str(int(bool(run and run.get("hang"))))}
         path = f"{FAKE / 'worker-bin'}:{os.environ['PATH']}"
         environ = {**os.environ, **extra, "HOME": str(home), "PATH": path}
+        if run and run.get("lost"):
+            subprocess.Popen(["bash", "-c", command], cwd=home, env={**environ, "FAKE_HANG": "1"})
+            while not (home / "training").exists():
+                time.sleep(0.02)
         codes[worker] = subprocess.run(["bash", "-c", command], cwd=home, env=environ, check=False).returncode
 
     threads = [threading.Thread(target=on, args=(worker,)) for worker in workers]
@@ -83,8 +90,10 @@ def ssh(script: dict, workers: list[int], command: str) -> int:
     for thread in threads:
         thread.join()
     if run:
-        script["states"], script["node"] = [run.get("state", "ACTIVE")], run.get("node", "READY")
-        save(script)
+        script = json.loads((FAKE / "script.json").read_text())  # other calls may have changed it meanwhile
+        if script["states"]:
+            script["states"], script["node"] = [run.get("state", "ACTIVE")], run.get("node", "READY")
+            save(script)
     return next((codes[worker] for worker in workers if codes[worker]), 0)
 
 
