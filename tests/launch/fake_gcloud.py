@@ -1,4 +1,4 @@
-#!/usr/bin/env python3
+#!/usr/bin/env -S python3 -IS
 """A stand-in for gcloud: one queued resource whose states and workers are played from $FAKE/script.json.
 
 Every call is a line of $FAKE/calls.jsonl. A worker is a directory with a home of its own, in which remote commands are run by

@@ -1,4 +1,4 @@
-#!/usr/bin/env python3
+#!/usr/bin/env -S python3 -IS
 """Python and uv of a worker: `uv venv` puts it where the environment belongs, `-m cmd_jax.main` ends as $FAKE_CODE says."""
 
 import json
@@ -16,6 +16,8 @@ def main(words: list[str]) -> int:
     with open(HOME / "calls.jsonl", "a", encoding="utf-8") as calls:
         calls.write(json.dumps(words) + "\n")
     if words[0] == "venv":
+        if "--clear" in words:
+            shutil.rmtree(words[-1], ignore_errors=True)
         (pathlib.Path(words[-1]) / "bin").mkdir(parents=True)
         shutil.copy(__file__, pathlib.Path(words[-1]) / "bin" / "python")
     if words[:2] == ["-m", "cmd_jax.main"] and os.environ["FAKE_HANG"] == "1":
