@@ -80,7 +80,6 @@ provide() {
         installed=0
         create || return 1 ;;
       lost)
-        installed=0
         delete || exit 1
         [[ -z $before ]] || return 1 ;;  # lost while it was waited for
       pending) pause ;;

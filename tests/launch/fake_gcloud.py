@@ -14,23 +14,25 @@ import fcntl
 import json
 import os
 import pathlib
-import subprocess
 import sys
-import threading
-import time
 
 FAKE = pathlib.Path(os.environ["FAKE"])
 WORKERS = 2
+LOOKS = 40
 
 
 def main(words: list[str]) -> int:
     script = json.loads((FAKE / "script.json").read_text())
     group, verb = words[2], words[3]
+    script["looks"] = script.get("looks", 0) + (verb == "list")
+    if script["looks"] > LOOKS:
+        script["refusals"].append("list")  # a script that would wait forever ends
     if verb in script["refusals"]:
         script["refusals"].remove(verb)
         save(script)
         print("ERROR: (gcloud) UNAVAILABLE", file=sys.stderr)
         return 1
+    save(script)
     if verb == "list":
         shown = look(script) if group == "queued-resources" else script["node"]
         print(shown or "", end="\n" if shown else "")
@@ -41,8 +43,10 @@ def main(words: list[str]) -> int:
             return 1
         script["states"] = script["creations"].pop(0) if script["creations"] else ["ACTIVE"]
         script["node"] = "READY"
+        import shutil  # only where needed: there are hundreds of calls
+
         for worker in range(WORKERS):
-            subprocess.run(["rm", "-rf", FAKE / f"worker{worker}"], check=True)
+            shutil.rmtree(FAKE / f"worker{worker}", ignore_errors=True)
             (FAKE / f"worker{worker}").mkdir()
         save(script)
         return 0
@@ -67,6 +71,10 @@ def main(words: list[str]) -> int:
 
 
 def ssh(script: dict, workers: list[int], command: str) -> int:
+    import subprocess
+    import threading
+    import time
+
     run = None
     if " train " in command:
         run = script["runs"].pop(0)

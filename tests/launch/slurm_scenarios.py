@@ -22,7 +22,18 @@ exit "$FAKE_CODE"
 """
 SQUEUE = '#!/usr/bin/env bash\n[[ $* == "--noheader --jobs=7 --format=%T" ]] && cat "$FAKE/state"\n'
 SCONTROL = '#!/usr/bin/env bash\necho "$@" >>"$FAKE/scontrol"\n'
-OPTIONS = {"job-name", "nodes", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "time", "signal", "requeue", "open-mode", "output"}
+OPTIONS = {
+    "job-name",
+    "nodes",
+    "ntasks-per-node",
+    "gpus-per-node",
+    "cpus-per-task",
+    "time",
+    "signal",
+    "requeue",
+    "open-mode",
+    "output",
+}
 
 
 def options(script: pathlib.Path) -> dict[str, str]:

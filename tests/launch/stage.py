@@ -45,7 +45,9 @@ class Stage:
         path = f"{self.fake / 'bin'}:{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
         environ |= {"PATH": path, "FAKE": str(self.fake), "TMPDIR": str(self.root), **defaults, **settings}
         command = ["bash", str(self.repo / "launch/tpu_vm.sh"), *words]
-        return subprocess.Popen(command, env=environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        # Files, for pipes would stay open as long as whatever a script left behind.
+        with open(self.root / "output", "w") as output, open(self.root / "errors", "w") as errors:
+            return subprocess.Popen(command, env=environ, stdout=output, stderr=errors)
 
     def play(self, *words: str, settings: dict[str, str] | None = None, **script) -> "Played":
         """Runs the script to its end, with what the cloud will do."""
@@ -60,11 +62,12 @@ class Stage:
 
     def ended(self, process: subprocess.Popen) -> "Played":
         try:
-            output, errors = process.communicate(timeout=30)
+            process.wait(timeout=30)
         except subprocess.TimeoutExpired:
             process.kill()
+            process.wait()
             raise AssertionError(f"the script did not end; calls: {self.verbs()[-20:]}") from None
-        return Played(process.returncode, output, errors, self)
+        return Played(process.returncode, (self.root / "output").read_text(), (self.root / "errors").read_text(), self)
 
     def interrupt(self, process: subprocess.Popen, number: signal.Signals) -> "Played":
         process.send_signal(number)
