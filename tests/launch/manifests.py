@@ -89,7 +89,7 @@ def jobset(path: pathlib.Path) -> None:
 
 
 def _as_meant(job: dict[str, Any]) -> None:
-    """What no schema says: the pods cover the slice, stop codes end it, pods are not replaced singly, spot nodes accept them."""
+    """What no schema says: the pods cover the slice, stop codes end it, pods are not replaced singly, spot nodes take them."""
     pod = job["template"]["spec"]
     container, selector = pod["containers"][0], pod["nodeSelector"]
     chips = container["resources"]["limits"]["google.com/tpu"]
