@@ -4,6 +4,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 VENV_TORCH := .venv-torch
 RUN_TORCH := $(VENV_TORCH)/bin/python
+VENV_LAUNCH := .venv-launch
+RUN_LAUNCH := $(VENV_LAUNCH)/bin/python
 
 # Tests run in two processes: most of their time is the compiler's, which uses one core.
 WORKERS ?= 2
@@ -11,7 +13,7 @@ WORKERS ?= 2
 GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 export GLIBC_TUNABLES
 
-.PHONY: setup demo smoke test test-torch benchmarks lint lock clean
+.PHONY: setup demo smoke test test-torch test-launch benchmarks lint lock clean
 
 setup: $(VENV)/.installed
 
@@ -47,6 +49,16 @@ $(VENV_TORCH)/.installed: requirements-torch.lock setup.cfg pyproject.toml
 	$(RUN_TORCH) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
+# The files of launch/ without a cloud, in an environment of their own: stand-ins for gcloud and Slurm, linters, schemas, SkyPilot.
+test-launch: $(VENV_LAUNCH)/.installed
+	$(RUN_LAUNCH) -m pytest -n $(WORKERS) --dist worksteal --confcutdir=tests/launch tests/launch
+
+$(VENV_LAUNCH)/.installed: requirements-launch.lock
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found; install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV_LAUNCH)
+	$(RUN_LAUNCH) -m pip install --quiet --disable-pip-version-check --requirement requirements-launch.lock
+	@touch $@
+
 # Ours against what it replaces, on this machine, each with a JSON object as its last line.
 benchmarks: setup $(VENV_TORCH)/.installed
 	$(RUN) -m benchmarks.region_loss
@@ -63,6 +75,8 @@ lock: setup
 	$(RUN) -m pip install --quiet uv
 	$(COMPILE) --output-file requirements.lock
 	$(COMPILE) --extra hf --extra interop --constraint requirements.lock | grep -vE '^(cuda|nvidia|triton)' > requirements-torch.lock
+	$(VENV)/bin/uv pip compile --quiet --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
+		tests/launch/requirements.in --output-file requirements-launch.lock
 
 clean:
-	rm -rf $(VENV) $(VENV_TORCH) runs
+	rm -rf $(VENV) $(VENV_TORCH) $(VENV_LAUNCH) runs

@@ -9,6 +9,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from cmd_jax import files
 from cmd_jax.config import ConfigDict, ConfigError
 from cmd_jax.data.decode import BadImage
 from cmd_jax.data.errors import DatasetError
@@ -73,6 +74,17 @@ def given_config() -> ConfigDict:
     if not os.path.exists(path.split(":")[0]):
         raise ConfigError(f"--config={path} does not exist; {remedy}")
     return config
+
+
+def check_workdir(workdir: str) -> None:
+    """Checks before any work that a directory can be written.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    refusal = files.refusal(workdir)
+    if refusal:
+        raise ConfigError(f"--workdir={refusal}")
 
 
 def _parse(arguments: list[str], words: int) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from cmd_jax import files
 from cmd_jax.method.chunks import default_chunk
 from cmd_jax.models import swin, vit
 
@@ -278,17 +279,12 @@ def _fill(config: ConfigDict, key: str, value: Any) -> None:
 
 def save(config: ConfigDict, path: str) -> None:
     """Writes the resolved configuration as JSON, whole or not at all."""
-    partial = f"{path}.partial"
-    with open(partial, "w", encoding="utf-8") as file:
-        json.dump(config.to_dict(), file, indent=2, sort_keys=True)
-        file.write("\n")
-    os.replace(partial, path)
+    files.write(path, json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")
 
 
 def load(path: str) -> ConfigDict:
     """Reads a configuration that `save` wrote."""
-    with open(path, encoding="utf-8") as file:
-        stored = json.load(file)
+    stored = json.loads(files.read(path))
     config = default()
     with config.unlocked(), config.ignore_type():
         config.update(stored)

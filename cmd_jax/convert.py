@@ -5,7 +5,7 @@ import os
 from absl import flags
 from ml_collections import config_flags
 
-from cmd_jax import cli
+from cmd_jax import cli, files
 from cmd_jax.config import ConfigError
 
 USAGE = """Converts weights between other projects and the directory of a run.
@@ -56,7 +56,7 @@ def _import(source: str, workdir: str) -> None:
 def _export(source: str, workdir: str) -> None:
     if source:
         raise ConfigError(f"unexpected argument {source!r}; export reads --workdir")
-    if not os.path.exists(os.path.join(workdir, "config.json")):
+    if not files.exists(os.path.join(workdir, "config.json")):
         raise ConfigError(f"{workdir} has no config.json; give the --workdir of a run of cmd_jax.main or of an import")
     if _FORMAT.value is None or _OUT.value is None:
         raise ConfigError("export needs --format=timm or hf, and --out=PATH")

@@ -4,7 +4,7 @@ import os
 
 from absl import flags
 
-from cmd_jax import cli
+from cmd_jax import cli, files
 from cmd_jax.config import ConfigError
 
 USAGE = """Evaluates the teacher of a run: k-NN, retrieval, accuracy of every class, and pointing where parts are known.
@@ -23,7 +23,8 @@ _STEP = flags.DEFINE_integer("step", None, "step of the checkpoint; the newest b
 def main() -> None:
     if _WORKDIR.value is None:
         raise ConfigError("--workdir is missing; pass the directory of a run such as --workdir=runs/demo")
-    if not os.path.exists(os.path.join(_WORKDIR.value, "config.json")):
+    cli.check_workdir(_WORKDIR.value)
+    if not files.exists(os.path.join(_WORKDIR.value, "config.json")):
         raise ConfigError(f"{_WORKDIR.value} has no config.json; give the --workdir of a run of cmd_jax.main")
     cli.join_processes()
     from cmd_jax.evaluation import restore  # imported after the flags are checked: it loads jax

@@ -25,6 +25,8 @@ def main() -> None:
     config = cli.given_config()
     if _WORKDIR.value is None and not _DRY_RUN.value:
         raise ConfigError("--workdir is missing; pass a directory such as --workdir=runs/demo")
+    if _WORKDIR.value is not None:
+        cli.check_workdir(_WORKDIR.value)
     cli.join_processes()
     from cmd_jax.training import loop, run  # imported after the flags are checked: it loads jax
 

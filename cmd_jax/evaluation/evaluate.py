@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cmd_jax import files
 from cmd_jax.config import ConfigDict, ConfigError, token_px
 from cmd_jax.data.sources import Source, eval_section, open_source, where
 from cmd_jax.evaluation.features import Features, extract_features, make_extractor
@@ -143,7 +144,7 @@ def evaluate(config: ConfigDict, network: Network, teacher: Params, step: int, s
 def save(evaluation: Evaluation, config: ConfigDict, workdir: str) -> str:
     """Writes `eval/STEP/metrics.json` and returns its path."""
     directory = os.path.join(workdir, "eval", str(evaluation.step))
-    os.makedirs(directory, exist_ok=True)
+    files.make_directory(directory)
     path = os.path.join(directory, "metrics.json")
     k = config.eval.knn_k[-1]
     content: dict[str, Any] = {
@@ -152,21 +153,14 @@ def save(evaluation: Evaluation, config: ConfigDict, workdir: str) -> str:
         "protocol": {row.key: row.protocol for row in evaluation.rows},
         "per_class_top1": {"protocol": f"k-NN top-1, k={k}", "percent": evaluation.per_class},
     }
-    partial = f"{path}.partial"
-    with open(partial, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
-        file.write("\n")
-    os.replace(partial, path)
+    files.write(path, json.dumps(content, indent=2) + "\n")
     return path
 
 
 def load_metrics(workdir: str, step: int) -> dict[str, float] | None:
     """The numbers that `save` wrote for a step, or None."""
     path = os.path.join(workdir, "eval", str(step), "metrics.json")
-    if not os.path.exists(path):
-        return None
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)["metrics"]
+    return json.loads(files.read(path))["metrics"] if files.exists(path) else None
 
 
 def table(evaluation: Evaluation, before: dict[str, float] | None = None) -> str:

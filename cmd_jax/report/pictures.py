@@ -1,5 +1,6 @@
 """Pictures of an evaluated teacher: where the MIL weights look, and what retrieval finds."""
 
+import io
 import os
 
 import matplotlib
@@ -8,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from cmd_jax import files
 from cmd_jax.config import ConfigDict, token_px
 from cmd_jax.data.decode import decode_record, eval_crop
 from cmd_jax.data.sources import Source
@@ -21,7 +23,7 @@ RIGHT, WRONG = "#1a9850", "#d73027"
 def write_pictures(evaluation: Evaluation, config: ConfigDict, splits: LabelledSplits, workdir: str) -> list[str]:
     """Writes `report/mil_overlays.png` and `report/retrieval.png` and returns their paths."""
     directory = os.path.join(workdir, "report")
-    os.makedirs(directory, exist_ok=True)
+    files.make_directory(directory)
     figures = {
         "mil_overlays.png": mil_overlays(evaluation, config, splits),
         "retrieval.png": retrieval_grid(evaluation, config, splits),
@@ -29,7 +31,9 @@ def write_pictures(evaluation: Evaluation, config: ConfigDict, splits: LabelledS
     paths = []
     for name, figure in figures.items():
         path = os.path.join(directory, name)
-        figure.savefig(path, dpi=100)
+        picture = io.BytesIO()
+        figure.savefig(picture, dpi=100, format="png")
+        files.write(path, picture.getvalue())
         paths.append(path)
     return paths
 

@@ -8,6 +8,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import options as orbax_options
 
+from cmd_jax import files
 from cmd_jax.config import ConfigDict
 from cmd_jax.training.state import Params, TrainState
 
@@ -29,7 +30,7 @@ class Checkpoints:
 
     def __init__(self, workdir: str, keep: int = 3, read_only: bool = False):
         directory = os.path.join(workdir if "://" in workdir else os.path.abspath(workdir), "checkpoints")
-        if read_only and not os.path.isdir(directory):
+        if read_only and not files.exists(directory):
             raise CheckpointError(f"{directory} does not exist; train first, or give the --workdir of a run")
         handlers = {
             "teacher": ocp.StandardCheckpointHandler(),

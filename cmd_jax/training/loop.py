@@ -9,6 +9,7 @@ from collections.abc import Callable
 import jax
 
 from cmd_jax import config as config_lib
+from cmd_jax import files
 from cmd_jax.config import ConfigDict
 from cmd_jax.data.loader import CanvasCache, Prefetch, batches
 from cmd_jax.evaluation import evaluate as evaluation_lib
@@ -40,7 +41,7 @@ def train(config: ConfigDict, workdir: str) -> None:
     config = run.config
     processes.agree(**{"training images": [len(run.source), run.source.class_names]})
     processes.check_shared(workdir)
-    os.makedirs(workdir, exist_ok=True)
+    files.make_directory(workdir)
     checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
     if checkpoints.steps():
         state = checkpoints.restore_state(run.abstract_state())

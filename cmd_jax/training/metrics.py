@@ -8,6 +8,10 @@ import time
 import tqdm
 from tensorboardX import SummaryWriter
 
+from cmd_jax import files
+
+REWRITE_S = 60  # between two uploads of metrics.jsonl
+
 
 class MetricsWriter:
     """Appends numbers of a step to `metrics.jsonl` and to TensorBoard.
@@ -19,12 +23,9 @@ class MetricsWriter:
 
     def __init__(self, workdir: str, first_step: int):
         path = os.path.join(workdir, "metrics.jsonl")
-        kept = [line for line in _lines(path) if first_step and json.loads(line)["step"] <= first_step]
-        partial = f"{path}.partial"
-        with open(partial, "w", encoding="utf-8") as file:
-            file.writelines(kept)
-        os.replace(partial, path)
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+        kept = "".join(line for line in _lines(path) if first_step and json.loads(line)["step"] <= first_step)
+        files.write(path, kept)
+        self._file = _Whole(path, kept) if files.is_remote(path) else open(path, "a", encoding="utf-8")  # noqa: SIM115
         self._board = SummaryWriter(os.path.join(workdir, "tb"), purge_step=first_step)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
@@ -41,10 +42,32 @@ class MetricsWriter:
 
 def _lines(path: str) -> list[str]:
     """Whole lines of a file; a last line cut off by a kill is left out."""
-    if not os.path.exists(path):
-        return []
-    with open(path, encoding="utf-8") as file:
-        return [line for line in file if line.endswith("\n")]
+    lines = files.read(path).splitlines(keepends=True) if files.exists(path) else []
+    return [line for line in lines if line.endswith("\n")]
+
+
+class _Whole:
+    """A text of a bucket, whose objects cannot be added to: written anew every minute, and when it is closed.
+
+    Args:
+        path: its address.
+        text: what is there already.
+    """
+
+    def __init__(self, path: str, text: str):
+        self._path, self._text = path, text
+        self._written = time.monotonic()
+
+    def write(self, line: str) -> None:
+        self._text += line
+
+    def flush(self) -> None:
+        if time.monotonic() - self._written >= REWRITE_S:
+            self.close()
+
+    def close(self) -> None:
+        files.write(self._path, self._text)
+        self._written = time.monotonic()
 
 
 class Progress:

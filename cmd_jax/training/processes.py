@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from cmd_jax import files
 from cmd_jax.config import ConfigError
 
 TOKEN_BYTES = 16
@@ -96,14 +97,13 @@ def check_shared(workdir: str) -> None:
     token = np.asarray(token, np.uint8).tobytes().hex()
     path = os.path.join(workdir, f".shared-{token}")
     if is_first():
-        os.makedirs(workdir, exist_ok=True)
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(token)
+        files.make_directory(workdir)
+        files.write(path, token)
     multihost_utils.sync_global_devices("the probe is written")
-    seen = os.path.exists(path)
+    seen = files.exists(path)
     everyone = multihost_utils.process_allgather(np.int32(seen))
     if is_first():
-        os.remove(path)
+        files.remove(path)
     blind = np.nonzero(everyone == 0)[0]
     if len(blind):
         raise ConfigError(

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from cmd_jax import config as config_lib
+from cmd_jax import files
 from cmd_jax.config import ConfigDict, ConfigError
 from cmd_jax.models.network import Network
 from cmd_jax.training.checkpoint import CheckpointError, Checkpoints
@@ -35,7 +36,7 @@ def initial_weights(config: ConfigDict, network: Network) -> Fitted:
         CheckpointError: it is a work directory without checkpoints.
     """
     source = config.init.weights
-    if os.path.isdir(os.path.join(source, "checkpoints")):
+    if files.exists(os.path.join(source, "checkpoints")):
         arrays = flatten(_read_run(source, None, config.init.network)[1])
     else:
         arrays = read_source(source, config.init.network)
@@ -87,12 +88,12 @@ def import_run(config: ConfigDict, workdir: str) -> list[str]:
     validate(config)
     config = config_lib.resolve(config, train_images=0)
     validate(config)
-    if os.path.exists(os.path.join(workdir, "checkpoints")):
+    if files.exists(os.path.join(workdir, "checkpoints")):
         raise CheckpointError(f"{workdir} is the directory of a run; choose another --workdir")
     network = make_network(config)
     weights = initial_weights(config, network)
     teacher = _with(jax.jit(lambda: init_params(config, network))(), weights.arrays)
-    os.makedirs(workdir, exist_ok=True)
+    files.make_directory(workdir)
     checkpoints = Checkpoints(workdir)
     checkpoints.save_teacher(teacher, config)
     checkpoints.close()
