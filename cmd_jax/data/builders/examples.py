@@ -46,7 +46,7 @@ def example(
         banner_px: rows at the bottom that are no part of the picture; fractions are of what is above.
 
     Raises:
-        BadImage: the bytes are no picture.
+        BadImage: the bytes are no picture, or one without rows above the banner.
     """
     try:
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as opened:
@@ -55,6 +55,8 @@ def example(
     # Pillow's plugins raise many types on damaged files; all of them mean the same here.
     except Exception as error:
         raise BadImage(f"{name}: not a readable picture ({error}); download the archive again") from error
+    if height <= banner_px:
+        raise BadImage(f"{name}: {height} rows are all of the banner of {banner_px}; download the archive again")
     scale = np.array([height - banner_px, width], np.float64)
     content = {"image": io.BytesIO(encoded), "label": label, "id": name}
     content["box"] = _turn_boxes(np.clip(box / np.tile(scale, 2), 0, 1).reshape(1, 4), turned)[0].astype(np.float32)
