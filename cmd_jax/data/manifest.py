@@ -9,6 +9,7 @@ import re
 
 from cmd_jax.data import archives
 from cmd_jax.data.errors import DatasetError
+from cmd_jax.data.text import printable
 
 MANIFEST = "manifest.sha256"
 _ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r"}
@@ -52,7 +53,8 @@ def compare(directory: str, files: list[str], what: str, remedy: str) -> None:
         first = wrong[0]
         how = "is missing" if first not in found else "is new" if first not in wanted else "has changed"
         raise DatasetError(
-            f"{directory}: {len(wrong)} of {len(wanted)} files are not what {MANIFEST} says, first {first} ({how}); {remedy}"
+            f"{directory}: {len(wrong)} of {len(wanted)} files are not what {MANIFEST} says, first {printable(first)} ({how}); "
+            f"{remedy}"
         )
 
 
