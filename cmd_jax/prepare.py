@@ -10,16 +10,21 @@ USAGE = """Prepares a dataset as ArrayRecord, which training reads, and describe
   python -m cmd_jax.prepare cub
   python -m cmd_jax.prepare cars --manual_dir=DIR
   python -m cmd_jax.prepare aircraft --verify
+  python -m cmd_jax.prepare folder --folder=PHOTOS
 
-NAME is synthetic_birds, cub, cars, aircraft, aircraft/family, aircraft/manufacturer, nabirds, or tfds:NAME for any other
-dataset of TFDS. What its source still serves (cub, aircraft) is downloaded into the manual directory; otherwise the error
-says which file to get and where to put it. An interrupted download goes on where it stopped; a step that was done is
-skipped; official counts are checked. Beside the data: manifest.sha256, summary.json (counts of every class) and
-contact_sheet.png, with --views also views.png. Exit codes: 0 done, 64 bad flag or name, 65 archive missing or damaged, or
-data that fails --verify."""
+NAME is synthetic_birds, cub, cars, aircraft, aircraft/family, aircraft/manufacturer, nabirds, tfds:NAME for any other
+dataset of TFDS, or folder for images of your own. What its source still serves (cub, aircraft) is downloaded into the manual
+directory; otherwise the error says which file to get and where to put it. An interrupted download goes on where it stopped; a
+step that was done is skipped; official counts are checked. Beside the data: manifest.sha256, summary.json (counts of every
+class) and contact_sheet.png, with --views also views.png. Exit codes: 0 done, 64 bad flag or name, 65 archive missing or
+damaged, or data that fails --verify.
+
+folder writes PHOTOS/manifest.sha256, the digests of its images, and nothing else; once it is there, --verify finds every file
+that was added, removed or changed since, by a single bit even, and decodes all images. `sha256sum --check` reads it too."""
 
 _DATA_DIR = flags.DEFINE_string("data_dir", default().data.data_dir, "where prepared datasets lie (config.data.data_dir)")
 _MANUAL_DIR = flags.DEFINE_string("manual_dir", None, "where archives lie; DATA_DIR/downloads/manual by default")
+_FOLDER = flags.DEFINE_string("folder", None, "folder of images (config.data.folder), for the name folder")
 _VIEWS = flags.DEFINE_bool("views", False, "also draw the views that training makes of the first image: views.png")
 _VERIFY = flags.DEFINE_bool("verify", False, "compare all files with manifest.sha256 and decode every picture")
 
@@ -29,9 +34,13 @@ def main(name: str = "") -> None:
 
     if not name:
         raise ConfigError(f"no dataset; use python -m cmd_jax.prepare NAME with one of {', '.join(preparation.NAMES)}")
-    lines = preparation.prepare_dataset(
-        name, _DATA_DIR.value, _MANUAL_DIR.value, _VERIFY.value, _VIEWS.value, default().data.decode_threads
-    )
+    if (name == "folder") != bool(_FOLDER.value):
+        raise ConfigError("--folder=DIR belongs to python -m cmd_jax.prepare folder; pass both or neither")
+    threads = default().data.decode_threads
+    if name == "folder":
+        lines = preparation.prepare_folder(_FOLDER.value, _VERIFY.value, threads)
+    else:
+        lines = preparation.prepare_dataset(name, _DATA_DIR.value, _MANUAL_DIR.value, _VERIFY.value, _VIEWS.value, threads)
     print("\n".join(lines))
 
 

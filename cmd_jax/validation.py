@@ -4,7 +4,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cmd_jax.config import METHODS, MODELS, SOURCES, TFDS_PREFIX, ConfigError, is_swin, patch_px
+from cmd_jax.config import METHODS, MODELS, SOURCES, TFDS_PREFIX, ConfigError, default, is_swin, patch_px
 from cmd_jax.models import swin
 
 
@@ -14,6 +14,7 @@ def validate(config: ConfigDict) -> None:
     Raises:
         ConfigError: naming the first key that breaks a rule.
     """
+    _check_numbers(config)
     _choice("method.name", config.method.name, METHODS)
     _choice("method.image_pool", config.method.image_pool, ("mil", "cls", "mean", None))
     _choice("method.region_weights", config.method.region_weights, ("teacher_mil", "uniform", None))
@@ -146,6 +147,34 @@ def validate(config: ConfigDict) -> None:
     terms = ("intra_image", "intra_region", "inter_student", "inter_teacher", "released")
     if all(config.method[f"{term}_weight"] == 0 for term in terms):
         raise ConfigError("all weights of the objective are 0; set method.intra_image_weight or another above 0")
+
+
+def _check_numbers(config: ConfigDict) -> None:
+    """Numbers are finite in float32 and whole numbers fit 32 bits; a tuple holds numbers, as many as its default."""
+    usual = default()
+    if not 0 <= config.seed < 2**31:
+        raise ConfigError(f"seed is {config.seed}; it must be at least 0 and below {2**31}")
+    for section in (name for name in usual if isinstance(usual[name], ConfigDict)):
+        for name, kind in usual[section].items():
+            key, value = f"{section}.{name}", config[section][name]
+            if isinstance(kind, tuple):
+                number = isinstance(value, tuple) and all(isinstance(item, int | float) for item in value)
+                if not number or (len(value) != len(kind) and key != "eval.knn_k"):
+                    raise ConfigError(f"{key} is {value!r}; it must be numbers in parentheses such as {kind}")
+            for item in value if isinstance(value, tuple) else (value,):
+                if isinstance(item, float) and not abs(item) < 3.4e38:  # NaN too
+                    raise ConfigError(f"{key} is {value}; it must be finite in float32")
+                if isinstance(item, int) and abs(item) >= 2**31:
+                    raise ConfigError(f"{key} is {value}; it must be below {2**31}")
+    if not config.eval.knn_k or not all(isinstance(k, int) and k > 0 for k in config.eval.knn_k):
+        raise ConfigError(f"eval.knn_k is {config.eval.knn_k}; it must be whole numbers above 0 such as (10, 20)")
+    for key in ("views.blur_sigma", "views.global_blur_prob", "views.global_solarize_prob"):
+        section, name = key.split(".")
+        low, high = config[section][name]
+        if name == "blur_sigma" and not 0 < low <= high:
+            raise ConfigError(f"{key} is ({low}, {high}); it needs 0 < low <= high, for example {usual[section][name]}")
+        if name != "blur_sigma" and not (0 <= low <= 1 and 0 <= high <= 1):
+            raise ConfigError(f"{key} is ({low}, {high}); both must be at least 0 and at most 1")
 
 
 def _check_backbone(config: ConfigDict) -> None:

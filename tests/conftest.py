@@ -26,6 +26,14 @@ def pytest_unconfigure(config):
         shutil.rmtree(config.compile_cache, ignore_errors=True)
 
 
+def pytest_terminal_summary(terminalreporter):
+    """How many cases the fuzz tests ran, and what became of them."""
+    reports = terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
+    for name, value in (item for report in reports if report.when == "call" for item in report.user_properties):
+        if name == "fuzz":
+            terminalreporter.write_line(f"fuzz: {value}")
+
+
 def tiny():
     """A whole run of seconds; tests point `data` to what they need."""
     config = default()

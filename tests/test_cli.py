@@ -1,6 +1,7 @@
 """Every command line entry point: help, a true run, and one clear line with the right exit code for a user's mistake."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -117,6 +118,8 @@ def test_weights_go_out_and_come_in(finished, tmp_path):
         ("prepare", (), "no dataset; use python -m cmd_jax.prepare NAME with one of synthetic_birds, cub, cars"),
         ("prepare", ("cubs",), "there is no dataset 'cubs'; use one of synthetic_birds, cub"),
         ("prepare", ("cub", "cars"), "unexpected argument 'cars'"),
+        ("prepare", ("folder",), "--folder=DIR belongs to python -m cmd_jax.prepare folder; pass both or neither"),
+        ("prepare", ("cub", "--folder=x"), "--folder=DIR belongs to python -m cmd_jax.prepare folder"),
         ("eval", (), "--workdir is missing"),
         ("eval", ("--workdir=/no/run",), "/no/run has no config.json"),
         ("eval", ("--workdir=x", "--step=many"), "step"),
@@ -149,6 +152,20 @@ def test_prepare_describes_and_verifies(tmp_path):
     damaged = _run("prepare", "nabirds", data, f"--manual_dir={tmp_path}")
     assert (damaged.returncode, damaged.stderr.count("\n")) == (65, 1)
     assert "nabirds.tar.gz has md5 " in damaged.stderr
+
+
+def test_prepare_verifies_a_folder(photo_folder, tmp_path):
+    folder = shutil.copytree(photo_folder, tmp_path / "photos")
+    assert _run("prepare", "folder", f"--folder={folder}").returncode == 0
+    verified = _run("prepare", "folder", f"--folder={folder}", "--verify")
+    assert verified.returncode == 0, verified.stderr
+    assert "24 train, 12 test images, 3 classes" in verified.stdout
+    assert "all files and pictures are right" in verified.stdout
+    path = folder / "test" / "a class" / "0.png"
+    path.write_bytes(path.read_bytes() + b" ")  # decodes as before
+    changed = _run("prepare", "folder", f"--folder={folder}", "--verify")
+    assert (changed.returncode, changed.stderr.count("\n")) == (65, 1)
+    assert "1 of 36 files are not what manifest.sha256 says, first test/a class/0.png (has changed)" in changed.stderr
 
 
 def test_an_error_of_a_narrower_kind_has_the_exit_code_of_its_kind():

@@ -1,11 +1,11 @@
 """Genuine archives of datasets: where they come from, their digests, and reading them without writing anything to disk."""
 
+import gzip
 import hashlib
 import os
 import tarfile
-import zlib
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from cmd_jax.data.errors import DatasetError
 from cmd_jax.data.progress import Progress
@@ -13,6 +13,10 @@ from cmd_jax.data.progress import Progress
 CHUNK = 1 << 20
 MAX_MEMBER_BYTES = 256 * 2**20  # no picture or table of these archives comes near
 MAX_TOTAL_BYTES = 64 * 2**30  # NABirds, the largest, unpacks to 10 GB
+MAX_MEMBERS = 1_000_000  # NABirds has 49,000
+MAX_RATIO = 20  # of unpacked to packed bytes; pictures are packed already, tables to a fifth
+RATIO_FREE_BYTES = 64 * 2**20  # that a small archive of tables may unpack to, whatever the ratio
+HEADER_BYTES = 2**20  # between two members
 
 
 class Archive(NamedTuple):
@@ -62,11 +66,36 @@ def locate(directory: str, layouts: tuple[tuple[Archive, ...], ...], prepare_nam
     )
 
 
+class _Unpacked:
+    """The bytes of a gzipped file as tarfile reads them, with limits on what comes out.
+
+    tarfile keeps headers of any length in memory, so what comes between two members is limited too.
+    """
+
+    def __init__(self, packed: BinaryIO):
+        self._packed, self._stream = packed, gzip.GzipFile(fileobj=packed)
+        self._total, self._until = 0, MAX_MEMBER_BYTES + HEADER_BYTES
+
+    def next_member(self) -> None:
+        """A member begins here."""
+        self._until = self._total + MAX_MEMBER_BYTES + HEADER_BYTES
+
+    def read(self, size: int) -> bytes:
+        content = self._stream.read(size)
+        self._total += len(content)
+        if self._total > min(self._until, MAX_TOTAL_BYTES):
+            raise tarfile.ReadError(f"over {min(self._until, MAX_TOTAL_BYTES):,} bytes come out of it")
+        if self._total > RATIO_FREE_BYTES + MAX_RATIO * self._packed.tell():
+            raise tarfile.ReadError(f"it unpacks to over {MAX_RATIO} times its size, as no archive of pictures does")
+        return content
+
+
 def members(path: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
     """Contents of the wanted files of a gzipped tar, in its order, read in place.
 
-    Only plain files are read. Links and devices are passed over; a name that Python's "data" filter of extraction refuses
-    because it leads out of the directory, a member or a sum of members that is too large ends in an error.
+    Nothing is written. Plain files are read; links that stay inside are passed over. What Python's "data" filter of
+    extraction refuses (a name or link that leads out, a device), an absolute name, and sizes beyond the limits above end in
+    an error.
 
     Args:
         path: of the archive.
@@ -75,27 +104,36 @@ def members(path: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, byt
     Raises:
         DatasetError: the file is no gzipped tar, is damaged, or breaks a rule above.
     """
-    total = 0
     try:
-        with tarfile.open(path, "r|gz") as tar:
-            for member in tar:
-                if not member.isreg():
-                    continue
-                try:
-                    tarfile.data_filter(member, os.curdir)
-                except tarfile.FilterError as error:
-                    raise DatasetError(f"{path} holds an unsafe member: {error}; it is not the genuine archive") from error
-                total += member.size
-                if member.size > MAX_MEMBER_BYTES or total > MAX_TOTAL_BYTES:
-                    raise DatasetError(
-                        f"{path}: {member.name} takes {member.size:,} bytes, {total:,} with those before it; the limits are "
-                        f"{MAX_MEMBER_BYTES:,} and {MAX_TOTAL_BYTES:,}; it is not the genuine archive"
-                    )
-                name = member.name.removeprefix("./")
-                if wanted(name):
-                    yield name, tar.extractfile(member).read()
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise DatasetError(f"{path} cannot be read ({error}); download the archive again") from error
+        with open(path, "rb") as packed:
+            unpacked = _Unpacked(packed)
+            with tarfile.open(fileobj=unpacked, mode="r|") as tar:
+                for count, member in enumerate(tar, 1):
+                    unpacked.next_member()
+                    _check_member(path, member, count)
+                    name = member.name.removeprefix("./")
+                    if member.isreg() and wanted(name):
+                        yield name, tar.extractfile(member).read()
+    except DatasetError:
+        raise
+    # Damaged headers raise many types (OverflowError, UnicodeDecodeError, ...); all of them mean the same here.
+    except Exception as error:
+        reason = f"{error or type(error).__name__}"
+        raise DatasetError(f"{path} cannot be read ({reason}); download the archive again") from error
+
+
+def _check_member(path: str, member: tarfile.TarInfo, count: int) -> None:
+    try:
+        if os.path.isabs(member.name):
+            raise tarfile.AbsolutePathError(member)
+        tarfile.data_filter(member, os.curdir)
+    except tarfile.FilterError as error:
+        raise DatasetError(f"{path} holds an unsafe member: {error}; it is not the genuine archive") from error
+    if member.size > MAX_MEMBER_BYTES or count > MAX_MEMBERS:
+        raise DatasetError(
+            f"{path}: {member.name} takes {member.size:,} bytes and is member {count:,}; the limits are {MAX_MEMBER_BYTES:,} "
+            f"and {MAX_MEMBERS:,}; it is not the genuine archive"
+        )
 
 
 def read_all(path: str, names: set[str]) -> dict[str, bytes]:
@@ -119,11 +157,13 @@ def pictures(path: str, wanted: set[str]) -> Iterator[tuple[str, bytes]]:
     """Members that must all be there, in the archive's order.
 
     Raises:
-        DatasetError: at the end, when some did not come.
+        DatasetError: one comes twice, or at the end, when some did not come.
     """
     left = set(wanted)
     for name, content in members(path, wanted.__contains__):
-        left.discard(name)
+        if name not in left:
+            raise DatasetError(f"{path} holds {name} twice; it is not the genuine archive")
+        left.remove(name)
         yield name, content
     if left:
         raise DatasetError(f"{path} lacks {len(left):,} images, first {min(left)}; download the archive again")

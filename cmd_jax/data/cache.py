@@ -11,13 +11,15 @@ import numpy as np
 import psutil
 
 from cmd_jax.config import ConfigDict, ConfigError
+from cmd_jax.data.bad_images import BadImages
 from cmd_jax.data.decode import decode_record, to_canvas
+from cmd_jax.data.errors import BadImage
 from cmd_jax.data.sources import Source, fingerprint
 
 RAM_SHARE = 0.8  # of what is free
 GIB = 2**30
-FORMAT = 1  # of the pixels in a file: to be raised when decoding changes
-HEIGHT, WIDTH, CHECK = range(3)  # columns of the marks
+FORMAT = 2  # of the files: to be raised when decoding or the marks change
+HEIGHT, WIDTH, CHECK, BAD = range(4)  # columns of the marks
 
 
 class Batch(NamedTuple):
@@ -26,7 +28,8 @@ class Batch(NamedTuple):
     Attributes:
         canvas: [B, C, C, 3] uint8.
         size: [B, 2] int32, height and width of the picture in its canvas.
-        index: [B] int32, indices in the dataset.
+        index: [B] int32, indices in the dataset. Where an image is bad, canvas and size are those of the next good one, and
+            the index stays its own: the two get other augmentations in a batch that holds both.
     """
 
     canvas: np.ndarray
@@ -100,8 +103,12 @@ class CanvasCache:
     changed data gets another one. Every picture in it carries a checksum, which is compared when a process first reads it:
     what a crash of the machine left half written is decoded again.
 
+    The place of an image that cannot be decoded is taken by the next one of the dataset, whoever asks and when: what training
+    reads is a function of the data alone. A file on disk remembers it. See `bad_images` for when they are too many.
+
     Attributes:
         note: where the pictures are kept, for people.
+        bad: the bad images found so far.
     """
 
     def __init__(self, source: Source, config: ConfigDict):
@@ -110,35 +117,58 @@ class CanvasCache:
         self.note, self._on_disk = chosen.note, chosen.kind == "disk"
         self._lock = threading.Lock()
         self._canvas: np.ndarray | None = None
-        shape = (len(source), self._side, self._side, 3)
-        if chosen.kind == "ram":
-            # np.zeros takes its pages when they are written: memory grows with what has been decoded.
-            self._canvas, self._marks = np.zeros(shape, np.uint8), np.zeros((len(source), 3), np.uint32)
-        elif chosen.kind == "disk":
+        shape, marks = (len(source), self._side, self._side, 3), (len(source), 4)
+        if chosen.kind == "disk":
             os.makedirs(cache_directory(config), exist_ok=True)
             stem = _stem(source, config)
             self._canvas = _open_file(f"{stem}.canvas", shape, np.uint8)
-            self._marks = _open_file(f"{stem}.marks", (len(source), 3), np.uint32)
+            self._marks = _open_file(f"{stem}.marks", marks, np.uint32)
+        else:
+            # np.zeros takes its pages when they are written: memory grows with what has been decoded.
+            self._canvas = np.zeros(shape, np.uint8) if chosen.kind == "ram" else None
+            self._marks = np.zeros(marks, np.uint32)
         self._trusted = np.zeros(len(source), bool)  # pictures that this process has decoded or compared
+        self.bad = BadImages(self._marks[:, BAD])
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """One image, decoded if it was not yet: canvas [C, C, 3] uint8 and size [2] int32."""
+        """One image, decoded if it was not yet: canvas [C, C, 3] uint8 and size [2] int32.
+
+        Raises:
+            BadImage: there are too many bad images.
+        """
         if self._canvas is not None and (self._trusted[index] or self._compare(index)):
             return self._canvas[index], self._marks[index, :CHECK].astype(np.int32)
-        canvas, size = to_canvas(decode_record(self._source[index], grayscale=self._grayscale), self._side)
+        canvas, size = self._decode(index)
         if self._canvas is not None:
             with self._lock:  # the mark says that the canvas is there, so it comes second
                 self._canvas[index] = canvas
-                self._marks[index] = *size, zlib.crc32(canvas) if self._on_disk else 0
+                self._marks[index, :BAD] = *size, zlib.crc32(canvas) if self._on_disk else 0
                 self._trusted[index] = True
         return canvas, size
+
+    def _decode(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """An image, or the next one that is not bad."""
+        if self._canvas is not None or not self._marks[index, BAD]:
+            try:
+                return to_canvas(decode_record(self._source[index], grayscale=self._grayscale), self._side)
+            except BadImage as error:
+                self.bad.note(index, str(error))
+        return self.load((index + 1) % len(self._source))
 
     def _compare(self, index: int) -> bool:
         """Whether an earlier process has left this picture whole in the file."""
         if not self._on_disk or not self._marks[index, HEIGHT]:
             return False
+        if self._marks[index, BAD]:
+            self.bad.note(index, f"{self._name(index)}: was bad when {self._canvas.filename} was made")
         self._trusted[index] = zlib.crc32(self._canvas[index]) == self._marks[index, CHECK]
         return bool(self._trusted[index])
+
+    def _name(self, index: int) -> str:
+        try:
+            return self._source[index].name
+        except BadImage as error:
+            return str(error)
 
     def prepare(self, indices: np.ndarray, pool: Executor) -> list[Future] | None:
         """Starts decoding what is missing of a batch; `gather` takes the result. None when all is there."""
@@ -155,7 +185,7 @@ class CanvasCache:
             started: what `prepare` returned for them.
 
         Raises:
-            BadImage: one cannot be decoded.
+            BadImage: there are too many bad images.
         """
         done = [future.result() for future in started or []]
         if self._canvas is None:

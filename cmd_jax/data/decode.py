@@ -4,16 +4,27 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
+from cmd_jax.data.errors import BadImage
 from cmd_jax.data.sources import Record
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS = 100_000_000
+MAX_ASPECT = 200  # evaluation enlarges the shorter side to a few hundred pixels, and the longer one with it
 
+# Threads decode: a filter for the time of a call (warnings.catch_warnings) would be of all of them.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
-class BadImage(ValueError):
-    """A picture that cannot be read; the message starts with its path or id."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def decode_record(record: Record, *, grayscale: bool = False) -> np.ndarray:
@@ -29,7 +40,7 @@ def decode_rgb(encoded: bytes, name: str, *, grayscale: bool = False, max_pixels
     """Decodes a picture.
 
     16-bit grey is scaled (Pillow would clip it), transparency is laid on white, EXIF rotation is applied, the first frame
-    of an animation counts.
+    of an animation counts. EXIF data that cannot be read turns nothing.
 
     Args:
         encoded: the file's bytes.
@@ -41,32 +52,54 @@ def decode_rgb(encoded: bytes, name: str, *, grayscale: bool = False, max_pixels
         [height, width, 3] uint8.
 
     Raises:
-        BadImage: the bytes are not a picture, are damaged, or hold too many pixels.
+        BadImage: the bytes are not a picture, are damaged, hold too many pixels or a strip of them.
     """
     if not encoded:
         raise BadImage(f"{name}: the file is empty (0 bytes)")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(encoded), formats=FORMATS)
-            width, height = image.size
-            if width * height > max_pixels:
-                raise BadImage(
-                    f"{name}: {width}x{height} pixels are over the limit of {max_pixels}; shrink the picture or remove it"
-                )
-            pixels = _to_rgb(ImageOps.exif_transpose(image))
-            return np.asarray(Image.fromarray(pixels).convert("L").convert("RGB")) if grayscale else pixels
+        image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+        _check_size(image.size, name, max_pixels)
+        image.load()
+        turn = _TURNS.get(orientation(image))
+        pixels = _to_rgb(image if turn is None else image.transpose(turn), name)
+        return np.asarray(Image.fromarray(pixels).convert("L").convert("RGB")) if grayscale else pixels
     except BadImage:
         raise
+    except Image.DecompressionBombError as error:  # Pillow's own limit, before it says the size
+        raise BadImage(f"{name}: over the limit of {max_pixels} pixels ({error}); shrink the picture or remove it") from error
     # Pillow's plugins raise many types on damaged files; all of them mean the same to the caller.
     except Exception as error:
         raise BadImage(f"{name}: not a readable picture ({type(error).__name__}: {error}); remove or replace it") from error
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
+def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise BadImage(f"{name}: {width}x{height} pixels are over the limit of {max_pixels}; shrink the picture or remove it")
+    if max(size) > MAX_ASPECT * min(size):
+        raise BadImage(f"{name}: {width}x{height} pixels: one side is over {MAX_ASPECT} times the other; crop the picture")
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation of a picture, 1 to 8; 1 (upright) where it has none or its EXIF data is damaged."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    # Pillow raises many types on damaged EXIF data; the pixels may be whole all the same, and viewers show them.
+    except Exception:
+        return 1
+
+
+def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
+    if image.mode == "F":
+        raise BadImage(f"{name}: its pixels are floating-point numbers of no agreed range; store it with 8 or 16 bits")
     if image.mode.startswith("I"):
-        levels = np.asarray(image).astype(np.int64)
-        gray = np.clip(levels * 255 // 65535, 0, 255).astype(np.uint8)
+        levels = np.asarray(image)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise BadImage(
+                f"{name}: its levels run from {levels.min()} to {levels.max()}, beyond 16 bits; store it with 8 or 16 bits"
+            )
+        gray = (levels.astype(np.int32) * 255 // 65535).astype(np.uint8)
+        gray[levels == image.info.get("transparency")] = 255
         return np.repeat(gray[..., None], 3, axis=-1)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")

@@ -10,15 +10,16 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from cmd_jax.config import SOURCES, TFDS_PREFIX, ConfigError, default
-from cmd_jax.data import archives, prepared
-from cmd_jax.data.decode import BadImage, decode_record
+from cmd_jax.data import archives, manifest, prepared
+from cmd_jax.data.decode import decode_record
 from cmd_jax.data.download import download
-from cmd_jax.data.errors import DatasetError
+from cmd_jax.data.errors import BadImage
+from cmd_jax.data.manifest import MANIFEST
 from cmd_jax.data.progress import track
-from cmd_jax.data.sources import SPLITS, Source, open_source
+from cmd_jax.data.sources import SPLITS, FolderSource, Source, open_source
 
 NAMES = tuple(name for name in SOURCES if name != "folder")
-MANIFEST, SUMMARY, SHEET, VIEWS = "manifest.sha256", "summary.json", "contact_sheet.png", "views.png"
+SUMMARY, SHEET, VIEWS = "summary.json", "contact_sheet.png", "views.png"
 SHEET_ROWS, SHEET_COLUMNS, THUMB_PX, CAPTION_PX = 6, 8, 144, 14
 BINS, BAR = 8, 40
 
@@ -54,10 +55,7 @@ def prepare_dataset(name: str, data_dir: str, manual_dir: str | None, verify: bo
     section.source, section.data_dir, section.manual_dir = name, data_dir, manual_dir
     splits = {split: open_source(section, split) for split in SPLITS}
     files = prepared.files(builder)
-    if not os.path.exists(os.path.join(directory, MANIFEST)):
-        _write_manifest(directory, files)
-    elif verify:
-        _compare(directory, files)
+    _digest(directory, files, "the prepared files", verify, f"remove {directory} and prepare again")
     if verify:
         _decode_all(splits, threads)
     summary = _summary(directory, name, splits, digests)
@@ -72,8 +70,50 @@ def prepare_dataset(name: str, data_dir: str, manual_dir: str | None, verify: bo
         config.data = section
         _save(views_picture(splits["train"], config), os.path.join(directory, VIEWS))
         written.append(VIEWS)
-    checked = "all files and pictures are right" if verify else "not verified (--verify compares files and decodes pictures)"
-    return [*describe(summary), f"wrote {directory}: {', '.join(written)}; {checked}"]
+    return [*describe(summary), f"wrote {directory}: {', '.join(written)}; {_checked(verify)}"]
+
+
+def prepare_folder(folder: str, verify: bool, threads: int) -> list[str]:
+    """Counts the images of a folder, and writes their `manifest.sha256` into it if there is none yet.
+
+    Nothing else is written: a picture in the folder would be trained on.
+
+    Args:
+        folder: as data.folder.
+        verify: compare all files with the manifest and decode every image.
+        threads: that decode.
+
+    Returns:
+        Lines to print.
+
+    Raises:
+        ConfigError: the folder is missing or holds nothing usable.
+        DatasetError: a file cannot be read or is not what it was, or the folder cannot be written to.
+        BadImage: a picture cannot be decoded.
+    """
+    folder = os.path.expanduser(folder)
+    splits = {split: FolderSource(folder, split) for split in SPLITS}
+    files = [path for source in splits.values() for path in source.files]
+    restore = f"restore the files, or remove {os.path.join(folder, MANIFEST)} and run again to take the folder as it is"
+    written = _digest(folder, files, "the images", verify, restore)
+    if verify:
+        _decode_all(splits, threads)
+    lines = describe(_count(folder, splits))
+    return [*lines, f"{'wrote' if written else 'has'} {os.path.join(folder, MANIFEST)}; {_checked(verify)}"]
+
+
+def _digest(directory: str, files: list[str], what: str, verify: bool, remedy: str) -> bool:
+    """Writes a manifest where there is none, and says so; compares an older one if asked to."""
+    if not manifest.exists(directory):
+        manifest.write(directory, files, what)
+        return True
+    if verify:
+        manifest.compare(directory, files, what, remedy)
+    return False
+
+
+def _checked(verify: bool) -> str:
+    return "all files and pictures are right" if verify else "not verified (--verify compares files and decodes pictures)"
 
 
 def _archives(name: str, data_dir: str, manual_dir: str | None) -> dict[str, str]:
@@ -94,34 +134,6 @@ def _archives(name: str, data_dir: str, manual_dir: str | None) -> dict[str, str
         file: registered[file].sha256 if file in fetched else archives.check(path, registered[file])
         for file, path in paths.items()
     }
-
-
-def _write_manifest(directory: str, files: list[str]) -> None:
-    path = os.path.join(directory, MANIFEST)
-    digests = archives.digests(files, "the prepared files")
-    lines = [f"{digest}  {os.path.basename(file)}\n" for file, digest in digests.items()]
-    with open(f"{path}.partial", "w", encoding="utf-8") as file:
-        file.writelines(lines)
-    os.replace(f"{path}.partial", path)
-
-
-def _read_manifest(path: str) -> dict[str, str]:
-    """File -> sha256."""
-    with open(path, encoding="utf-8") as file:
-        return {name: digest for digest, name in (line.rstrip("\n").split("  ", 1) for line in file)}
-
-
-def _compare(directory: str, files: list[str]) -> None:
-    """Raises DatasetError if a file is missing, new, or not what the manifest says."""
-    wanted = _read_manifest(os.path.join(directory, MANIFEST))
-    digests = archives.digests(files, "the prepared files")
-    found = {os.path.basename(file): digest for file, digest in digests.items()}
-    wrong = sorted(name for name in wanted | found if wanted.get(name) != found.get(name))
-    if wrong:
-        raise DatasetError(
-            f"{directory}: {len(wrong)} of {len(wanted)} files are not what {MANIFEST} says, first {wrong[0]}; "
-            f"remove {directory} and prepare again"
-        )
 
 
 def _decode_all(splits: dict[str, Source], threads: int) -> None:
@@ -149,17 +161,22 @@ def _summary(directory: str, name: str, splits: dict[str, Source], digests: dict
     if os.path.exists(path):
         with open(path, encoding="utf-8") as file:
             return json.load(file)
-    names = splits["train"].class_names
-    summary: dict[str, Any] = {"name": name, "archives": digests, "images": {}, "classes": len(names), "per_class": {}}
-    for split, source in splits.items():
-        labels = (source[index].label for index in range(len(source)))
-        counts = Counter(track(labels, f"counting {split}", len(source)))
-        summary["images"][split] = len(source)
-        summary["per_class"][split] = {class_name: counts[label] for label, class_name in enumerate(names)}
+    summary = _count(name, splits) | {"archives": digests}
     with open(f"{path}.partial", "w", encoding="utf-8") as file:
         json.dump(summary, file, indent=2)
         file.write("\n")
     os.replace(f"{path}.partial", path)
+    return summary
+
+
+def _count(name: str, splits: dict[str, Source]) -> dict[str, Any]:
+    names = splits["train"].class_names
+    summary: dict[str, Any] = {"name": name, "images": {}, "classes": len(names), "per_class": {}}
+    for split, source in splits.items():
+        labels = source.labels if isinstance(source, FolderSource) else (source[at].label for at in range(len(source)))
+        counts = Counter(track(labels, f"counting {split}", len(source)))
+        summary["images"][split] = len(source)
+        summary["per_class"][split] = {class_name: counts[label] for label, class_name in enumerate(names)}
     return summary
 
 

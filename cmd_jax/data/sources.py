@@ -2,17 +2,21 @@
 
 import hashlib
 import os
+import stat
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, NoReturn, Protocol
 
 import numpy as np
 
 from cmd_jax.config import TFDS_PREFIX, ConfigDict, ConfigError
 from cmd_jax.data import prepared
+from cmd_jax.data.errors import BadImage, DatasetError
+from cmd_jax.data.text import printable
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 SPLITS = ("train", "test")
 UNLABELLED = -1
+MAX_FILE_BYTES = 256 * 2**20  # no picture of MAX_PIXELS comes near
 
 
 class Record(NamedTuple):
@@ -21,7 +25,7 @@ class Record(NamedTuple):
     Attributes:
         encoded: the file's bytes.
         label: class index, or UNLABELLED.
-        name: path or id, for messages and pictures.
+        name: path or id, for messages and pictures; printable.
         part_boxes: [P, 4] float32 (ymin, xmin, ymax, xmax), fractions of the picture; P is 0 where the data has none.
         banner_px: rows at the bottom that are no part of the picture.
     """
@@ -36,7 +40,7 @@ class Record(NamedTuple):
 class Source(Protocol):
     """A split of a dataset."""
 
-    class_names: tuple[str, ...]  # empty when unlabelled
+    class_names: tuple[str, ...]  # printable; empty when unlabelled
     files: list[str]  # what it reads
 
     def __len__(self) -> int: ...
@@ -50,7 +54,8 @@ NO_BOXES = np.zeros((0, 4), np.float32)
 class FolderSource:
     """Images of a folder: `train/CLASS/*` and `test/CLASS/*`, or flat and unlabelled.
 
-    Classes are the sorted names of the folders under `train`; files are sorted by path.
+    Classes are the sorted names of the folders under `train`; files are sorted by path. Links are followed where they are
+    classes or images, so that a folder may be put together from others; links to folders below a class are not.
     """
 
     def __init__(self, folder: str, split: str):
@@ -59,37 +64,25 @@ class FolderSource:
             raise ConfigError(
                 f"data.folder {folder!r} is not a directory; give the folder that holds train/CLASS/* or the images"
             )
-        root = os.path.join(folder, split)
-        if os.path.isdir(os.path.join(folder, "train")):
-            self.class_names = _subfolders(os.path.join(folder, "train"))
-            self.paths, self.labels = self._labelled(root) if os.path.isdir(root) else ([], [])
-            if not self.class_names and os.path.isdir(root):  # train/* without classes
+        root, train = os.path.join(folder, split), os.path.join(folder, "train")
+        self.paths, self.labels, classes = [], [], ()
+        if os.path.isdir(train):
+            classes = _subfolders(train)
+            if classes and os.path.isdir(root):
+                self.paths, self.labels = _labelled(root, classes)
+            elif os.path.isdir(root):  # train/* without classes
                 self.paths = _images(root)
-                self.labels = [UNLABELLED] * len(self.paths)
-        else:
-            self.class_names = ()
-            self.paths = _images(folder) if split == "train" else []
-            self.labels = [UNLABELLED] * len(self.paths)
+        elif os.path.isdir(os.path.join(folder, "test")):
+            raise ConfigError(f"data.folder {folder!r} has test/ but no train/; put the training images into {train}")
+        elif split == "train":
+            self.paths = _images(folder)
+        self.labels = self.labels or [UNLABELLED] * len(self.paths)
+        self.class_names = tuple(map(printable, classes))
         if split == "train" and not self.paths:
             raise ConfigError(
                 f"data.folder {folder!r} holds no images; put files ({', '.join(IMAGE_SUFFIXES)}) into it or into train/CLASS/"
             )
-
-    def _labelled(self, root: str) -> tuple[list[str], list[int]]:
-        unknown = sorted(set(_subfolders(root)) - set(self.class_names))
-        if unknown:
-            raise ConfigError(
-                f"{root} has classes that train/ has not: {', '.join(unknown[:5])}; give both splits the same class folders"
-            )
-        paths, labels = [], []
-        for label, name in enumerate(self.class_names):
-            directory = os.path.join(root, name)
-            found = _images(directory) if os.path.isdir(directory) else []
-            if not found:
-                raise ConfigError(f"class folder {directory} holds no images; fill it or remove the class from both splits")
-            paths += found
-            labels += [label] * len(found)
-        return paths, labels
+        _check_readable(self.paths, root if os.path.isdir(root) else folder)
 
     @property
     def files(self) -> list[str]:
@@ -99,21 +92,73 @@ class FolderSource:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Record:
-        with open(self.paths[index], "rb") as file:
-            return Record(file.read(), self.labels[index], self.paths[index], NO_BOXES)
+        name = printable(self.paths[index])
+        try:
+            # A named pipe would keep a plain open() waiting for ever.
+            with open(os.open(self.paths[index], os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+                status = os.fstat(file.fileno())
+                if not stat.S_ISREG(status.st_mode):
+                    raise BadImage(f"{name}: is no file but a pipe, device or directory; remove it")
+                if status.st_size > MAX_FILE_BYTES:
+                    raise BadImage(f"{name}: {status.st_size:,} bytes are over the limit of {MAX_FILE_BYTES:,}; remove it")
+                return Record(file.read(), self.labels[index], name, NO_BOXES)
+        except OSError as error:
+            raise BadImage(f"{name}: cannot be read ({error.strerror}); make it readable or remove it") from error
+
+
+def _labelled(root: str, classes: tuple[str, ...]) -> tuple[list[str], list[int]]:
+    """Paths and labels of a split in class folders."""
+    unknown = sorted(set(_subfolders(root)) - set(classes))
+    if unknown:
+        raise ConfigError(
+            f"{root} has classes that train/ has not: {', '.join(unknown[:5])}; give both splits the same class folders"
+        )
+    loose = sorted(entry.name for entry in os.scandir(root) if _is_image(entry.name) and not entry.is_dir())
+    if loose:
+        raise ConfigError(f"{root} has {len(loose)} images beside its class folders, first {loose[0]}; move them into a class")
+    paths, labels = [], []
+    for label, name in enumerate(classes):
+        directory = os.path.join(root, name)
+        found = _images(directory) if os.path.isdir(directory) else []
+        if not found:
+            raise ConfigError(f"class folder {directory} holds no images; fill it or remove the class from both splits")
+        paths += found
+        labels += [label] * len(found)
+    return paths, labels
 
 
 def _subfolders(directory: str) -> tuple[str, ...]:
-    return tuple(sorted(entry.name for entry in os.scandir(directory) if entry.is_dir() and not entry.name.startswith(".")))
+    try:
+        entries = list(os.scandir(directory))
+    except OSError as error:
+        _refuse_directory(error)
+    return tuple(sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")))
 
 
 def _images(directory: str) -> list[str]:
     return sorted(
         os.path.join(parent, name)
-        for parent, _, names in os.walk(directory)
+        for parent, _, names in os.walk(directory, onerror=_refuse_directory)
         for name in names
-        if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+        if _is_image(name)
     )
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+
+
+def _refuse_directory(error: OSError) -> NoReturn:
+    raise DatasetError(f"directory {error.filename} cannot be read ({error.strerror}); make it readable") from error
+
+
+def _check_readable(paths: list[str], directory: str) -> None:
+    closed = [path for path in paths if not os.access(path, os.R_OK)]
+    if closed:
+        raise DatasetError(
+            f"{directory}: {len(closed):,} of {len(paths):,} images cannot be read, first {closed[0]}; make them readable "
+            "(chmod a+r), or remove them and dangling links"
+        )
 
 
 class TFDSSource:
@@ -125,7 +170,7 @@ class TFDSSource:
         builder = prepared.prepare(builder_class, config.data_dir, config.manual_dir, name or builder_class.name)
         self._rows = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
         self._banner_px = getattr(builder_class, "BANNER_PX", 0)
-        self.class_names = tuple(builder.info.features["label"].names)
+        self.class_names = tuple(map(printable, builder.info.features["label"].names))
         self.files = prepared.files(builder)
 
     def __len__(self) -> int:
@@ -134,7 +179,7 @@ class TFDSSource:
     def __getitem__(self, index: int) -> Record:
         row = self._rows[index]
         boxes = row.get("part_boxes", NO_BOXES)
-        return Record(row["image"], int(row["label"]), row["id"].decode(), boxes, self._banner_px)
+        return Record(row["image"], int(row["label"]), printable(row["id"].decode()), boxes, self._banner_px)
 
 
 class ForeignSource:
@@ -156,7 +201,7 @@ class ForeignSource:
         labels = [key for key, feature in described.items() if isinstance(feature, tfds.features.ClassLabel)]
         named = (builder.info.supervised_keys or (None, None))[1]
         self._image, self._label = images[0], named if named in labels else (labels or [None])[0]
-        self.class_names = tuple(described[self._label].names) if self._label else ()
+        self.class_names = tuple(map(printable, described[self._label].names)) if self._label else ()
         self.files = prepared.files(builder)
         self._name = f"{name}/{split}"
         choices = ("train",) if split == "train" else ("test", "validation")

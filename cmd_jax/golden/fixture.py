@@ -77,7 +77,8 @@ class Fixture:
     def __init__(self, path: str):
         self.name = os.path.basename(path).removesuffix(".npz")
         self.weights_path = path.removesuffix(".npz") + WEIGHTS_SUFFIX
-        with np.load(path, allow_pickle=False) as file:
+        # np.load leaves a damaged file open.
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             self._arrays = {key: file[key] for key in file.files}
         meta = json.loads(str(self._arrays.pop("meta_json", "{}")))
         self.meta: dict = json.loads(json.dumps(meta), object_hook=Hyperparameters)

@@ -32,6 +32,7 @@ def train(config: ConfigDict, workdir: str) -> None:
 
     Raises:
         ConfigError: before anything is written.
+        BadImage: too many training images, or one to evaluate on, cannot be read.
         NonFinite: the loss stopped being finite; the newest checkpoint is good.
     """
     lead = processes.is_first()
@@ -95,7 +96,8 @@ def train(config: ConfigDict, workdir: str) -> None:
                 f"{checkpoints.steps() or 'none'}; lower optim.lr and run again"
             )
         if lead:
-            writer.write(step, {**values, "images_per_s": progress.images_per_s(), "data_wait_s": stream.waited_s})
+            data = {"data_wait_s": stream.waited_s, "bad_images": cache.bad.count}
+            writer.write(step, {**values, "images_per_s": progress.images_per_s(), **data})
             progress.show(step, values)
 
     pending: tuple[int, dict[str, jax.Array]] | None = None

@@ -1,6 +1,7 @@
 """From what a user names (a file, a directory, a model on Hugging Face) to arrays under that project's names."""
 
 import os
+import re
 
 from cmd_jax.weights.errors import WeightsError
 from cmd_jax.weights.files import read_safetensors
@@ -10,6 +11,8 @@ from cmd_jax.weights.pickled import read_pickled
 HUB_PREFIX = "hf:"
 SAFETENSORS = "model.safetensors"  # of a directory or repository of transformers and timm
 _PICKLED = (".pth", ".pt", ".bin")
+_WORD = r"\w(?:[\w.-]*\w)?"
+_HUB_NAME = re.compile(rf"{HUB_PREFIX}(?P<repository>{_WORD}/{_WORD})(?:@(?P<revision>{_WORD}(?:/{_WORD})*))?", re.ASCII)
 
 
 def read_source(source: str, network: str) -> Arrays:
@@ -42,15 +45,18 @@ def read_source(source: str, network: str) -> Arrays:
 
 def _download(source: str) -> str:
     """Fetches the arrays of a repository, or finds them in the local cache."""
+    # Both become parts of paths in the cache.
+    asked = _HUB_NAME.fullmatch(source)
+    if not asked or ".." in source:
+        raise WeightsError(f"{source} names no model; give {HUB_PREFIX}OWNER/NAME or {HUB_PREFIX}OWNER/NAME@REVISION")
     try:
         import huggingface_hub
     except ImportError:
         raise WeightsError(
             f"{source} needs huggingface_hub: pip install huggingface-hub, or download {SAFETENSORS} yourself and give its path"
         ) from None
-    repository, _, revision = source.removeprefix(HUB_PREFIX).partition("@")
     try:
-        return huggingface_hub.hf_hub_download(repository, SAFETENSORS, revision=revision or None)
+        return huggingface_hub.hf_hub_download(asked["repository"], SAFETENSORS, revision=asked["revision"])
     except (OSError, ValueError) as error:  # offline, no such repository or file, not a name
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise WeightsError(

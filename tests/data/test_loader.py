@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from cmd_jax.config import ConfigError, default
-from cmd_jax.data.decode import BadImage
+from cmd_jax.data.errors import BadImage
 from cmd_jax.data.loader import CanvasCache, Prefetch, batches, epoch_order
 from cmd_jax.data.sources import NO_BOXES, Record
 
@@ -91,16 +91,6 @@ def test_processes_read_their_rows_of_the_same_global_batches_and_decode_nothing
 def test_a_batch_that_does_not_divide_over_the_processes_is_refused():
     with pytest.raises(ConfigError, match=r"train\.batch_size 10 does not divide over 4 processes; use 8 or 12"):
         batches(CanvasCache(Numbered(20), section()), 20, 10, 0, 0, 1, 0, 4)
-
-
-def test_a_bad_image_comes_out_of_the_batch_that_holds_it():
-    class Damaged(Numbered):
-        def __getitem__(self, index):
-            return super().__getitem__(index)._replace(**({"encoded": b"x"} if index == 7 else {}))
-
-    stream = batches(CanvasCache(Damaged(10), section()), 10, 5, seed=0, first_step=0, threads=2)
-    with pytest.raises(BadImage, match=r"^7: not a readable picture"):
-        take(stream, 2)
 
 
 def test_prefetch_keeps_the_order_and_runs_ahead_in_another_thread():

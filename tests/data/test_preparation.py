@@ -10,8 +10,7 @@ from PIL import Image
 from cmd_jax.config import ConfigError
 from cmd_jax.data import preparation, progress
 from cmd_jax.data.builders import cub
-from cmd_jax.data.decode import BadImage
-from cmd_jax.data.errors import DatasetError
+from cmd_jax.data.errors import BadImage, DatasetError
 from tests.data import miniatures
 
 

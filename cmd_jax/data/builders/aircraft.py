@@ -97,9 +97,9 @@ def read_tables(archive: str, level: str) -> Tables:
     files = archives.read_all(archive, {f"{ROOT}/{name}" for name in names})
     lines = lambda name: [line.strip() for line in files[f"{ROOT}/{name}"].decode().splitlines() if line.strip()]
     path = lambda number: f"{ROOT}/images/{number}.jpg"
-    tables = Tables(lines(LEVELS[level]), {}, {}, {})
-    label = {name: position for position, name in enumerate(tables.class_names)}
     try:
+        tables = Tables(lines(LEVELS[level]), {}, {}, {})
+        label = {name: position for position, name in enumerate(tables.class_names)}
         for split, file in splits.items():
             for line in lines(file):
                 number, name = line.split(maxsplit=1)  # "0034309 Boeing 707": names hold spaces, dots and slashes

@@ -51,9 +51,8 @@ def read_tables(archive: str, root: str, parts: int) -> Tables:
         DatasetError: the file is no gzipped tar, a table is missing or not of this format.
     """
     files = archives.read_all(archive, {f"{root}/{name}" for name in FILES})
-    text = {name: files[f"{root}/{name}"].decode() for name in FILES}
     try:
-        return _parse(text, root, parts)
+        return _parse({name: files[f"{root}/{name}"].decode() for name in FILES}, root, parts)
     except (ValueError, KeyError, IndexError) as error:
         raise DatasetError(f"{archive}: its tables do not fit together ({error!r}); download the archive again") from error
 
@@ -77,6 +76,8 @@ def _parse(text: dict[str, str], root: str, parts: int) -> Tables:
         photos[number].box = np.array([y, x, y + height, x + width])
     for number, part, x, y, visible in rows("parts/part_locs.txt"):
         photos[number].parts[int(part) - 1] = float(y), float(x), float(visible)
+    if any(photo.label < 0 for photo in photos.values()):
+        raise ValueError("an image has no class")
     return Tables({photo.path: photo for photo in photos.values()}, [names[number] for number in used])
 
 

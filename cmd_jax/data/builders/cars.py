@@ -6,8 +6,8 @@ dead, so the files must be found elsewhere; where the original digests are known
 
 import io
 import os
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -45,6 +45,7 @@ TEST_LABELS = Archive(
 )
 IMAGES = Archive("car_ims.tgz", _GONE)
 ANNOTATIONS = Archive("cars_annos.mat", _GONE)
+T = TypeVar("T")
 
 
 class Car(NamedTuple):
@@ -102,13 +103,15 @@ def read_devkit(devkit: str, test_labels: str) -> tuple[list[str], dict[str, Car
         DatasetError: a file is missing or not of this format.
     """
     files = archives.read_all(devkit, {"devkit/cars_meta.mat", "devkit/cars_train_annos.mat"})
-    with open(test_labels, "rb") as file:
-        test = file.read()
+    class_names = _class_names(files["devkit/cars_meta.mat"], devkit)
     cars = {}
-    for split, content, where in (("train", files["devkit/cars_train_annos.mat"], devkit), ("test", test, test_labels)):
+    for split, content, where in (
+        ("train", files["devkit/cars_train_annos.mat"], devkit),
+        ("test", _read(test_labels), test_labels),
+    ):
         for row in _rows(content, where, "annotations"):
-            cars[f"cars_{split}/{_field(row, 'fname', where)}"] = _car(row, split, where)
-    return _class_names(files["devkit/cars_meta.mat"], devkit), cars
+            cars[f"cars_{split}/{_field(row, 'fname', where, str)}"] = _car(row, split, class_names, where)
+    return class_names, cars
 
 
 def read_combined(annotations: str) -> tuple[list[str], dict[str, Car]]:
@@ -117,13 +120,18 @@ def read_combined(annotations: str) -> tuple[list[str], dict[str, Car]]:
     Raises:
         DatasetError: the file is not of this format.
     """
-    with open(annotations, "rb") as file:
-        content = file.read()
+    content = _read(annotations)
+    class_names = _class_names(content, annotations)
     cars = {}
     for row in _rows(content, annotations, "annotations"):
-        split = "test" if int(_field(row, "test", annotations)) else "train"
-        cars[str(_field(row, "relative_im_path", annotations))] = _car(row, split, annotations)
-    return _class_names(content, annotations), cars
+        split = "test" if _field(row, "test", annotations, int) else "train"
+        cars[_field(row, "relative_im_path", annotations, str)] = _car(row, split, class_names, annotations)
+    return class_names, cars
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def _rows(content: bytes, where: str, variable: str) -> np.ndarray:
@@ -142,14 +150,22 @@ def _class_names(content: bytes, where: str) -> list[str]:
     return [str(name) for name in _rows(content, where, "class_names")]
 
 
-def _field(row: np.void, name: str, where: str):
-    if name not in (row.dtype.names or ()):
-        has = ", ".join(row.dtype.names or ()) or "none"
-        raise DatasetError(f"{where}: annotations have no field {name!r}, only {has}; get the file with labels")
-    return row[name]
+def _field(row: np.void, name: str, where: str, kind: Callable[[Any], T]) -> T:
+    fields = getattr(getattr(row, "dtype", None), "names", None) or ()
+    if name not in fields:
+        raise DatasetError(
+            f"{where}: annotations have no field {name!r}, only {', '.join(fields) or 'none'}; get the file with labels"
+        )
+    try:
+        return kind(row[name])
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DatasetError(f"{where}: {name} of an annotation is no {kind.__name__} ({error}); get the file again") from error
 
 
-def _car(row: np.void, split: str, where: str) -> Car:
-    xmin, ymin, xmax, ymax = (float(_field(row, f"bbox_{side}", where)) for side in ("x1", "y1", "x2", "y2"))
+def _car(row: np.void, split: str, class_names: list[str], where: str) -> Car:
+    xmin, ymin, xmax, ymax = (_field(row, f"bbox_{side}", where, float) for side in ("x1", "y1", "x2", "y2"))
+    label = _field(row, "class", where, int) - 1
+    if not 0 <= label < len(class_names):
+        raise DatasetError(f"{where}: class {label + 1} is none of 1 to {len(class_names)}; get the file again")
     # 1-based, the last pixel included
-    return Car(int(_field(row, "class", where)) - 1, split, np.array([ymin - 1, xmin - 1, ymax, xmax]))
+    return Car(label, split, np.array([ymin - 1, xmin - 1, ymax, xmax]))

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import ExifTags, Image
+from PIL import Image
 
-from cmd_jax.data.decode import FORMATS, BadImage
-from cmd_jax.data.errors import DatasetError
+from cmd_jax.data.decode import FORMATS, orientation
+from cmd_jax.data.errors import BadImage, DatasetError
 
 # Parts are points; for pointing a part is a square around its point with this share of the object's longer side.
 PART_SIDE = 0.15
@@ -46,22 +46,24 @@ def example(
         banner_px: rows at the bottom that are no part of the picture; fractions are of what is above.
 
     Raises:
-        BadImage: the bytes are no picture.
+        BadImage: the bytes are no picture, or one without rows above the banner.
     """
     try:
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as opened:
             width, height = opened.size
-            orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
+            turned = orientation(opened)
     # Pillow's plugins raise many types on damaged files; all of them mean the same here.
     except Exception as error:
         raise BadImage(f"{name}: not a readable picture ({error}); download the archive again") from error
+    if height <= banner_px:
+        raise BadImage(f"{name}: {height} rows are all of the banner of {banner_px}; download the archive again")
     scale = np.array([height - banner_px, width], np.float64)
     content = {"image": io.BytesIO(encoded), "label": label, "id": name}
-    content["box"] = _turn_boxes(np.clip(box / np.tile(scale, 2), 0, 1).reshape(1, 4), orientation)[0].astype(np.float32)
+    content["box"] = _turn_boxes(np.clip(box / np.tile(scale, 2), 0, 1).reshape(1, 4), turned)[0].astype(np.float32)
     if parts is not None:
-        points = _turn(parts[:, :2] / scale, orientation)
+        points = _turn(parts[:, :2] / scale, turned)
         content["part_locations"] = np.concatenate([points, parts[:, 2:]], axis=1).astype(np.float32)
-        content["part_boxes"] = (_turn_boxes(part_boxes(parts, box, scale), orientation) * parts[:, 2:]).astype(np.float32)
+        content["part_boxes"] = (_turn_boxes(part_boxes(parts, box, scale), turned) * parts[:, 2:]).astype(np.float32)
     return name, content
 
 

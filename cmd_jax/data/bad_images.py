@@ -1,0 +1,63 @@
+"""What training does about images that cannot be read: the next one takes their place, and too many end the run."""
+
+import sys
+import threading
+
+import numpy as np
+
+from cmd_jax.data.errors import BadImage
+
+MAX_SHARE = 0.001  # of the images; one is allowed however few there are
+MAX_IN_A_ROW = 10
+
+
+class BadImages:
+    """The bad images of a split: each is logged once to the error stream, and counted.
+
+    A share is the sign of a dataset that went wrong, a row of them that of a damaged part of it. One bad image is allowed in
+    any folder, so that a single bad photo never ends a small run; two are too many below 2,000 images.
+
+    Args:
+        flags: [N], written to: not 0 where an image is bad. It may hold what an earlier process found.
+    """
+
+    def __init__(self, flags: np.ndarray):
+        self._flags, self._logged, self._lock = flags, set(), threading.Lock()
+        self.allowed = max(1, int(len(flags) * MAX_SHARE))
+
+    @property
+    def count(self) -> int:
+        """Bad images that this process or an earlier one with the same flags has found."""
+        return int(np.count_nonzero(self._flags))
+
+    def note(self, index: int, reason: str) -> None:
+        """An image turned out to be bad.
+
+        Args:
+            index: of the image.
+            reason: starts with its path or id.
+
+        Raises:
+            BadImage: they are too many.
+        """
+        with self._lock:
+            self._flags[index] = 1
+            if index not in self._logged:
+                self._logged.add(index)
+                print(f"bad image, the next one takes its place: {reason}", file=sys.stderr, flush=True)
+            images, count = len(self._flags), self.count
+            if count > self.allowed:
+                raise BadImage(
+                    f"{reason}; {count} bad images of {images:,} are over the limit of {self.allowed} (0.1 %): repair the data"
+                )
+            if self._in_a_row(index) >= min(MAX_IN_A_ROW, images):
+                raise BadImage(f"{reason}; {self._in_a_row(index)} images in a row are bad: repair the data")
+
+    def _in_a_row(self, index: int) -> int:
+        """Length of the row of bad images around one, which ends at MAX_IN_A_ROW to either side and at the split's ends."""
+        first = last = index
+        while first > max(0, index - MAX_IN_A_ROW) and self._flags[first - 1]:
+            first -= 1
+        while last < min(len(self._flags) - 1, index + MAX_IN_A_ROW) and self._flags[last + 1]:
+            last += 1
+        return last - first + 1

@@ -1,0 +1,9 @@
+"""Names that come from data, made safe for terminals, tables and captions."""
+
+
+def printable(name: str) -> str:
+    r"""The name with what cannot be printed spelled out: a line feed as \n, an escape sequence's start as \x1b.
+
+    Control characters, marks that turn the direction of writing, and bytes of a file's name that are no UTF-8 count.
+    """
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in name)

@@ -1,0 +1,167 @@
+"""A bad image in training: the next one takes its place whoever reads and when, once said, counted, and limited."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from cmd_jax.data.bad_images import BadImages
+from cmd_jax.data.errors import BadImage
+from cmd_jax.data.loader import CanvasCache, batches
+from cmd_jax.evaluation.features import eval_images
+from cmd_jax.training import loop
+from tests.data.test_loader import Numbered, section, take
+
+
+class Damaged(Numbered):
+    """Images whose pixels are their index; those of `bad` cannot be decoded."""
+
+    def __init__(self, count, bad, files=()):
+        super().__init__(count, files)
+        self.broken = set(bad)
+
+    def __getitem__(self, index):
+        record = super().__getitem__(index)
+        return record._replace(encoded=b"x", name=f"photos/{index}.jpg") if int(index) in self.broken else record
+
+
+def _flags(count):
+    return np.zeros(count, np.uint32)
+
+
+@pytest.mark.parametrize("kind", ["ram", "disk", "none"])
+def test_the_next_image_takes_its_place_and_its_own_index_stays(kind, tmp_path, capsys):
+    config = section(cache=kind, cache_dir=str(tmp_path))
+    whole = take(batches(CanvasCache(Numbered(2000), section(cache="none")), 2000, 300, 0, 0, 2), 7)
+    for source, expected in ((Damaged(2000, [7, 8]), {7: 9, 8: 9}), (Damaged(2000, [1999]), {1999: 0})):
+        cache = CanvasCache(source, config)
+        found = take(batches(cache, 2000, 300, seed=0, first_step=0, threads=2), 7)
+        for batch, good in zip(found, whole, strict=True):
+            np.testing.assert_array_equal(batch.index, good.index)
+            shown = [expected.get(index, index) for index in batch.index.tolist()]
+            np.testing.assert_array_equal(batch.canvas[:, 0, 0, 0], np.array(shown).clip(max=255))
+            np.testing.assert_array_equal(batch.size, good.size)
+        said = capsys.readouterr().err.splitlines()
+        assert sorted(line.split()[8] for line in said) == sorted(f"photos/{index}.jpg:" for index in expected)
+        assert cache.bad.count == len(expected)
+        for file in tmp_path.iterdir():
+            file.unlink()
+
+
+def test_a_file_on_disk_remembers_bad_images_and_later_runs_say_so(tmp_path, capsys):
+    data = tmp_path / "data.bin"
+    data.write_bytes(b"1")
+    config = section(cache="disk", cache_dir=str(tmp_path / "cache"))
+    first = CanvasCache(Damaged(20, [4], [data]), config)
+    pictures = [first.load(index)[0].copy() for index in range(20)]
+    assert capsys.readouterr().err.count("photos/4.jpg: not a readable picture") == 1
+    # The file would be readable now: what the run reads must stay what it was.
+    later = CanvasCache(Numbered(20, [data]), config)
+    assert later.bad.count == 1
+    for index in range(20):
+        np.testing.assert_array_equal(later.load(index)[0], pictures[index])
+    np.testing.assert_array_equal(pictures[4], pictures[5])
+    assert "4: was bad when" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_what_is_read_depends_neither_on_processes_nor_on_the_first_step(processes):
+    rows = []
+    for process in range(processes):
+        cache = CanvasCache(Damaged(40, [3]), section(cache="ram"))
+        for first in (0, 5):
+            parts = take(batches(cache, 40, 8, 1, first, 2, process, processes), 10 - first)
+            rows.append((first, process, parts[5 - first :]))
+    for start in (0, 5):
+        parts = [parts for first, _, parts in rows if first == start]
+        joined = [np.concatenate([part.canvas for part in step]) for step in zip(*parts, strict=True)]
+        single = take(batches(CanvasCache(Damaged(40, [3]), section(cache="none")), 40, 8, 1, 5, 2), 5)
+        for ours, theirs in zip(joined, single, strict=True):
+            np.testing.assert_array_equal(ours, theirs.canvas)
+
+
+@pytest.mark.parametrize(("images", "allowed"), [(2, 1), (24, 1), (1999, 1), (2000, 2), (5994, 5), (1_281_167, 1281)])
+def test_more_than_a_thousandth_and_more_than_one_end_the_run(images, allowed, capsys):
+    bad = BadImages(_flags(images))
+    assert bad.allowed == allowed
+    spread = range(0, images, max(1, images // (allowed + 1)))
+    for index in spread[:allowed]:
+        bad.note(index, f"photos/{index}.jpg: broken")
+        bad.note(index, f"photos/{index}.jpg: broken")  # said and counted once
+    assert bad.count == allowed
+    assert len(capsys.readouterr().err.splitlines()) == allowed
+    with pytest.raises(BadImage, match=rf"^photos/\d+\.jpg: broken; {allowed + 1} bad images of {images:,} are over the limit"):
+        bad.note(spread[allowed], f"photos/{spread[allowed]}.jpg: broken")
+
+
+def test_ten_in_a_row_end_the_run():
+    bad = BadImages(_flags(100_000))
+    order = [50, 52, 51, 53, 56, 55, 57, 58, 59]  # however they are met
+    for index in order:
+        bad.note(index, f"{index}: broken")
+    with pytest.raises(BadImage, match=r"^54: broken; 10 images in a row are bad"):
+        bad.note(54, "54: broken")
+    cache = CanvasCache(Damaged(20_000, range(11, 21)), section(cache="none"))
+    with pytest.raises(BadImage, match=r"^photos/20\.jpg: .*10 images in a row"):
+        cache.load(11)
+
+
+def test_nothing_but_bad_images():
+    with pytest.raises(BadImage, match=r"^photos/0\.jpg: .*; 1 images in a row are bad"):
+        CanvasCache(Damaged(1, [0]), section()).load(0)
+    with pytest.raises(BadImage, match=r"; 2 bad images of 2 are over the limit of 1 "):
+        CanvasCache(Damaged(2, [0, 1]), section()).load(0)
+
+
+def _copy(photo_folder, root):
+    for path in photo_folder.rglob("*.png"):
+        target = root / path.relative_to(photo_folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    return root
+
+
+def test_a_run_goes_on_past_one_bad_image_bit_for_bit_and_stops_at_the_second(tiny_config, photo_folder, tmp_path, capsys):
+    """The second run decodes nothing that the first has found bad; it was stopped in the middle."""
+    folder = _copy(photo_folder, tmp_path / "photos")
+    (folder / "train" / "a class" / "3.png").write_bytes(b"no picture")
+    tiny_config.data.source, tiny_config.data.folder = "folder", str(folder / "train")  # no labels, no evaluation
+    tiny_config.data.eval_folder = None
+    for path in sorted((folder / "train").rglob("*.png")):
+        path.rename(folder / "train" / f"{path.parent.name.strip('<>')} {path.name}")
+    for directory in [path for path in (folder / "train").iterdir() if path.is_dir()]:
+        directory.rmdir()
+    loop.train(tiny_config, str(tmp_path / "whole"))
+    assert capsys.readouterr().err.count("a class 3.png: not a readable picture") == 1
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["bad_images"] == 1
+
+    put, calls = jax.device_put, []
+
+    def killed(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return put(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.jax, "device_put", killed)
+        with pytest.raises(KeyboardInterrupt):
+            loop.train(tiny_config, str(tmp_path / "parts"))
+    loop.train(tiny_config, str(tmp_path / "parts"))
+    again = [json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
+    free = ("images_per_s", "data_wait_s", "bad_images")
+    numbers = lambda lines: [{key: line[key] for key in line if key not in free} for line in lines]
+    assert numbers(again) == numbers(lines)
+
+    (folder / "train" / "b.class 1.png").write_bytes(b"")
+    with pytest.raises(BadImage, match=r"png: .*; 2 bad images of 24 are over the limit of 1 \(0\.1 %\): repair the data"):
+        loop.train(tiny_config, str(tmp_path / "stopped"))
+
+
+def test_evaluation_never_skips(tiny_config):
+    tiny_config.eval.resize_px, tiny_config.eval.crop_px = 8, 8
+    with pytest.raises(BadImage, match=r"^photos/3\.jpg: not a readable picture"):
+        list(eval_images(Damaged(5, [3]), tiny_config))
+    assert len(list(eval_images(Numbered(5), tiny_config))) == 5
