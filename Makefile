@@ -6,6 +6,8 @@ VENV_TORCH := .venv-torch
 RUN_TORCH := $(VENV_TORCH)/bin/python
 VENV_LAUNCH := .venv-launch
 RUN_LAUNCH := $(VENV_LAUNCH)/bin/python
+VENV_TPU := .venv-tpu
+RUN_TPU := $(VENV_TPU)/bin/python
 
 # Tests run in two processes: most of their time is the compiler's, which uses one core.
 WORKERS ?= 2
@@ -13,7 +15,7 @@ WORKERS ?= 2
 GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 export GLIBC_TUNABLES
 
-.PHONY: setup demo smoke test test-torch test-launch benchmarks lint lock clean
+.PHONY: setup demo smoke test test-torch test-launch benchmarks tpu-compile scaling lint lock clean
 
 setup: $(VENV)/.installed
 
@@ -65,6 +67,23 @@ benchmarks: setup $(VENV_TORCH)/.installed
 	$(RUN) -m benchmarks.step
 	$(RUN) -m benchmarks.input_pipeline
 
+# The train step compiled for TPU slices that are not here: does it fit their memory? Fails if it does not. Up to an hour.
+tpu-compile: $(VENV_TPU)/.installed
+	$(RUN_TPU) -m benchmarks.tpu_compile
+
+# What a step computes and sends on 1 to 256 chips, read from the compiled programs.
+scaling: $(VENV_TPU)/.installed
+	$(RUN_TPU) -m benchmarks.scaling --meshes cpu:1 cpu:2 cpu:4 cpu:8 v5e:1x1 v5e:2x2 v5e:2x4 v5e:16x16 v5e:16x16:4
+
+# libtpu, the compiler, is 140 MB; where it is installed JAX looks for a TPU, so it has an environment of its own.
+$(VENV_TPU)/.installed: requirements.lock setup.cfg pyproject.toml
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found; install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV_TPU)
+	$(RUN_TPU) -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(RUN_TPU) -m pip install --quiet --disable-pip-version-check --constraint requirements.lock 'jax[tpu]'
+	$(RUN_TPU) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
 lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -79,4 +98,4 @@ lock: setup
 		tests/launch/requirements.in --output-file requirements-launch.lock
 
 clean:
-	rm -rf $(VENV) $(VENV_TORCH) $(VENV_LAUNCH) runs
+	rm -rf $(VENV) $(VENV_TORCH) $(VENV_LAUNCH) $(VENV_TPU) runs

@@ -11,14 +11,9 @@ from ml_collections import config_flags
 
 from cmd_jax import files
 from cmd_jax.config import ConfigDict, ConfigError
-<<<<<<< HEAD
-from cmd_jax.data.decode import BadImage
-from cmd_jax.data.errors import DatasetError
-from cmd_jax.training import processes
-=======
 from cmd_jax.data.errors import BadImage, DatasetError
 from cmd_jax.data.text import printable
->>>>>>> data
+from cmd_jax.training import processes
 from cmd_jax.training.checkpoint import CheckpointError
 from cmd_jax.training.health import NonFinite
 from cmd_jax.weights.errors import WeightsError

@@ -1,12 +1,13 @@
 """What a configuration and its data define before the first step: network, optimizer, shardings, the compiled step."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import optax
 
 from cmd_jax import config as config_lib
-from cmd_jax.config import ConfigDict, ConfigError
+from cmd_jax.config import ConfigDict, ConfigError, Hardware
 from cmd_jax.data.cache import plan
 from cmd_jax.data.loader import Batch
 from cmd_jax.data.sources import Source, eval_section, open_source, where
@@ -78,9 +79,24 @@ def prepare_run(config: ConfigDict) -> Run:
         raise ConfigError(
             f"train.batch_size is {config.train.batch_size}, but there are {len(source)} training images; use at most that"
         )
-    config = config_lib.resolve(config, len(source), all_hardware())
+    return build_run(config, source, all_hardware())
+
+
+def build_run(config: ConfigDict, source: Source, hardware: Hardware, devices: Sequence[jax.Device] | None = None) -> Run:
+    """Resolves a configuration and builds its step.
+
+    Args:
+        config: as given.
+        source: of the training images; only their number counts here.
+        hardware: that the run is for.
+        devices: as in `make_shardings`; for devices that are elsewhere the step can be compiled, and nothing else.
+
+    Raises:
+        ConfigError: a value cannot work.
+    """
+    config = config_lib.resolve(config, len(source), hardware)
     validate(config)
-    shardings = make_shardings(config)
+    shardings = make_shardings(config, devices)
     network = make_network(config)
     optimizer = adamw(
         config.optim.clip_grad, round(config.optim.freeze_last_layer_epochs * steps_per_epoch(config, len(source)))

@@ -7,6 +7,8 @@ Batches are split over `data` and every parameter lies on every device, unless
 - `mesh.fsdp` is on: every larger array of the state is split over `data` too, and parameters are gathered for use alone.
 """
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -53,19 +55,26 @@ class Shardings(NamedTuple):
         return NamedSharding(self.mesh, PartitionSpec(*axes))
 
 
-def make_shardings(config: ConfigDict) -> Shardings:
+def make_shardings(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Shardings:
     """The mesh of a configuration over the devices of all processes.
+
+    Args:
+        config: resolved or not.
+        devices: None: those that there are. Those of a topology that is elsewhere can be compiled for.
 
     Raises:
         ConfigError: devices, batch or prototypes do not divide.
     """
-    data, model = mesh_shape(config, jax.device_count())
-    if jax.local_device_count() % model:
-        raise ConfigError(
-            f"mesh.model is {model}, but each process has {jax.local_device_count()} devices; use a divisor of that, so that "
-            "the prototypes of one batch row stay within a process"
-        )
-    return Shardings(jax.make_mesh((data, model), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2), config.mesh.fsdp)
+    devices = jax.devices() if devices is None else devices
+    data, model = mesh_shape(config, len(devices))
+    for count in Counter(device.process_index for device in devices).values():
+        if count % model:
+            raise ConfigError(
+                f"mesh.model is {model}, but a process has {count} devices; use a divisor of that, so that "
+                "the prototypes of one batch row stay within a process"
+            )
+    mesh = jax.make_mesh((data, model), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2, devices=devices)
+    return Shardings(mesh, config.mesh.fsdp)
 
 
 def mesh_shape(config: ConfigDict, devices: int) -> tuple[int, int]:
