@@ -164,6 +164,7 @@ def default() -> ConfigDict:
     config.train.log_every_steps = 10
     config.train.checkpoint_every_epochs = 10.0
     config.train.keep_checkpoints = 3
+    config.train.stop_on_collapse = False  # end with exit code 70 where a collapse would otherwise be warned of
 
     config.eval = ConfigDict()
     config.eval.every_epochs = 0.0  # 0: only of the untrained and of the final teacher
