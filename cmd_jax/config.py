@@ -287,11 +287,29 @@ def save(config: ConfigDict, path: str) -> None:
 
 
 def load(path: str) -> ConfigDict:
-    """Reads a configuration that `save` wrote."""
-    with open(path, encoding="utf-8") as file:
-        stored = json.load(file)
+    """Reads a configuration that `save` wrote; keys that it lacks get their default.
+
+    Raises:
+        ConfigError: the file is no configuration.
+    """
     config = default()
     with config.unlocked(), config.ignore_type():
-        config.update(stored)
+        config.update(read_json(path))
     config.lock()
     return config
+
+
+def read_json(path: str) -> dict[str, Any]:
+    """What `save` wrote, by section.
+
+    Raises:
+        ConfigError: the file is no configuration.
+    """
+    with open(path, encoding="utf-8") as file:
+        try:
+            stored = json.load(file)
+        except ValueError as error:
+            raise ConfigError(f"{path} is no JSON ({error}); restore it, or give another --workdir") from error
+    if not isinstance(stored, dict):
+        raise ConfigError(f"{path} is no configuration but a {type(stored).__name__}; restore it, or give another --workdir")
+    return stored

@@ -14,7 +14,9 @@ USAGE = """Trains a teacher without labels and evaluates it; run again with the 
 
 The configuration is a Python file, with a preset after a colon (configs/demo.py:smoke); every value of it can be set by
 --config.SECTION.KEY=VALUE. Written to --workdir: config.json, metrics.jsonl, checkpoints/, tb/ (TensorBoard), eval/STEP/,
-report/. Exit codes: 0 done, 64 bad flag or configuration, 65 bad data or checkpoint, 70 loss not finite."""
+report/. Exit codes: 0 done; 64 bad flag or configuration, or out of memory; 65 bad data or checkpoint, or disk full;
+70 loss not finite or teacher collapsed; 75 preempted and saved, run again to continue; 130 interrupted by Ctrl-C; any other:
+run again. --debug shows the traceback of an error."""
 
 config_flags.DEFINE_config_file("config", None, "configuration FILE[:PRESET]", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run; one with checkpoints is continued")
@@ -25,6 +27,8 @@ def main() -> None:
     config = cli.given_config()
     if _WORKDIR.value is None and not _DRY_RUN.value:
         raise ConfigError("--workdir is missing; pass a directory such as --workdir=runs/demo")
+    if _WORKDIR.value is not None:
+        cli.check_workdir(_WORKDIR.value)
     cli.join_processes()
     from cmd_jax.training import loop, run  # imported after the flags are checked: it loads jax
 

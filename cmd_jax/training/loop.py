@@ -16,6 +16,7 @@ from cmd_jax.training import processes
 from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.health import Collapsed, CollapseWatch, read_bad_step, watched_from
 from cmd_jax.training.metrics import MetricsWriter, Progress
+from cmd_jax.training.resume import check_unchanged
 from cmd_jax.training.run import prepare_run
 from cmd_jax.training.schedules import steps_per_epoch
 from cmd_jax.training.sharding import local_copy
@@ -29,7 +30,7 @@ def train(config: ConfigDict, workdir: str) -> None:
         workdir: where everything is written; a directory with checkpoints is continued.
 
     Raises:
-        ConfigError: before anything is written.
+        ConfigError: before anything is written; also when the directory's run was started with other values.
         NonFinite: the loss stopped being finite; the newest checkpoint is good.
         Collapsed: the teacher collapsed, and `train.stop_on_collapse` is set.
     """
@@ -43,6 +44,7 @@ def train(config: ConfigDict, workdir: str) -> None:
     os.makedirs(workdir, exist_ok=True)
     checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
     if checkpoints.steps():
+        check_unchanged(config, workdir)
         state = checkpoints.restore_state(run.abstract_state())
         say(f"continuing {workdir} at step {int(state.step)} of {run.steps}")
     else:
