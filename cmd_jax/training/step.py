@@ -149,8 +149,9 @@ def make_apply(
         # The EMA reads the new parameters alone, so that they are written in place of the old ones.
         student = jax.lax.optimization_barrier(optax.apply_updates(state.student, updates))
         momentum = schedules.teacher_momentum(state.step)
-        teacher = ema(state.teacher, student, jnp.where(good, momentum, 1.0))
-        centers = jax.tree.map(lambda new, old: jnp.where(good, new, old), outcome.centers, state.centers)
+        choose = lambda new, old: jnp.where(good, new, old)  # no product with 0: that of NaN is NaN
+        teacher = jax.tree.map(choose, ema(state.teacher, student, momentum), state.teacher)
+        centers = jax.tree.map(choose, outcome.centers, state.centers)
         bad_steps = health.count_bad(state.bad_steps, good)
         metrics = {
             "loss": outcome.loss,

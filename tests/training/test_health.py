@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmd_jax.config import ConfigError
-from cmd_jax.training import loop
+from cmd_jax.training import health, loop
 from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.health import (
     LOGS_IN_ROW,
@@ -18,6 +17,7 @@ from cmd_jax.training.health import (
     Collapsed,
     CollapseWatch,
     NonFinite,
+    Sign,
     feature_std,
     mil_entropy,
     relative_entropy,
@@ -250,3 +250,37 @@ def test_a_healthy_run_is_not_warned_of(finished):
     lines = [line for line in _lines(finished[0]) if "loss" in line]
     assert not any(watch.read(line["step"], line) for line in lines)
     assert len(lines) == STEPS
+
+
+def test_a_teacher_without_centers_collapses_and_is_told(tiny_config):
+    tiny_config.method.center_momentum, tiny_config.method.teacher_temp = 1.0, 0.05  # the centers stay 0
+    tiny_config.method.teacher_momentum, tiny_config.optim.lr = 0.9, 0.1
+    tiny_config.optim.warmup_epochs, tiny_config.train.epochs = 1.0, 200.0
+    state, step = _setup(tiny_config)
+    watch, told, usage = CollapseWatch(watched_from(tiny_config, train_images=16), images=8), {}, []
+    for number in range(1, 51):
+        state, metrics = step(state, _batch())
+        usage.append(float(metrics["marginal_entropy"]))
+        if number % 5 == 0:
+            found = watch.read(number, {name: float(value) for name, value in metrics.items()})
+            told |= {number: found} if found else {}
+    assert usage[0] > 0.5  # more than five prototypes of 24
+    assert max(usage[-10:]) < 0.05
+    assert len(told) == 1
+    (finding,) = next(iter(told.values()))
+    assert "collapse: all images have the same prototype (marginal_entropy 0.0" in finding
+    assert "set method.centering=sinkhorn, or lower method.center_momentum" in finding
+
+
+def test_a_collapse_is_warned_of_or_ends_the_run_as_configured(config, tmp_path, monkeypatch, capsys):
+    always = Sign("feature_std", alarm=10.0, healthy=20.0, finding="made up", advice="do nothing")
+    monkeypatch.setattr(health, "SIGNS", (always,))
+    monkeypatch.setattr(loop, "watched_from", lambda config, train_images: 1)
+    loop.train(config, str(tmp_path / "warned"))
+    out = capsys.readouterr().out
+    assert re.findall(r"warning: step (\d): collapse: made up \(feature_std .*\); do nothing", out) == ["4"]
+    assert _steps(tmp_path / "warned") == [3, 6]
+    config.train.stop_on_collapse = True
+    with pytest.raises(Collapsed, match=r"step 4: collapse: made up .*; do nothing; checkpoints: \[3\]"):
+        loop.train(config, str(tmp_path / "stopped"))
+    assert _steps(tmp_path / "stopped") == [3]
