@@ -267,7 +267,7 @@ for shape in ((2, 4), (4, 2)):
     split = jax.jit(
         partial(gradients, streaming=Streaming(7, targets=targets, mesh=mesh)),
         in_shardings=(images, pair, images, of_teacher),
-        out_shardings=(Distilled(alike, alike, images), (images, pair, images), rows),
+        out_shardings=(Distilled(alike, alike, images, alike), (images, pair, images), rows),
     )
     compiled = split.lower(student, prototypes, scorer, teacher).compile()
     assert "all-gather" not in compiled.as_text(), "something of size K is gathered"
