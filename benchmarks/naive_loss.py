@@ -16,8 +16,11 @@ def naive_terms(
     teacher: TeacherRows,
     pairings: tuple[Pairing, ...],
     student_temp: float,
-) -> tuple[dict[str, jax.Array], jax.Array]:
-    """The four terms and the teacher's entropy; arguments as of `prototypes.distil`."""
+) -> tuple[dict[str, jax.Array], tuple[jax.Array, jax.Array]]:
+    """The four terms, and the entropies of the teacher's distributions and of their mean.
+
+    Arguments are those of `prototypes.distil`.
+    """
     times = lambda z, rows: jnp.einsum("...d,kd->...k", z, rows, precision="highest")
     image_probs, region_probs = (
         jax.lax.stop_gradient(jax.nn.softmax((times(z, rows) - center) / teacher.temp, axis=-1))
@@ -41,4 +44,5 @@ def naive_terms(
                 terms["inter_student"] += weight * jnp.sum(of_bag[:, v])
     mixture = jnp.sum(inter_teacher_weights[..., None] * region_probs, axis=2)
     terms["inter_teacher"] = jnp.mean(divergence(mixture, image_probs))
-    return terms, -jnp.sum(jax.scipy.special.xlogy(image_probs, image_probs), axis=-1)
+    entropy = lambda probs: -jnp.sum(jax.scipy.special.xlogy(probs, probs), axis=-1)
+    return terms, (entropy(image_probs), entropy(jnp.mean(image_probs, axis=(0, 1))))

@@ -1,9 +1,13 @@
 """What every binary shares: a user's mistake ends with one clear line and an exit code, not with a traceback."""
 
+import errno
 import functools
 import os
+import shutil
 import sys
+import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
 import jax
 from absl import app, flags, logging
@@ -15,10 +19,36 @@ from cmd_jax.data.errors import BadImage, DatasetError
 from cmd_jax.data.text import printable
 from cmd_jax.training import processes
 from cmd_jax.training.checkpoint import CheckpointError
-from cmd_jax.training.health import NonFinite
+from cmd_jax.training.health import Collapsed, NonFinite
 from cmd_jax.weights.errors import WeightsError
 
-BAD_CONFIG, BAD_DATA, SICK_RUN = 64, 65, 70  # 0 is success; launchers retry on any other code
+# 0 is success; launchers retry on any other code, a crash of the machine for example.
+BAD_CONFIG, BAD_DATA, SICK_RUN, PREEMPTED, INTERRUPTED = 64, 65, 70, 75, 130
+EXIT_CODES: dict[type[Exception], int] = {
+    ConfigError: BAD_CONFIG,
+    BadImage: BAD_DATA,
+    DatasetError: BAD_DATA,
+    CheckpointError: BAD_DATA,
+    WeightsError: BAD_DATA,
+    NonFinite: SICK_RUN,
+    Collapsed: SICK_RUN,
+}
+LESS_MEMORY = (
+    "raise train.accumulate, set model.remat=full or model.dtype=bfloat16, lower method.prototype_chunk, views.local_count or "
+    "train.batch_size (in an evaluation eval.batch_size)"
+)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_PATH = {  # errors of the system that a path on the command line or in the configuration causes, with the remedy
+    errno.EACCES: "allow it, or choose another path",
+    errno.EPERM: "allow it, or choose another path",
+    errno.EROFS: "choose a path that can be written",
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "a file lies where a directory should; choose another path",
+    errno.EEXIST: "a file lies where a directory should; choose another path",
+    errno.EISDIR: "a directory lies where a file should; choose another path",
+    errno.ENAMETOOLONG: "choose a shorter path",
+    errno.ELOOP: "its links lead in a circle; choose another path",
+}
 
 _DEBUG = flags.DEFINE_bool("debug", False, "show the traceback of an error")
 _COMPILE_CACHE = flags.DEFINE_string(
@@ -70,6 +100,8 @@ def given_config() -> ConfigDict:
     config, remedy = flags.FLAGS["config"].value, "pass a file such as --config=configs/demo.py"
     if config is None:
         raise ConfigError(f"--config is missing; {remedy}")
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"get_config returned a {type(config).__name__}; return cmd_jax.config.default(), changed")
     path = config_flags.get_config_filename(flags.FLAGS["config"])
     if not os.path.exists(path.split(":")[0]):
         raise ConfigError(f"--config={path} does not exist; {remedy}")
@@ -82,45 +114,84 @@ def check_workdir(workdir: str) -> None:
     Raises:
         ConfigError: it cannot.
     """
-    refusal = files.refusal(workdir)
-    if refusal:
-        raise ConfigError(f"--workdir={refusal}")
+    if files.is_remote(workdir):
+        refusal = files.refusal(workdir)
+        if refusal:
+            raise ConfigError(f"--workdir={refusal}")
+        return
+    place = os.path.abspath(workdir)
+    while not os.path.exists(place):
+        place = os.path.dirname(place)
+    if not os.path.isdir(place):
+        raise ConfigError(f"--workdir={workdir} cannot be a directory, {place} is a file; choose another")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(f"--workdir={workdir} cannot be written, {place} does not allow it; choose another")
 
 
 def _parse(arguments: list[str], words: int) -> list[str]:
+    debug = "--debug" in arguments  # not parsed when parsing is what fails
     try:
         rest = flags.FLAGS(arguments)
+        if len(rest) > 1 + words:
+            raise ConfigError(f"unexpected argument {rest[1 + words]!r}; every option starts with --")
     except (flags.Error, KeyError, AttributeError, ValueError, OSError) as error:
-        _stop(BAD_CONFIG, error)
+        _stop(BAD_CONFIG, _one_line(error), debug)
+    except Exception as error:  # a configuration is a program of the user's
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        place = "" if isinstance(error, SyntaxError) else f" ({where.filename}, line {where.lineno})"
+        _stop(BAD_CONFIG, f"{type(error).__name__}: {error}{place}", debug)
     except SystemExit:  # absl ends with 1 after printing a --help
         sys.exit(0)
-    if len(rest) > 1 + words:
-        _stop(BAD_CONFIG, ConfigError(f"unexpected argument {rest[1 + words]!r}; every option starts with --"))
     logging.set_verbosity(logging.ERROR)
     return rest
 
 
 def _guarded(main: Callable[[], None]) -> None:
-    codes = {
-        ConfigError: BAD_CONFIG,
-        BadImage: BAD_DATA,
-        DatasetError: BAD_DATA,
-        CheckpointError: BAD_DATA,
-        WeightsError: BAD_DATA,
-        NonFinite: SICK_RUN,
-    }
     if _COMPILE_CACHE.value:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(_COMPILE_CACHE.value))
     try:
         main()
-    except tuple(codes) as error:
-        if _DEBUG.value:
+    except Exception as error:
+        judged = _judge(error)
+        if judged is None:
             raise
-        _stop(next(code for kind, code in codes.items() if isinstance(error, kind)), error)
+        _stop(*judged, debug=_DEBUG.value)
+    except KeyboardInterrupt:
+        _stop(INTERRUPTED, "interrupted", debug=_DEBUG.value)
 
 
-def _stop(code: int, error: Exception) -> None:
-    print(f"error: {printable(_one_line(error))}", file=sys.stderr)
+def _judge(error: Exception) -> tuple[int, str] | None:
+    """Exit code and message of an error that running again does not cure; None of any other."""
+    for kind, code in EXIT_CODES.items():
+        if isinstance(error, kind):
+            return code, _one_line(error)
+    if isinstance(error, MemoryError | jax.errors.JaxRuntimeError):
+        text = _one_line(error)
+        # The same program takes the same memory the next time.
+        return (BAD_CONFIG, f"out of memory ({text}); {LESS_MEMORY}") if _is_memory(error, text) else None
+    if isinstance(error, OSError) and error.errno in _FULL:
+        place = os.fspath(error.filename or ".")
+        return BAD_DATA, f"{place}: {error.strerror}, {_free_gib(place):.2f} GiB are free; make room and run again"
+    if isinstance(error, OSError) and error.errno in _PATH and error.filename is not None:
+        return BAD_CONFIG, f"{os.fsdecode(error.filename)}: {error.strerror}; {_PATH[error.errno]}"
+    return None
+
+
+def _is_memory(error: Exception, text: str) -> bool:
+    return isinstance(error, MemoryError) or text.startswith("RESOURCE_EXHAUSTED")
+
+
+def _free_gib(path: str) -> float:
+    while not os.path.exists(path):
+        path = os.path.dirname(path) or "."
+    return shutil.disk_usage(path).free / 2**30
+
+
+def _stop(code: int, message: str, debug: bool) -> NoReturn:
+    """Ends the process from inside an `except`."""
+    if debug:
+        traceback.print_exc()
+    print(message if code == INTERRUPTED else f"error: {printable(message)}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -165,6 +165,7 @@ def default() -> ConfigDict:
     config.train.log_every_steps = 10
     config.train.checkpoint_every_epochs = 10.0
     config.train.keep_checkpoints = 3
+    config.train.stop_on_collapse = False  # end with exit code 70 where a collapse would otherwise be warned of
 
     config.eval = ConfigDict()
     config.eval.every_epochs = 0.0  # 0: only of the untrained and of the final teacher
@@ -283,10 +284,28 @@ def save(config: ConfigDict, path: str) -> None:
 
 
 def load(path: str) -> ConfigDict:
-    """Reads a configuration that `save` wrote."""
-    stored = json.loads(files.read(path))
+    """Reads a configuration that `save` wrote; keys that it lacks get their default.
+
+    Raises:
+        ConfigError: the file is no configuration.
+    """
     config = default()
     with config.unlocked(), config.ignore_type():
-        config.update(stored)
+        config.update(read_json(path))
     config.lock()
     return config
+
+
+def read_json(path: str) -> dict[str, Any]:
+    """What `save` wrote, by section.
+
+    Raises:
+        ConfigError: the file is no configuration.
+    """
+    try:
+        stored = json.loads(files.read(path))
+    except ValueError as error:
+        raise ConfigError(f"{path} is no JSON ({error}); restore it, or give another --workdir") from error
+    if not isinstance(stored, dict):
+        raise ConfigError(f"{path} is no configuration but a {type(stored).__name__}; restore it, or give another --workdir")
+    return stored

@@ -14,7 +14,8 @@ USAGE = """Evaluates the teacher of a run: k-NN, retrieval, accuracy of every cl
 
 Prints each number with its protocol, beside the untrained teacher's where the run measured it; writes
 DIR/eval/STEP/metrics.json and the pictures DIR/report/mil_overlays.png and retrieval.png.
-Exit codes: 0 done, 64 bad flag, 65 bad data or checkpoint."""
+Exit codes: 0 done, 64 bad flag or out of memory, 65 bad data or checkpoint, or disk full, 130 interrupted. --debug shows
+the traceback of an error."""
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run")
 _STEP = flags.DEFINE_integer("step", None, "step of the checkpoint; the newest by default", lower_bound=0)

@@ -1,119 +1,37 @@
 """Checks of a configuration, each with a remedy: everything that can be checked without data or devices."""
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
-from cmd_jax.config import METHODS, MODELS, SOURCES, TFDS_PREFIX, ConfigError, default, is_swin, patch_px
+from cmd_jax.config import METHODS, SOURCES, TFDS_PREFIX, ConfigError, is_swin, patch_px
 from cmd_jax.models import swin
+from cmd_jax.rules import check_values
 
 
 def validate(config: ConfigDict) -> None:
-    """Checks every value that can be checked without data or devices.
+    """Checks every value that can be checked without data or devices, by itself (`rules`) and beside the others.
 
     Raises:
         ConfigError: naming the first key that breaks a rule.
     """
-    _check_numbers(config)
-    _choice("method.name", config.method.name, METHODS)
-    _choice("method.image_pool", config.method.image_pool, ("mil", "cls", "mean", None))
-    _choice("method.region_weights", config.method.region_weights, ("teacher_mil", "uniform", None))
-    _choice("method.centering", config.method.centering, ("ema", "sinkhorn"))
-    _choice("method.matched_targets", config.method.matched_targets, ("expected", "gathered", None))
-    _choice("model.name", config.model.name, MODELS)
-    _choice("model.dtype", config.model.dtype, ("float32", "bfloat16"))
-    _choice("model.teacher_dtype", config.model.teacher_dtype, ("float32", "bfloat16", None))
-    _choice("model.attention", config.model.attention, ("xla", "cudnn", None))
-    _choice("model.remat", config.model.remat, ("none", "dots", "full", None))
+    check_values(config)
     if config.model.attention == "cudnn" and config.model.dtype == "float32":
         raise ConfigError(
             "model.attention is 'cudnn', which takes no float32; pass --config.model.dtype=bfloat16 or "
             "--config.model.attention=xla"
         )
-    _choice("init.network", config.init.network, ("teacher", "student"))
     _data_source("data.source", config.data.source, "data.folder", config.data.folder)
     if config.data.eval_source or config.data.eval_folder:
         _data_source("data.eval_source", config.data.eval_source or "folder", "data.eval_folder", config.data.eval_folder)
-    _choice("data.normalization", config.data.normalization, ("imagenet", "local_contrast"))
-    _choice("views.dtype", config.views.dtype, ("float32", "bfloat16"))
-    _choice("data.cache", config.data.cache, ("auto", "ram", "disk", "none"))
-    for key in [
-        "head.prototypes",
-        "head.hidden_dim",
-        "head.bottleneck_dim",
-        "head.layers",
-        "method.mil_hidden_dim",
-        "method.prototype_chunk",
-        "model.patch_size",
-        "model.window",
-        "data.canvas_px",
-        "data.decode_threads",
-        "data.prefetch_batches",
-        "views.global_px",
-        "views.local_px",
-        "train.batch_size",
-        "train.accumulate",
-        "mesh.model",
-        "method.momentum_batch_size",
-        "train.log_every_steps",
-        "train.keep_checkpoints",
-        "eval.batch_size",
-        "eval.resize_px",
-        "eval.crop_px",
-        "eval.last_blocks",
-    ]:
-        _range(config, key, low=1)
-    for key in [
-        "method.intra_image_weight",
-        "method.intra_region_weight",
-        "method.inter_student_weight",
-        "method.inter_teacher_weight",
-        "method.released_weight",
-        "method.koleo_weight",
-        "method.warmup_teacher_temp_epochs",
-        "model.registers",
-        "views.local_count",
-        "views.brightness",
-        "views.contrast",
-        "views.saturation",
-        "optim.min_lr",
-        "optim.warmup_epochs",
-        "optim.weight_decay",
-        "optim.weight_decay_end",
-        "optim.clip_grad",
-        "optim.freeze_last_layer_epochs",
-        "eval.every_epochs",
-    ]:
-        _range(config, key, low=0)
-    for key in [
-        "method.teacher_momentum",
-        "method.teacher_momentum_end",
-        "method.center_momentum",
-        "views.jitter_prob",
-        "views.grayscale_prob",
-        "views.local_blur_prob",
-    ]:
-        _range(config, key, low=0, high=1)
-    _range(config, "views.hue", low=0, high=0.5)
-    for key in [
-        "method.student_temp",
-        "method.teacher_temp",
-        "method.warmup_teacher_temp",
-        "method.mil_temp",
-        "optim.lr",
-        "train.epochs",
-        "train.checkpoint_every_epochs",
-        "eval.knn_temp",
-    ]:
-        _range(config, key, low=0, open_low=True)
-    _range(config, "model.drop_path", low=0, high=0.99)
     for key in ("views.global_scale", "views.local_scale"):
         section, name = key.split(".")
         low, high = config[section][name]
-        if not 0 < low <= high <= 1:
+        if low > high:
             raise ConfigError(
                 f"{key} is ({low}, {high}); it needs 0 < low <= high <= 1, a share of the image's area, for example (0.4, 1.0)"
             )
+    low, high = config.views.blur_sigma
+    if low > high:
+        raise ConfigError(f"views.blur_sigma is ({low}, {high}); it needs low <= high, in pixels, for example (0.1, 2.0)")
     for name in (config.eval.features or "mil").split("+"):
         _choice("eval.features", name, ("cls", "mean", "mil", "blocks"))
     _check_backbone(config)
@@ -132,8 +50,6 @@ def validate(config: ConfigDict) -> None:
             f"optim.warmup_epochs is {config.optim.warmup_epochs}, longer than train.epochs={config.train.epochs}; "
             "use a tenth of the epochs"
         )
-    if config.mesh.data != -1:
-        _range(config, "mesh.data", low=1)
     if config.train.batch_size % config.train.accumulate:
         raise ConfigError(
             f"train.accumulate is {config.train.accumulate}, which does not divide train.batch_size={config.train.batch_size}; "
@@ -147,34 +63,6 @@ def validate(config: ConfigDict) -> None:
     terms = ("intra_image", "intra_region", "inter_student", "inter_teacher", "released")
     if all(config.method[f"{term}_weight"] == 0 for term in terms):
         raise ConfigError("all weights of the objective are 0; set method.intra_image_weight or another above 0")
-
-
-def _check_numbers(config: ConfigDict) -> None:
-    """Numbers are finite in float32 and whole numbers fit 32 bits; a tuple holds numbers, as many as its default."""
-    usual = default()
-    if not 0 <= config.seed < 2**31:
-        raise ConfigError(f"seed is {config.seed}; it must be at least 0 and below {2**31}")
-    for section in (name for name in usual if isinstance(usual[name], ConfigDict)):
-        for name, kind in usual[section].items():
-            key, value = f"{section}.{name}", config[section][name]
-            if isinstance(kind, tuple):
-                number = isinstance(value, tuple) and all(isinstance(item, int | float) for item in value)
-                if not number or (len(value) != len(kind) and key != "eval.knn_k"):
-                    raise ConfigError(f"{key} is {value!r}; it must be numbers in parentheses such as {kind}")
-            for item in value if isinstance(value, tuple) else (value,):
-                if isinstance(item, float) and not abs(item) < 3.4e38:  # NaN too
-                    raise ConfigError(f"{key} is {value}; it must be finite in float32")
-                if isinstance(item, int) and abs(item) >= 2**31:
-                    raise ConfigError(f"{key} is {value}; it must be below {2**31}")
-    if not config.eval.knn_k or not all(isinstance(k, int) and k > 0 for k in config.eval.knn_k):
-        raise ConfigError(f"eval.knn_k is {config.eval.knn_k}; it must be whole numbers above 0 such as (10, 20)")
-    for key in ("views.blur_sigma", "views.global_blur_prob", "views.global_solarize_prob"):
-        section, name = key.split(".")
-        low, high = config[section][name]
-        if name == "blur_sigma" and not 0 < low <= high:
-            raise ConfigError(f"{key} is ({low}, {high}); it needs 0 < low <= high, for example {usual[section][name]}")
-        if name != "blur_sigma" and not (0 <= low <= 1 and 0 <= high <= 1):
-            raise ConfigError(f"{key} is ({low}, {high}); both must be at least 0 and at most 1")
 
 
 def _check_backbone(config: ConfigDict) -> None:
@@ -214,18 +102,6 @@ def _data_source(key: str, source: str, folder_key: str, folder: str | None) -> 
         )
 
 
-def _choice(key: str, value: Any, choices: Any) -> None:
+def _choice(key: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ConfigError(
-            f"{key} is {value!r}; choose one of {', '.join(str(choice) for choice in choices if choice is not None)}"
-        )
-
-
-def _range(config: ConfigDict, key: str, low: float, high: float | None = None, open_low: bool = False) -> None:
-    section, name = key.split(".")
-    value = config[section][name]
-    if value is None:
-        return
-    if value < low or (open_low and value == low) or (high is not None and value > high):
-        rule = f"{'above' if open_low else 'at least'} {low}" + (f" and at most {high}" if high is not None else "")
-        raise ConfigError(f"{key} is {value}; it must be {rule}")
+        raise ConfigError(f"{key} is {value!r}; choose one of {', '.join(choices)}")

@@ -1,6 +1,7 @@
 """Every command line entry point: help, a true run, and one clear line with the right exit code for a user's mistake."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -49,6 +50,7 @@ def test_help(command, flag):
     assert flag.strip("-") in text
     assert f"python -m cmd_jax.{command} " in text
     assert "Exit codes" in text
+    assert command != "main" or all(word in text for word in ("64", "65", "70", "75", "130", "--debug"))
 
 
 def test_train_and_evaluate_a_folder(photo_folder, tmp_path):
@@ -168,14 +170,136 @@ def test_prepare_verifies_a_folder(photo_folder, tmp_path):
     assert "1 of 36 files are not what manifest.sha256 says, first test/a class/0.png (has changed)" in changed.stderr
 
 
-def test_an_error_of_a_narrower_kind_has_the_exit_code_of_its_kind():
+def test_a_work_directory_that_cannot_be_one_is_refused_before_any_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    for workdir, place in ((tmp_path / "file", "file"), (tmp_path / "file" / "run", "file")):
+        out = _run("main", "--config=configs/demo.py:smoke", f"--config.data.data_dir={tmp_path}", f"--workdir={workdir}")
+        expected = f"error: --workdir={workdir} cannot be a directory, {tmp_path / place} is a file; choose another\n"
+        assert (out.returncode, out.stdout, out.stderr) == (64, "", expected)
+    assert sorted(os.listdir(tmp_path)) == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def get_config(preset=''):\n  return nothing", "NameError: name 'nothing' is not defined ({path}, line 2)"),
+        ("def get_config(preset='')\n  return 1", "SyntaxError: expected ':' ("),
+        ("import nothing_of_this_name", "ModuleNotFoundError: No module named 'nothing_of_this_name' ({path}, line 1)"),
+        ("def get_config(preset=''):\n  return dict(seed=0)", "get_config returned a dict; return cmd_jax.config.default()"),
+        ("seed = 0", "has no attribute 'get_config'"),
+        (
+            "from cmd_jax.config import default\ndef get_config(preset=''):\n  c = default(); c.optim.lrr = 1.0; return c",
+            "optim.lrr is no key of the configuration; did you mean optim.lr?",
+        ),
+        (
+            "from cmd_jax.config import default\ndef get_config(preset=''):\n  c = default(); c.train.epochs = 'ten'; return c",
+            "is of original type <class 'str'> and cannot be casted to type <class 'float'>",
+        ),
+    ],
+)
+def test_a_mistake_inside_a_configuration_is_one_line(tmp_path, text, message):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    out = _run("main", f"--config={path}", "--dry_run")
+    assert (out.returncode, out.stderr.count("\n")) == (64, 1), out.stderr
+    assert message.format(path=path) in out.stderr
+
+
+@pytest.mark.parametrize(
+    ("binary", "arguments", "code"),
+    [
+        ("main", ("--config=configs/demo.py", "--config.optim.lr=nan", "--dry_run"), 64),
+        ("main", ("--config=configs/demo.py", "--config.optim.lrr=1"), 64),  # found while the flags are parsed
+        ("eval", ("--workdir=/no/run",), 64),
+        ("convert", ("export", "--workdir=/no/run"), 64),
+        ("prepare", ("cubs",), 64),
+        ("parity", ("--fixtures=/no/place",), 64),
+    ],
+)
+def test_debug_shows_the_traceback_before_the_line_and_keeps_the_code(binary, arguments, code):
+    out = _run(binary, *arguments, "--debug")
+    assert out.returncode == code
+    assert out.stderr.startswith("Traceback (most recent call last)")
+    assert out.stderr.splitlines()[-1].startswith("error: ")
+
+
+ERRORS_PROGRAM = """
+import errno, os, sys
+import jax
+from cmd_jax import cli
+from cmd_jax.config import ConfigError
+from cmd_jax.data.decode import BadImage
+from cmd_jax.data.errors import DatasetError
+from cmd_jax.evaluation.evaluate import NoLabels
+from cmd_jax.training.checkpoint import CheckpointError
+from cmd_jax.training.health import Collapsed, NonFinite
+from cmd_jax.weights.errors import WeightsError
+
+system = lambda number, *path: OSError(number, os.strerror(number), *path)
+errors = [
+    *(kind("no") for kind in (ConfigError, NoLabels, BadImage, DatasetError, CheckpointError, WeightsError)),
+    NonFinite("no"), Collapsed("no"), KeyboardInterrupt(),
+    system(errno.EACCES, "/a/b"), system(errno.EROFS, "/a/b"), system(errno.ENOTDIR, "/a/b"), system(errno.ENOENT, "/a/b"),
+    system(errno.ENOSPC, "/tmp/no/b"), system(errno.ENOSPC),
+    jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes."), MemoryError("8.00 GiB"),
+    jax.errors.JaxRuntimeError("INTERNAL: the device is gone"), system(errno.EIO, "/a/b"), system(errno.ENOENT),
+    ConnectionResetError(errno.ECONNRESET, "reset"), ValueError("a bug"),
+]
+
+def main():
+    raise error
+
+for error in errors:
+    sys.stderr.flush()
+    try:
+        cli.run(main, "usage")
+    except SystemExit as stopped:
+        print("code", stopped.code, file=sys.stderr)
+    except BaseException as other:
+        print("raised", type(other).__name__, file=sys.stderr)
+"""
+
+
+def test_each_kind_of_error_has_its_code_and_what_another_try_may_cure_is_left_alone():
+    out = subprocess.run([sys.executable, "-c", ERRORS_PROGRAM], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "Traceback" not in out.stderr
+    lines = out.stderr.splitlines()
+    ends = [line for line in lines if line.startswith(("code", "raised"))]
+    assert ends[:9] == ["code 64"] * 2 + ["code 65"] * 4 + ["code 70"] * 2 + ["code 130"]
+    assert ends[9:17] == ["code 64"] * 4 + ["code 65"] * 2 + ["code 64"] * 2
+    assert ends[17:] == [f"raised {name}" for name in ("JaxRuntimeError", "OSError", "FileNotFoundError")] + [
+        "raised ConnectionResetError",
+        "raised ValueError",
+    ]
+    messages = [line for line in lines if not line.startswith(("code", "raised"))]
+    assert len(messages) == 17  # one line each
+    assert messages[8] == "interrupted"
+    assert messages[9] == "error: /a/b: Permission denied; allow it, or choose another path"
+    assert re.fullmatch(
+        r"error: /tmp/no/b: No space left on device, [\d.]+ GiB are free; make room and run again", messages[13]
+    )
+    assert messages[15].startswith(
+        "error: out of memory (RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes.); raise"
+    )
+    assert "train.batch_size" in messages[16]
+
+
+def test_an_interrupted_run_ends_with_one_line():
     program = (
-        "from cmd_jax import cli; from cmd_jax.evaluation.evaluate import NoLabels\n"
-        "def main(): raise NoLabels('photos has no labels')\n"
+        "import os, signal\nfrom cmd_jax import cli\n"
+        "def main():\n  print('working', flush=True)\n  signal.raise_signal(signal.SIGINT)\n  print('not reached')\n"
         "cli.run(main, 'usage')"
     )
     out = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (out.returncode, out.stderr) == (64, "error: photos has no labels\n")
+    assert (out.returncode, out.stdout, out.stderr) == (130, "working\n", "interrupted\n")
+
+
+def test_a_config_json_that_was_edited_wrongly_is_refused_by_the_evaluation(tmp_path):
+    for text, message in (("{", "is no JSON"), ('{"eval": {"batch_size": "many"}}', "eval.batch_size is 'many'; it must be a")):
+        (tmp_path / "config.json").write_text(text)
+        out = _run("eval", f"--workdir={tmp_path}")
+        assert (out.returncode, out.stderr.count("\n")) == (64, 1), out.stderr
+        assert message in out.stderr
 
 
 def test_parity_ends_with_1_when_something_is_off_or_missing(tmp_path):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from cmd_jax import config as config_lib
 from cmd_jax import presets
 from cmd_jax.config import ConfigError, Hardware, default
+from cmd_jax.rules import RULES, keys
 from cmd_jax.validation import validate
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -144,6 +146,83 @@ def test_what_a_swin_has_not_is_refused_with_the_remedy(values, message):
         section, name = key.split(".")
         config[section][name] = value
     with pytest.raises(ConfigError, match=message):
+        validate(config)
+
+
+# A value of every key that breaks its rule: of the wrong type, out of bounds, not a number, absurd.
+BAD_VALUES = {
+    "int": [-2, 2**64, 1.5, True, "many", float("nan")],
+    "float": [-1.0, float("nan"), float("inf"), -float("inf"), 1e30, True, "much", (1.0,)],
+    "str": [3, True, ("a",), "\0"],
+    "bool": [1, "yes", 0.0],
+    "tuple": [(), (1.0,) * 3, 1.0, (float("nan"), 0.5), (-1.0, 0.5), ("a", "b"), (True, True), "ab"],
+}
+
+
+def _set(config, key, value):
+    """Sets a value as it is: a ConfigDict would turn True into 1.0 where a number was."""
+    *section, name = key.split(".")
+    part = config[section[0]] if section else config
+    if name in part:
+        del part[name]
+    part[name] = value
+
+
+@pytest.mark.parametrize("key", sorted(keys(default())))
+def test_every_key_refuses_every_kind_of_bad_value(key):
+    *section, name = key.split(".")
+    usual = keys(default())[key]
+    kind = (default()[section[0]] if section else default()).get_type(name).__name__
+    refused = BAD_VALUES[kind] + ([] if usual is None else [None])
+    if key == "eval.knn_k":  # of any length
+        refused.remove((1.0,) * 3)
+    for value in refused:
+        config = default()
+        config.data.source = "cub"
+        _set(config, key, value)
+        with pytest.raises(ConfigError) as caught:
+            validate(config)
+        message = str(caught.value)
+        assert message.startswith(f"{key} is {value!r}"), message
+        assert ";" in message, message
+
+
+def test_every_key_has_a_rule_and_every_rule_a_key():
+    assert set(RULES) == set(keys(default()))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("eval.knn_k", (), "eval.knn_k is (); it must be one or more numbers, each a whole number"),
+        ("eval.knn_k", (10, 0), "eval.knn_k is (10, 0); it must be one or more numbers, each at least 1 and at most 1,000,000"),
+        (
+            "views.global_blur_prob",
+            (1.0,),
+            "views.global_blur_prob is (1.0,); it must be 2 numbers, each at least 0 and at most 1",
+        ),
+        ("optim.lr", float("nan"), "optim.lr is nan; it must be above 0 and at most 100"),
+        ("train.batch_size", 10**9, "train.batch_size is 1000000000; it must be at least 1 and at most 1,048,576"),
+        ("train.batch_size", "64", "train.batch_size is '64'; it must be a whole number"),
+        ("mesh.data", 0, "mesh.data is 0; it must be -1, or at least 1 and at most 1,048,576"),
+        ("views.blur_sigma", (2.0, 0.1), "views.blur_sigma is (2.0, 0.1); it needs low <= high, in pixels"),
+        ("init.heads", "no", "init.heads is 'no'; it must be True or False"),
+        ("data.data_dir", "", "data.data_dir is ''; it must be text that is not empty"),
+        ("optim.lrr", 1.0, "optim.lrr is no key of the configuration; did you mean optim.lr?"),
+        ("colour", 1.0, "colour is no key of the configuration; cmd_jax/config.py has them all"),
+    ],
+)
+def test_the_rule_stands_beside_the_value(key, value, message):
+    config = default()
+    _set(config, key, value)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        validate(config)
+
+
+def test_a_missing_key_is_named():
+    config = default()
+    del config.optim["lr"]
+    with pytest.raises(ConfigError, match=r"optim\.lr is missing; set it, usual is 0\.0005"):
         validate(config)
 
 

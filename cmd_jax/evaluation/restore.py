@@ -11,6 +11,7 @@ from cmd_jax.training import processes
 from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.sharding import data_parallel, local_copy
 from cmd_jax.training.state import init_params, make_network
+from cmd_jax.validation import validate
 
 
 def evaluate_run(workdir: str, step: int | None) -> evaluation_lib.Evaluation:
@@ -22,10 +23,11 @@ def evaluate_run(workdir: str, step: int | None) -> evaluation_lib.Evaluation:
 
     Raises:
         CheckpointError: there is no such step, or it does not fit config.json.
-        ConfigError: the data has no labels or no test split.
+        ConfigError: the data has no labels or no test split, or config.json has a value that cannot work.
     """
     processes.agree(workdir=workdir, step=step)
     config = config_lib.load(os.path.join(workdir, "config.json"))
+    validate(config)  # it may have been edited
     splits = evaluation_lib.open_labelled_splits(config)
     network = make_network(config)
     everywhere = data_parallel(jax.devices())

@@ -47,19 +47,21 @@ class Views(NamedTuple):
 
 
 class Result(NamedTuple):
-    """The loss, its unweighted terms by name, the new centers, and the entropy of the teacher's image level.
+    """The loss, its unweighted terms by name, the new centers, and two entropies of the teacher's image level.
 
     Attributes:
         loss: [] float32, the only part with a gradient.
         terms: [] float32 each.
         centers: after the step.
         teacher_entropy: [B, Q] float32, nats.
+        marginal_entropy: [] float32, nats, of the mean distribution of the batch.
     """
 
     loss: Array
     terms: dict[str, Array]
     centers: Centers
     teacher_entropy: Array
+    marginal_entropy: Array
 
 
 def match_regions(student: Array, teacher: Array) -> Array:
@@ -176,4 +178,4 @@ def cmd_objective(
         centers = Centers(
             update(centers.image, levels[0]), update(centers.region, levels[1]) if use_regions else centers.region
         )
-    return Result(loss, terms, centers, distilled.teacher_entropy)
+    return Result(loss, terms, centers, distilled.teacher_entropy, distilled.marginal_entropy)

@@ -32,11 +32,16 @@ Array = jax.Array
 
 
 class Distilled(NamedTuple):
-    """The weighted loss []; its unweighted terms by name, each [], and the teacher's entropy [B, Q] in nats, no gradient."""
+    """The weighted loss []; without gradient its unweighted terms by name, each [], and two entropies in nats.
+
+    They are of the teacher's image level: of every distribution [B, Q], and of their mean over batch and views [], which says
+    how many prototypes the batch uses.
+    """
 
     loss: Array
     terms: dict[str, Array]
     teacher_entropy: Array
+    marginal_entropy: Array
 
 
 def distil(
@@ -72,8 +77,8 @@ def distil(
         student = tuple(group._replace(mil_weights=lax.stop_gradient(group.mil_weights)) for group in student)
     if not weights.inter_teacher:
         inter_teacher_weights = lax.stop_gradient(inter_teacher_weights)
-    loss, terms, entropy = _distil(plan, student, prototypes, inter_teacher_weights, teacher, pairings)
-    return Distilled(loss, {name: terms[name] for name in weights._fields if name in terms}, entropy)
+    loss, terms, *entropies = _distil(plan, student, prototypes, inter_teacher_weights, teacher, pairings)
+    return Distilled(loss, {name: terms[name] for name in weights._fields if name in terms}, *entropies)
 
 
 class _Plan(NamedTuple):
@@ -103,7 +108,7 @@ def _distil_forward(plan, student, prototypes, scorer, teacher, pairings):
 
 
 def _distil_backward(plan, gradients, cotangents):
-    # Terms and entropy are for the log: only the loss has a gradient.
+    # Terms and entropies are for the log: only the loss has a gradient.
     scaled = jax.tree.map(lambda gradient: (cotangents[0] * gradient).astype(gradient.dtype), gradients)
     return (*scaled, None, None)
 
@@ -112,16 +117,16 @@ _distil.defvjp(_distil_forward, _distil_backward)
 
 
 def _run(plan, *arguments, with_gradients: bool):
-    """((loss, terms, entropy), gradients for (student, prototypes, scorer) or None), on one device or a mesh.
+    """((loss, terms, both entropies), gradients for (student, prototypes, scorer) or None), on one device or a mesh.
 
     On a mesh each device passes over its images and its prototypes: along MODEL it is rows' sums over K that are added up,
-    along DATA the loss and the gradients of W, once each; nothing is gathered.
+    along DATA the loss, the gradients of W and the use of each prototype, once each; nothing is gathered.
     """
     images, rows, alike = PartitionSpec(DATA), PartitionSpec(MODEL), PartitionSpec()
     pair = PrototypePair(rows, rows)
     of_teacher = TeacherRows(images, images, pair, Centers(rows, rows), alike)
     of_pairings = tuple(Pairing(alike, images, images) for _ in arguments[-1])
-    out = (alike, alike, images), (images, pair, images) if with_gradients else None
+    out = (alike, alike, images, alike), (images, pair, images) if with_gradients else None
     local = lambda *arguments: _Passes(plan, *arguments).run(with_gradients)
     return plan.streaming.on_mesh(local, (images, pair, images, of_teacher, of_pairings), out)(*arguments)
 
@@ -245,7 +250,7 @@ class _Passes:
         return region
 
     def run(self, with_gradients: bool):
-        """((loss, terms, entropy), gradients for (student, prototypes, scorer) or None)."""
+        """((loss, terms, both entropies), gradients for (student, prototypes, scorer) or None)."""
         w = self.weights
         normalizers = self.normalizers()
         zeros = lambda *shape: jnp.zeros(shape, self.accumulated)
@@ -269,17 +274,19 @@ class _Passes:
         third = with_gradients and bool(w.inter_student)
 
         def second_pass(carry, start, size):
-            sums, gradients = carry
+            sums, marginal, gradients = carry
             log_probs = self.log_probs(normalizers, start, size)
             sums = self.add_sums(sums, log_probs, start, size)
+            marginal = put_chunk(marginal, jnp.sum(jnp.exp(log_probs.teacher_image), axis=(0, 1)), start)
             if assigned is not None:
                 part = -w.intra_region * self.outer(jnp.exp(log_probs.teacher_region), assigned)
                 gradients = gradients._replace(region_prototypes=put_chunk(gradients.region_prototypes, part, start))
             if with_gradients and not third:
                 gradients = self.add_student(gradients, log_probs, None, start, size)
-            return sums, gradients
+            return sums, marginal, gradients
 
-        sums, gradients = self.loop(second_pass, (sums, gradients))
+        marginal = zeros(self.prototypes.image.shape[0])  # [K] sums of the teacher's probabilities
+        sums, marginal, gradients = self.loop(second_pass, (sums, marginal, gradients))
         sums = self.streaming.total(sums, MODEL)
         if third:
             gradients = self.loop(
@@ -304,9 +311,11 @@ class _Passes:
         if w.inter_teacher:
             terms["inter_teacher"] = jnp.sum(sums.teacher_divergence) / (self.batch * self.scorer.shape[1])
         of_prototypes = gradients[2:] if with_gradients else ()
-        terms, of_prototypes = self.streaming.total((terms, of_prototypes), DATA)
+        terms, of_prototypes, marginal = self.streaming.total((terms, of_prototypes, marginal), DATA)
         loss = sum(weight * terms[name] for name, weight in w._asdict().items() if weight and name in terms)
-        out = (loss, terms, sums.entropy)
+        share = marginal / (self.batch * self.teacher.image_z.shape[1])
+        marginal_entropy = self.streaming.total(-jnp.sum(jax.scipy.special.xlogy(share, share)), MODEL)
+        out = (loss, terms, sums.entropy, marginal_entropy)
         return (out, self.finish(gradients, sums, PrototypePair(*of_prototypes)) if with_gradients else None)
 
     def add_sums(self, sums: _Sums, log_probs: _Tile, start: Array | int, size: int) -> _Sums:

@@ -53,7 +53,13 @@ class Checkpoints:
 
     def save(self, state: TrainState, config: ConfigDict) -> None:
         """Starts saving a state; the disk is written while training goes on."""
-        train = {"step": state.step, "student": state.student, "optimizer": state.optimizer, "centers": state.centers}
+        train = {
+            "step": state.step,
+            "student": state.student,
+            "optimizer": state.optimizer,
+            "centers": state.centers,
+            "bad_steps": state.bad_steps,
+        }
         self._save(int(state.step), config, teacher=state.teacher, train=train)
 
     def save_teacher(self, teacher: Params, config: ConfigDict) -> None:
@@ -68,6 +74,7 @@ class Checkpoints:
             "student": abstract.student,
             "optimizer": abstract.optimizer,
             "centers": abstract.centers,
+            "bad_steps": abstract.bad_steps,
         }
         items = self._restore(step, {"teacher": abstract.teacher, "train": train})
         return TrainState(teacher=items["teacher"], **items["train"])

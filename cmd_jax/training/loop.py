@@ -2,7 +2,6 @@
 
 import functools
 import json
-import math
 import os
 from collections.abc import Callable
 
@@ -16,8 +15,9 @@ from cmd_jax.evaluation import evaluate as evaluation_lib
 from cmd_jax.report.pictures import write_pictures
 from cmd_jax.training import processes
 from cmd_jax.training.checkpoint import Checkpoints
-from cmd_jax.training.health import NonFinite
+from cmd_jax.training.health import Collapsed, CollapseWatch, read_bad_step, watched_from
 from cmd_jax.training.metrics import MetricsWriter, Progress
+from cmd_jax.training.resume import check_unchanged
 from cmd_jax.training.run import prepare_run
 from cmd_jax.training.schedules import steps_per_epoch
 from cmd_jax.training.sharding import local_copy
@@ -31,9 +31,10 @@ def train(config: ConfigDict, workdir: str) -> None:
         workdir: where everything is written; a directory with checkpoints is continued.
 
     Raises:
-        ConfigError: before anything is written.
+        ConfigError: before anything is written; also when the directory's run was started with other values.
         BadImage: too many training images, or one to evaluate on, cannot be read.
         NonFinite: the loss stopped being finite; the newest checkpoint is good.
+        Collapsed: the teacher collapsed, and `train.stop_on_collapse` is set.
     """
     lead = processes.is_first()
     say = functools.partial(print, flush=True) if lead else lambda text: None
@@ -45,6 +46,7 @@ def train(config: ConfigDict, workdir: str) -> None:
     files.make_directory(workdir)
     checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
     if checkpoints.steps():
+        check_unchanged(config, workdir)
         state = checkpoints.restore_state(run.abstract_state())
         say(f"continuing {workdir} at step {int(state.step)} of {run.steps}")
     else:
@@ -71,6 +73,8 @@ def train(config: ConfigDict, workdir: str) -> None:
     save_every = max(1, round(config.train.checkpoint_every_epochs * epoch))
     eval_every = round(config.eval.every_epochs * epoch)
     progress = Progress(first_step, run.steps, config.train.batch_size)
+    watch = CollapseWatch(watched_from(config, len(run.source)), config.train.batch_size // config.train.accumulate)
+    unread: tuple[int, dict[str, jax.Array]] | None = None
     train_step = run.compile()
 
     def evaluate(step: int) -> None:
@@ -87,38 +91,43 @@ def train(config: ConfigDict, workdir: str) -> None:
                 for path in write_pictures(evaluation, config, labelled, workdir):
                     progress.say(f"wrote {path}")
 
-    def log(step: int, metrics: dict[str, jax.Array]) -> None:
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if not all(math.isfinite(values[name]) for name in ("loss", "grad_norm")):
-            raise NonFinite(
-                f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']} at learning rate "
-                f"{values['learning_rate']:.2g}; the state kept its last finite values; checkpoints: "
-                f"{checkpoints.steps() or 'none'}; lower optim.lr and run again"
-            )
-        if lead:
+    def read_unread() -> bool:
+        """Logs the step whose numbers were not read yet when it is time, stops a sick run; returns whether it was good."""
+        nonlocal unread
+        if unread is None:
+            return True
+        (step, metrics), unread = unread, None
+        bad = bool(metrics["bad_steps_in_row"])  # one number a step; all of them only when they are needed
+        due = step % config.train.log_every_steps == 0 or step == run.steps
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()} if bad or due else {}
+        notes = [read_bad_step(step, values, checkpoints.steps())] if bad else []
+        findings = watch.read(step, values) if due else []
+        if lead and due:
             data = {"data_wait_s": stream.waited_s, "bad_images": cache.bad.count}
             writer.write(step, {**values, "images_per_s": progress.images_per_s(), **data})
             progress.show(step, values)
+        if findings and config.train.stop_on_collapse:
+            raise Collapsed(f"{findings[0]}; checkpoints: {checkpoints.steps() or 'none'}")
+        for note in [*notes, *findings]:
+            if lead:
+                progress.say(f"warning: {note}")
+        return not bad
 
-    pending: tuple[int, dict[str, jax.Array]] | None = None
     try:
         for step in range(first_step, run.steps):
             if step == 0 or (eval_every and step % eval_every == 0):
                 evaluate(step)
-            if step > first_step and step % save_every == 0:
+            # A step that was left out changed nothing, but it can be the first after numbers that grew too large.
+            if step > first_step and step % save_every == 0 and read_unread():
                 checkpoints.save(state, config)
             batch = next(stream)
             with jax.transfer_guard("disallow"):
                 state, metrics = train_step(state, batch)
             progress.advance(step + 1)
             # Numbers are fetched one step late, when the device has the next step to work on.
-            if pending:
-                log(*pending)
-                pending = None
-            if (step + 1) % config.train.log_every_steps == 0 or step + 1 == run.steps:
-                pending = (step + 1, metrics)
-        if pending:
-            log(*pending)
+            read_unread()
+            unread = (step + 1, metrics)
+        read_unread()
         if run.steps not in checkpoints.steps():
             checkpoints.save(state, config)
         evaluate(run.steps)

@@ -1,6 +1,7 @@
 """What a run says while it works: `metrics.jsonl`, TensorBoard events, a progress bar or plain lines."""
 
 import json
+import math
 import os
 import sys
 import time
@@ -29,10 +30,11 @@ class MetricsWriter:
         self._board = SummaryWriter(os.path.join(workdir, "tb"), purge_step=first_step)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """One line, `step` first, flushed at once."""
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        """One line, `step` first, flushed at once; a number that is not finite is null, which every reader of JSON knows."""
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        self._file.write(json.dumps({"step": step, **dict.fromkeys(metrics), **finite}) + "\n")
         self._file.flush()
-        for name, value in metrics.items():
+        for name, value in finite.items():
             self._board.add_scalar(name, value, step)
 
     def close(self) -> None:

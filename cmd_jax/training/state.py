@@ -12,6 +12,7 @@ from cmd_jax.models import swin, vit
 from cmd_jax.models.network import Network
 from cmd_jax.models.swin import Swin
 from cmd_jax.models.vit import ViT
+from cmd_jax.training.health import BadSteps
 
 Params = Any
 
@@ -25,6 +26,7 @@ class TrainState(NamedTuple):
         teacher: parameters, the EMA of the student's.
         optimizer: optax state.
         centers: of the teacher's logits.
+        bad_steps: how many steps were left out because they were not finite.
     """
 
     step: jax.Array
@@ -32,6 +34,7 @@ class TrainState(NamedTuple):
     teacher: Params
     optimizer: optax.OptState
     centers: Centers
+    bad_steps: BadSteps
 
 
 def make_backbone(config: ConfigDict) -> ViT | Swin:
@@ -99,6 +102,7 @@ def init_state(config: ConfigDict, network: Network, optimizer: optax.GradientTr
         teacher=jax.tree.map(jnp.copy, student),
         optimizer=optimizer.init(student),
         centers=Centers(jnp.zeros(prototypes), jnp.zeros(prototypes)),
+        bad_steps=BadSteps(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)),
     )
 
 

@@ -124,6 +124,7 @@ def make_gradients(
         of_student, result = jax.grad(loss_fn, has_aux=True)(state.student)
         signs = {
             "teacher_entropy": health.relative_entropy(result.teacher_entropy, config.head.prototypes),
+            "marginal_entropy": health.relative_entropy(result.marginal_entropy, config.head.prototypes),
             "feature_std": health.feature_std(teacher_encoded.image_embedding),
             "mil_entropy": health.mil_entropy(teacher_encoded.mil_weights),
         }
@@ -148,8 +149,10 @@ def make_apply(
         # The EMA reads the new parameters alone, so that they are written in place of the old ones.
         student = jax.lax.optimization_barrier(optax.apply_updates(state.student, updates))
         momentum = schedules.teacher_momentum(state.step)
-        teacher = ema(state.teacher, student, jnp.where(good, momentum, 1.0))
-        centers = jax.tree.map(lambda new, old: jnp.where(good, new, old), outcome.centers, state.centers)
+        choose = lambda new, old: jnp.where(good, new, old)  # no product with 0: that of NaN is NaN
+        teacher = jax.tree.map(choose, ema(state.teacher, student, momentum), state.teacher)
+        centers = jax.tree.map(choose, outcome.centers, state.centers)
+        bad_steps = health.count_bad(state.bad_steps, good)
         metrics = {
             "loss": outcome.loss,
             **{f"loss_{name}": value for name, value in outcome.terms.items()},
@@ -159,8 +162,10 @@ def make_apply(
             "weight_decay": weight_decay,
             "teacher_momentum": momentum,
             "teacher_temp": schedules.teacher_temp(state.step),
+            "bad_steps": bad_steps.total,
+            "bad_steps_in_row": bad_steps.in_row,
         }
-        new = TrainState(state.step + 1, student, teacher, optimizer_state, centers)
+        new = TrainState(state.step + 1, student, teacher, optimizer_state, centers, bad_steps)
         return new, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
 
     return apply

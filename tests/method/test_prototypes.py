@@ -68,8 +68,8 @@ def streamed_program(weights, streaming, student_temp, compiler_options):
 @functools.partial(jax.grad, argnums=(0, 1, 2), has_aux=True)
 def naive_program(student, prototypes, scorer, teacher, pairings, weights, student_temp):
     """One program for each shape: weights and temperature are arguments."""
-    terms, entropy = naive_terms(student, prototypes, scorer, teacher, pairings, student_temp)
-    return 3.0 * sum(weights[name] * term for name, term in terms.items()), (terms, entropy)
+    terms, entropies = naive_terms(student, prototypes, scorer, teacher, pairings, student_temp)
+    return 3.0 * sum(weights[name] * term for name, term in terms.items()), (terms, entropies)
 
 
 def loss_of(arguments, weights, streaming, student_temp=0.1, compiler_options=()):
@@ -83,13 +83,14 @@ def naive_loss_of(arguments, weights, student_temp=0.1):
 
 
 def assert_equal(arguments, weights, streaming, tolerance, student_temp=0.1, compiler_options=QUICK):
-    """Every term, the entropy, and each gradient relative to its largest entry."""
+    """Every term, the entropies, and each gradient relative to its largest entry."""
     result, gradient = loss_of(arguments, weights, streaming, student_temp, compiler_options)
-    (terms, entropy), expected = naive_loss_of(arguments, weights, student_temp)
+    (terms, (entropy, marginal)), expected = naive_loss_of(arguments, weights, student_temp)
     for name, term in terms.items():
         expected_term = term if getattr(weights, name) else 0.0
         np.testing.assert_allclose(result.terms[name], expected_term, rtol=tolerance, atol=tolerance, err_msg=name)
     np.testing.assert_allclose(result.teacher_entropy, entropy, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(result.marginal_entropy, marginal, rtol=tolerance, atol=tolerance)
     total = sum(getattr(weights, name) * term for name, term in terms.items())
     np.testing.assert_allclose(result.loss, total, rtol=tolerance, atol=tolerance)
     scale = max(np.max(np.abs(leaf)) for leaf in jax.tree.leaves(expected))
@@ -266,7 +267,7 @@ for shape in ((2, 4), (4, 2)):
     split = jax.jit(
         partial(gradients, streaming=Streaming(7, targets=targets, mesh=mesh)),
         in_shardings=(images, pair, images, of_teacher),
-        out_shardings=(Distilled(alike, alike, images), (images, pair, images), rows),
+        out_shardings=(Distilled(alike, alike, images, alike), (images, pair, images), rows),
     )
     compiled = split.lower(student, prototypes, scorer, teacher).compile()
     assert "all-gather" not in compiled.as_text(), "something of size K is gathered"

@@ -1,0 +1,75 @@
+"""Whether a run that is continued is still the run that was started."""
+
+import os
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cmd_jax import config as config_lib
+from cmd_jax.config import ConfigError
+from cmd_jax.rules import keys
+
+# They change how fast a run goes, where its data lies and what it writes, but nothing that it learns or measures.
+FREE = frozenset(
+    {
+        "method.prototype_chunk",
+        "method.matched_targets",
+        "model.packed_views",
+        "model.scan_blocks",
+        "model.attention",
+        "model.remat",
+        "data.data_dir",
+        "data.manual_dir",
+        "data.decode_threads",
+        "data.cache",
+        "data.cache_dir",
+        "data.prefetch_batches",
+        "mesh.data",
+        "mesh.model",
+        "mesh.fsdp",
+        "train.log_every_steps",
+        "train.checkpoint_every_epochs",
+        "train.keep_checkpoints",
+        "train.stop_on_collapse",
+        "eval.every_epochs",
+        "eval.batch_size",
+    }
+)
+
+
+def differences(stored: dict[str, Any], config: ConfigDict) -> list[str]:
+    """Values that differ between a `config.json` and a resolved configuration, but those of FREE; a phrase each.
+
+    Keys that only one of the two has are of another version of the project and count for nothing.
+    """
+    before, now = keys(ConfigDict(stored)), keys(config)
+    across_images = config.method.koleo_weight or config.method.centering == "sinkhorn" or config.head.batch_norm
+    free = FREE if across_images else FREE | {"train.accumulate"}  # what looks across images sees a part at a time
+    plain = lambda value: list(value) if isinstance(value, tuple | list) else value
+    return [
+        f"{key} is {before[key]!r} there and {now[key]!r} here"
+        for key in sorted(before.keys() & now.keys() - free)
+        if plain(before[key]) != plain(now[key])
+    ]
+
+
+def check_unchanged(config: ConfigDict, workdir: str) -> None:
+    """Refuses to continue a run with other values than it was started with.
+
+    Args:
+        config: resolved.
+        workdir: of a run with checkpoints; without a `config.json` there is nothing to compare.
+
+    Raises:
+        ConfigError: naming the first three values that differ.
+    """
+    path = os.path.join(workdir, "config.json")
+    if not os.path.exists(path):
+        return
+    found = differences(config_lib.read_json(path), config)
+    if found:
+        more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+        raise ConfigError(
+            f"{path} is of another run: {'; '.join(found[:3])}{more}; give the old values or another --workdir, or edit the "
+            "file where the change is meant"
+        )

@@ -1,0 +1,79 @@
+"""Which values may change between two starts of a run, and how the others are named."""
+
+import json
+
+import pytest
+
+from cmd_jax import config as config_lib
+from cmd_jax.config import ConfigError, default
+from cmd_jax.rules import keys
+from cmd_jax.training.resume import FREE, check_unchanged, differences
+
+
+def _resolved():
+    return config_lib.resolve(default(), 1000)
+
+
+def _stored(config):
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def _with(stored, key, value):
+    *section, name = key.split(".")
+    changed = json.loads(json.dumps(stored))
+    (changed[section[0]] if section else changed)[name] = value
+    return changed
+
+
+def test_a_configuration_equals_what_was_stored_of_it():
+    assert differences(_stored(_resolved()), _resolved()) == []
+
+
+@pytest.mark.parametrize("key", sorted(keys(default())))
+def test_every_value_that_a_run_learns_or_measures_with_is_compared(key):
+    config = _resolved()
+    found = differences(_with(_stored(config), key, "another"), config)
+    # the parts of a batch change no number here: nothing looks across images
+    if key in FREE or key == "train.accumulate":
+        assert found == []
+    else:
+        assert found == [f"{key} is 'another' there and {keys(config)[key]!r} here"]
+
+
+@pytest.mark.parametrize(
+    "across_images", [{"method.koleo_weight": 0.1}, {"method.centering": "sinkhorn"}, {"head.batch_norm": True}]
+)
+def test_parts_of_a_batch_are_compared_where_something_looks_across_images(across_images):
+    config = _resolved()
+    config.update_from_flattened_dict(across_images)
+    assert differences(_with(_stored(config), "train.accumulate", 2), config) == ["train.accumulate is 2 there and 1 here"]
+
+
+def test_keys_of_another_version_count_for_nothing():
+    stored = _with(_stored(_resolved()), "views.sharpness", 1.0)
+    del stored["views"]["hue"]
+    assert differences(stored, _resolved()) == []
+
+
+def test_three_differences_are_named_with_the_file_and_the_remedy(tmp_path):
+    config = _resolved()
+    check_unchanged(config, str(tmp_path))  # nothing to compare with
+    config_lib.save(config, str(tmp_path / "config.json"))
+    check_unchanged(config, str(tmp_path))
+    config.update_from_flattened_dict({"seed": 1, "optim.lr": 1.0, "optim.min_lr": 0.5, "views.global_scale": (0.5, 1.0)})
+    with pytest.raises(ConfigError) as caught:
+        check_unchanged(config, str(tmp_path))
+    assert str(caught.value) == (
+        f"{tmp_path}/config.json is of another run: optim.lr is 0.0005 there and 1.0 here; optim.min_lr is 1e-06 there and 0.5 "
+        "here; seed is 0 there and 1 here; and 1 more; give the old values or another --workdir, or edit the file where the "
+        "change is meant"
+    )
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "is no JSON"), ("[]", "is no configuration but a list")])
+def test_a_damaged_file_is_named(tmp_path, text, message):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    for read in (lambda: check_unchanged(_resolved(), str(tmp_path)), lambda: config_lib.load(str(path))):
+        with pytest.raises(ConfigError, match=f"config.json {message}"):
+            read()
