@@ -18,7 +18,7 @@ import sys
 
 FAKE = pathlib.Path(os.environ["FAKE"])
 WORKERS = 2
-LOOKS = 40
+LOOKS = 36
 
 
 def main(words: list[str]) -> int:

@@ -33,13 +33,16 @@ def test_gcloud_knows_every_call(tmp_path):
     assert len(documented) >= 8
     calls += [re.sub(r"\$(\w+)", lambda match: match[1].lower(), call) for call in documented]
     wrong = "gcloud compute tpus queued-resources create x --node-id=x --accelerator-typ=v6e-8 --runtime-version=v --zone=z"
-    found = {call: _lint(call, tmp_path) for call in [wrong, *calls]}
+    found = _lint([wrong, *calls], tmp_path)
     assert "did you mean '--accelerator-type'" in found.pop(wrong)
     assert found == dict.fromkeys(calls)
 
 
-def _lint(call, tmp_path):
+def _lint(calls, tmp_path):
+    """{call: error or None}"""
+    (tmp_path / "calls.json").write_text(json.dumps([{"command_string": call} for call in calls]))
     environ = {**os.environ, "CLOUDSDK_CONFIG": str(tmp_path / "gcloud"), "CLOUDSDK_CORE_DISABLE_PROMPTS": "1"}
-    words = [GCLOUD, "meta", "lint-gcloud-commands", f"--command-string={call}"]
+    words = [GCLOUD, "meta", "lint-gcloud-commands", f"--commands-file={tmp_path / 'calls.json'}"]
     done = subprocess.run(words, env=environ, capture_output=True, text=True, timeout=120, check=True)
-    return json.loads(done.stdout)[0]["error_message"]
+    # In the order given; the strings that come back have example values in place of words such as PROJECT.
+    return dict(zip(calls, (result["error_message"] for result in json.loads(done.stdout)), strict=True))
