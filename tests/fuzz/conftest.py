@@ -7,4 +7,5 @@ from hypothesis.internal.conjecture import providers
 @pytest.fixture(autouse=True)
 def _no_constants_of_whatever_is_imported(monkeypatch):
     """Hypothesis also draws constants that it finds in the project's modules: those that other tests have imported by then."""
-    monkeypatch.setattr(providers, "is_local_module_file", lambda path: False, raising=False)
+    monkeypatch.setattr(providers, "_get_local_constants", providers.Constants)
+    providers.CONSTANTS_CACHE.cache.clear()
