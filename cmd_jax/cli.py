@@ -13,11 +13,13 @@ from cmd_jax.config import ConfigDict, ConfigError
 from cmd_jax.data.decode import BadImage
 from cmd_jax.data.errors import DatasetError
 from cmd_jax.training import processes
-from cmd_jax.training.checkpoint import CheckpointError
+from cmd_jax.training.checkpoint import CheckpointError, SaveError
 from cmd_jax.training.health import NonFinite
+from cmd_jax.training.preemption import Preempted
 from cmd_jax.weights.errors import WeightsError
 
-BAD_CONFIG, BAD_DATA, SICK_RUN = 64, 65, 70  # 0 is success; launchers retry on any other code
+# 0 is success; launchers stop on the first three and run the command again on any other code.
+BAD_CONFIG, BAD_DATA, SICK_RUN, CANNOT_SAVE, PREEMPTED = 64, 65, 70, 74, 75
 
 _DEBUG = flags.DEFINE_bool("debug", False, "show the traceback of an error")
 _COMPILE_CACHE = flags.DEFINE_string(
@@ -96,6 +98,8 @@ def _guarded(main: Callable[[], None]) -> None:
         CheckpointError: BAD_DATA,
         WeightsError: BAD_DATA,
         NonFinite: SICK_RUN,
+        SaveError: CANNOT_SAVE,
+        Preempted: PREEMPTED,
     }
     if _COMPILE_CACHE.value:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(_COMPILE_CACHE.value))
@@ -108,7 +112,7 @@ def _guarded(main: Callable[[], None]) -> None:
 
 
 def _stop(code: int, error: Exception) -> None:
-    print(f"error: {_one_line(error)}", file=sys.stderr)
+    print(f"{'preempted' if code == PREEMPTED else 'error'}: {_one_line(error)}", file=sys.stderr)
     sys.exit(code)
 
 

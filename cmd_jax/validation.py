@@ -4,7 +4,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cmd_jax.config import METHODS, MODELS, SOURCES, TFDS_PREFIX, ConfigError, is_swin, patch_px
+from cmd_jax.config import BEST_METRICS, METHODS, MODELS, SOURCES, TFDS_PREFIX, ConfigError, is_swin, patch_px
 from cmd_jax.models import swin
 
 
@@ -29,6 +29,7 @@ def validate(config: ConfigDict) -> None:
             "model.attention is 'cudnn', which takes no float32; pass --config.model.dtype=bfloat16 or "
             "--config.model.attention=xla"
         )
+    _choice("train.best_metric", config.train.best_metric, (*BEST_METRICS, None))
     _choice("init.network", config.init.network, ("teacher", "student"))
     _data_source("data.source", config.data.source, "data.folder", config.data.folder)
     if config.data.eval_source or config.data.eval_folder:

@@ -1,5 +1,6 @@
 """Trains a configuration to its end in a work directory; called again, it goes on from the newest checkpoint."""
 
+import errno
 import functools
 import json
 import math
@@ -9,14 +10,15 @@ from collections.abc import Callable
 import jax
 
 from cmd_jax import config as config_lib
-from cmd_jax.config import ConfigDict
+from cmd_jax.config import ConfigDict, ConfigError
 from cmd_jax.data.loader import CanvasCache, Prefetch, batches
 from cmd_jax.evaluation import evaluate as evaluation_lib
 from cmd_jax.report.pictures import write_pictures
 from cmd_jax.training import processes
-from cmd_jax.training.checkpoint import Checkpoints
+from cmd_jax.training.checkpoint import Checkpoints, SaveError, compile_fingerprints, free_space
 from cmd_jax.training.health import NonFinite
 from cmd_jax.training.metrics import MetricsWriter, Progress
+from cmd_jax.training.preemption import Asked, Preempted, Preemption
 from cmd_jax.training.run import prepare_run
 from cmd_jax.training.schedules import steps_per_epoch
 from cmd_jax.training.sharding import local_copy
@@ -31,8 +33,21 @@ def train(config: ConfigDict, workdir: str) -> None:
 
     Raises:
         ConfigError: before anything is written.
+        CheckpointError: there are checkpoints, and none is whole or they are of another model.
         NonFinite: the loss stopped being finite; the newest checkpoint is good.
+        Preempted: SIGTERM or Ctrl-C came, and what was done is saved.
+        SaveError: a checkpoint or another file of the run could not be written.
     """
+    try:
+        with Preemption() as preemption:
+            _train(config, workdir, preemption)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise SaveError(f"{workdir}: {error.strerror}; {free_space(workdir)}; make room and run again, it continues") from error
+
+
+def _train(config: ConfigDict, workdir: str, preemption: Preemption) -> None:
     lead = processes.is_first()
     say = functools.partial(print, flush=True) if lead else lambda text: None
     processes.agree(configuration=json.loads(config.to_json()), workdir=workdir)
@@ -41,17 +56,18 @@ def train(config: ConfigDict, workdir: str) -> None:
     processes.agree(**{"training images": [len(run.source), run.source.class_names]})
     processes.check_shared(workdir)
     os.makedirs(workdir, exist_ok=True)
-    checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
-    if checkpoints.steps():
-        state = checkpoints.restore_state(run.abstract_state())
-        say(f"continuing {workdir} at step {int(state.step)} of {run.steps}")
-    else:
+    labelled = _labelled_splits(config, say)
+    checkpoints = Checkpoints(workdir, config.train.keep_checkpoints, config.train.best_metric)
+    state = checkpoints.resume(run.abstract_state())
+    if state is None:
         state = run.first_state()
+        compile_fingerprints(state)
+    else:
+        say(f"continuing {workdir} at step {int(state.step)} of {run.steps}")
     first_step = int(state.step)
     if lead:
         config_lib.save(config, os.path.join(workdir, "config.json"))
     writer = MetricsWriter(workdir, first_step) if lead else None
-    labelled = _labelled_splits(config, say)
     cache = CanvasCache(run.source, config.data)
     say(f"cache: {cache.note}")
     ahead = batches(
@@ -72,18 +88,23 @@ def train(config: ConfigDict, workdir: str) -> None:
     train_step = run.compile()
 
     def evaluate(step: int) -> None:
-        if labelled and processes.of_first(evaluation_lib.load_metrics(workdir, step) is None):
+        if not labelled:
+            return
+        flush()
+        if processes.of_first(evaluation_lib.load_metrics(workdir, step) is None):
             teacher = local_copy(state.teacher, run.shardings)
-            evaluation = evaluation_lib.evaluate(config, run.network, teacher, step, labelled)
+            evaluation = evaluation_lib.evaluate(config, run.network, teacher, step, labelled, preemption.poll)
             if not lead:
                 return
-            evaluation_lib.save(evaluation, config, workdir)
-            writer.write(step, {f"eval_{name}": value for name, value in evaluation.metrics().items()})
             before = evaluation_lib.load_metrics(workdir, 0) if step else None
             progress.say(f"{'untrained ' if not step else ''}teacher:\n{evaluation_lib.table(evaluation, before)}")
             if step == run.steps:
                 for path in write_pictures(evaluation, config, labelled, workdir):
                     progress.say(f"wrote {path}")
+            evaluation_lib.save(evaluation, config, workdir)  # last: the file says that all of it is done
+        if lead and step not in writer.evaluated:
+            found = evaluation_lib.load_metrics(workdir, step)
+            writer.write(step, {f"eval_{name}": value for name, value in found.items()})
 
     def log(step: int, metrics: dict[str, jax.Array]) -> None:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
@@ -97,28 +118,53 @@ def train(config: ConfigDict, workdir: str) -> None:
             writer.write(step, {**values, "images_per_s": progress.images_per_s(), "data_wait_s": stream.waited_s})
             progress.show(step, values)
 
+    def flush() -> None:
+        nonlocal pending
+        if pending:
+            ready, pending = pending, None
+            log(*ready)
+
+    def save(step: int) -> None:
+        if step == first_step or step in checkpoints.steps():
+            return
+        flush()  # first: what is saved has passed the checks of its numbers, and a run that goes on from it lacks no line
+        checkpoints.save(state, config, processes.of_first(best_value(step)))
+
+    def best_value(step: int) -> float:
+        """NaN where it is not known."""
+        if judged:
+            return (evaluation_lib.load_metrics(workdir, step) or {}).get(best.removeprefix("eval_"), math.nan)
+        return float(metrics[best]) if best else math.nan
+
+    best = config.train.best_metric
+    judged = bool(best) and best.startswith("eval_")
     pending: tuple[int, dict[str, jax.Array]] | None = None
     try:
         for step in range(first_step, run.steps):
-            if step == 0 or (eval_every and step % eval_every == 0):
+            preemption.poll()
+            checkpoints.check()
+            saves = step > first_step and step % save_every == 0
+            if step == 0 or (eval_every and step % eval_every == 0) or (saves and judged):
                 evaluate(step)
-            if step > first_step and step % save_every == 0:
-                checkpoints.save(state, config)
+            if saves:
+                save(step)
             batch = next(stream)
             with jax.transfer_guard("disallow"):
                 state, metrics = train_step(state, batch)
             progress.advance(step + 1)
             # Numbers are fetched one step late, when the device has the next step to work on.
-            if pending:
-                log(*pending)
-                pending = None
+            flush()
             if (step + 1) % config.train.log_every_steps == 0 or step + 1 == run.steps:
                 pending = (step + 1, metrics)
-        if pending:
-            log(*pending)
-        if run.steps not in checkpoints.steps():
-            checkpoints.save(state, config)
+        if judged:
+            evaluate(run.steps)
+        save(run.steps)
         evaluate(run.steps)
+    except Asked:
+        step = int(state.step)
+        save(step)
+        checkpoints.close()
+        raise Preempted(f"stopped as asked at step {step} of {run.steps}; run again with --workdir={workdir}") from None
     finally:
         stream.close()
         progress.close()
@@ -131,5 +177,9 @@ def _labelled_splits(config: ConfigDict, say: Callable[[str], None]) -> evaluati
     try:
         return evaluation_lib.open_labelled_splits(config)
     except evaluation_lib.NoLabels as reason:
+        if (config.train.best_metric or "").startswith("eval_"):
+            raise ConfigError(
+                f"train.best_metric is {config.train.best_metric!r}, but {reason}; or set it to feature_std"
+            ) from reason
         say(f"training without evaluation: {reason}")
         return None

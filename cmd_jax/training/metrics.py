@@ -15,11 +15,15 @@ class MetricsWriter:
     Args:
         workdir: the run's directory.
         first_step: number of steps already done; later lines, left by an interrupted run, are dropped.
+
+    Attributes:
+        evaluated: steps whose evaluation has its line.
     """
 
     def __init__(self, workdir: str, first_step: int):
         path = os.path.join(workdir, "metrics.jsonl")
         kept = [line for line in _lines(path) if first_step and json.loads(line)["step"] <= first_step]
+        self.evaluated = {json.loads(line)["step"] for line in kept if '"eval_' in line}
         partial = f"{path}.partial"
         with open(partial, "w", encoding="utf-8") as file:
             file.writelines(kept)
@@ -31,6 +35,8 @@ class MetricsWriter:
         """One line, `step` first, flushed at once."""
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._file.flush()
+        if any(name.startswith("eval_") for name in metrics):
+            self.evaluated.add(step)
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)
 
