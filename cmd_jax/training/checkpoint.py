@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 from orbax.checkpoint import options as orbax_options
@@ -72,17 +73,17 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), _KeepBest(self)]),
             read_only=read_only,
-            cleanup_tmp_directories=not read_only,
             # A step counts only with its commit file, and is renamed before it is deleted: a kill leaves no half step.
             atomicity_options=orbax_options.AtomicityOptions(mode=orbax_options.AtomicityMode.COMMIT_FILE),
             todelete_subdir=None if read_only else TRASH,
         )
+        if not read_only:
+            _remove_leftovers(epath.Path(directory))
         self._read_only, self._best_metric = read_only, best_metric
         self._values: dict[int, float] | None = None  # of the best metric, by step
         self._saving: int | None = None
         self._manager = _Manager(directory, item_handlers=handlers, options=options)
         self._directory = self._manager.directory
-        self._empty_trash()
 
     def steps(self) -> list[int]:
         """Steps on disk, ascending."""
@@ -177,13 +178,14 @@ class Checkpoints:
         """
         try:
             self._wait()
-            self._empty_trash()
+            if not self._read_only:
+                _empty_trash(self._directory)
         finally:
             self._manager.close()
 
     def _save(self, step: int, config: ConfigDict, value: float | None, **items: Any) -> None:
         self._wait()
-        self._empty_trash()  # Orbax only renames: without this, all that it ever deleted would stay on the disk
+        _empty_trash(self._directory)  # Orbax only renames: without this, all that it ever deleted would stay on the disk
         arrays = {item: describe(tree) for item, tree in items.items()}
         meta = {"schema": SCHEMA, "step": step, "config": config.to_dict(), "jax": jax.__version__, "arrays": arrays}
         if value is not None and math.isfinite(value):
@@ -207,7 +209,7 @@ class Checkpoints:
     def _writing(self, step: int) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # a background thread's: OSError, ValueError or JaxRuntimeError, as the layer below likes
+        except Exception as error:  # OSError, ValueError or JaxRuntimeError, as the layer below likes
             if jax.process_count() == 1:
                 self._manager.reload()  # Orbax counts a step from the moment it is begun
             raise SaveError(
@@ -328,10 +330,6 @@ class Checkpoints:
             multihost_utils.sync_global_devices("damaged steps are renamed")
         self._manager.reload()
 
-    def _empty_trash(self) -> None:
-        if not self._read_only and jax.process_index() == 0:
-            (self._directory / TRASH).rmtree(missing_ok=True)
-
     def _known_values(self) -> dict[int, float]:
         """step -> value of the best metric, read from the steps on disk when first asked for."""
         if self._values is None:
@@ -358,6 +356,21 @@ class _KeepBest(policies.PreservationPolicy):
     def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
         best = self._checkpoints.best_step([info.step for info in checkpoints])
         return [info.step == best for info in checkpoints]
+
+
+def _empty_trash(directory: epath.Path) -> None:
+    if jax.process_index() == 0:
+        (directory / TRASH).rmtree(missing_ok=True)
+
+
+def _remove_leftovers(directory: epath.Path) -> None:
+    """What a kill has left of saves and deletions; Orbax's own way does it in the background and trips over the trash."""
+    _empty_trash(directory)
+    if jax.process_index() == 0 and directory.exists():
+        for path in directory.iterdir():
+            begun = path.name.isdigit() and not (path / "commit_success.txt").exists()
+            if begun or ".orbax-checkpoint-tmp" in path.name:
+                path.rmtree()
 
 
 def compile_fingerprints(state: TrainState) -> None:
