@@ -18,8 +18,9 @@ from cmd_jax.config import ConfigDict, ConfigError
 from cmd_jax.data.errors import BadImage, DatasetError
 from cmd_jax.data.text import printable
 from cmd_jax.training import processes
-from cmd_jax.training.checkpoint import CheckpointError
+from cmd_jax.training.checkpoint import CheckpointError, SaveError
 from cmd_jax.training.health import Collapsed, NonFinite
+from cmd_jax.training.preemption import Preempted
 from cmd_jax.weights.errors import WeightsError
 
 # 0 is success; launchers retry on any other code, a crash of the machine for example.
@@ -29,9 +30,11 @@ EXIT_CODES: dict[type[Exception], int] = {
     BadImage: BAD_DATA,
     DatasetError: BAD_DATA,
     CheckpointError: BAD_DATA,
+    SaveError: BAD_DATA,
     WeightsError: BAD_DATA,
     NonFinite: SICK_RUN,
     Collapsed: SICK_RUN,
+    Preempted: PREEMPTED,
 }
 LESS_MEMORY = (
     "raise train.accumulate, set model.remat=full or model.dtype=bfloat16, lower method.prototype_chunk, views.local_count or "
@@ -191,7 +194,8 @@ def _stop(code: int, message: str, debug: bool) -> NoReturn:
     """Ends the process from inside an `except`."""
     if debug:
         traceback.print_exc()
-    print(message if code == INTERRUPTED else f"error: {printable(message)}", file=sys.stderr)
+    word = {INTERRUPTED: "", PREEMPTED: "preempted: "}.get(code, "error: ")
+    print(f"{word}{printable(message)}", file=sys.stderr)
     sys.exit(code)
 
 

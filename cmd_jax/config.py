@@ -44,6 +44,8 @@ METHODS = {
 }
 SOURCES = ("synthetic_birds", "cub", "cars", "aircraft", "aircraft/family", "aircraft/manufacturer", "nabirds", "folder")
 TFDS_PREFIX = "tfds:"  # of data.source: any other dataset of TFDS
+# Of train.best_metric, as in metrics.jsonl: 1 where more is better, -1 where less is.
+BEST_METRICS = {"eval_rank1": 1, "eval_map": 1, "feature_std": 1, "loss": -1}
 
 
 class ConfigError(ValueError):
@@ -166,6 +168,7 @@ def default() -> ConfigDict:
     config.train.checkpoint_every_epochs = 10.0
     config.train.keep_checkpoints = 3
     config.train.stop_on_collapse = False  # end with exit code 70 where a collapse would otherwise be warned of
+    config.train.best_metric = placeholder(str)  # one of BEST_METRICS: the best step by it is kept too; None: the newest alone
 
     config.eval = ConfigDict()
     config.eval.every_epochs = 0.0  # 0: only of the untrained and of the final teacher

@@ -11,6 +11,7 @@ USAGE = """Evaluates the teacher of a run: k-NN, retrieval, accuracy of every cl
 
   python -m cmd_jax.eval --workdir=runs/demo
   python -m cmd_jax.eval --workdir=runs/demo --step=300
+  python -m cmd_jax.eval --workdir=runs/demo --best
 
 Prints each number with its protocol, beside the untrained teacher's where the run measured it; writes
 DIR/eval/STEP/metrics.json and the pictures DIR/report/mil_overlays.png and retrieval.png.
@@ -19,6 +20,7 @@ the traceback of an error."""
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run")
 _STEP = flags.DEFINE_integer("step", None, "step of the checkpoint; the newest by default", lower_bound=0)
+_BEST = flags.DEFINE_bool("best", False, "take the best step by the run's train.best_metric")
 
 
 def main() -> None:
@@ -27,10 +29,12 @@ def main() -> None:
     cli.check_workdir(_WORKDIR.value)
     if not files.exists(os.path.join(_WORKDIR.value, "config.json")):
         raise ConfigError(f"{_WORKDIR.value} has no config.json; give the --workdir of a run of cmd_jax.main")
+    if _BEST.value and _STEP.value is not None:
+        raise ConfigError(f"--best and --step={_STEP.value} name two steps; pass one of them")
     cli.join_processes()
     from cmd_jax.evaluation import restore  # imported after the flags are checked: it loads jax
 
-    restore.evaluate_run(_WORKDIR.value, _STEP.value)
+    restore.evaluate_run(_WORKDIR.value, _STEP.value, _BEST.value)
 
 
 if __name__ == "__main__":

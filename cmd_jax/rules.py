@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from cmd_jax.config import METHODS, MODELS, ConfigError, default
+from cmd_jax.config import BEST_METRICS, METHODS, MODELS, ConfigError, default
 
 
 class Whole(NamedTuple):
@@ -183,6 +183,7 @@ RULES: dict[str, Rule] = {
     "train.checkpoint_every_epochs": SOME_EPOCHS,
     "train.keep_checkpoints": Whole(1, 10**6),
     "train.stop_on_collapse": Flag(),
+    "train.best_metric": Choice(tuple(BEST_METRICS)),
     "eval.every_epochs": EPOCHS,
     "eval.batch_size": IMAGES,
     "eval.resize_px": SIDE_PX,

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,10 +78,17 @@ def open_labelled_splits(config: ConfigDict) -> LabelledSplits:
     return LabelledSplits(train, test)
 
 
-def evaluate(config: ConfigDict, network: Network, teacher: Params, step: int, splits: LabelledSplits) -> Evaluation:
-    """Measures a teacher: test images as queries against the training images."""
+def evaluate(
+    config: ConfigDict,
+    network: Network,
+    teacher: Params,
+    step: int,
+    splits: LabelledSplits,
+    between: Callable[[], None] = lambda: None,
+) -> Evaluation:
+    """Measures a teacher: test images as queries against the training images; calls `between` before every batch."""
     extract = make_extractor(config, network)
-    gallery, queries = (extract_features(extract, teacher, split, config) for split in splits)
+    gallery, queries = (extract_features(extract, teacher, split, config, between) for split in splits)
     classes, counts = (
         splits.train.class_names,
         f"{len(queries.labels):,} test queries, {len(gallery.labels):,} train images",

@@ -103,7 +103,9 @@ def eval_images(
             yield from pool.map(load, indices[start : start + chunk])
 
 
-def extract_features(extract: Callable, params: Params, source: Source, config: ConfigDict) -> Features:
+def extract_features(
+    extract: Callable, params: Params, source: Source, config: ConfigDict, between: Callable[[], None] = lambda: None
+) -> Features:
     """Runs the teacher over a split: every process over its share, and all get the whole.
 
     Args:
@@ -111,6 +113,7 @@ def extract_features(extract: Callable, params: Params, source: Source, config: 
         params: the teacher's, on every device of this process.
         source: the split.
         config: the whole resolved configuration.
+        between: called before every batch, in all processes equally often.
     """
     processes, devices = jax.process_count(), jax.local_devices()
     of_process = data_parallel(devices).batch
@@ -118,6 +121,7 @@ def extract_features(extract: Callable, params: Params, source: Source, config: 
     pending: list[np.ndarray] = []
 
     def flush() -> None:
+        between()
         images = np.stack(pending + [pending[-1]] * (batch_size - len(pending)))  # one shape: one compilation
         encoded = extract(params, jax.device_put(images, of_process))
         outputs.append({key: np.asarray(value)[: len(pending)] for key, value in encoded.items()})

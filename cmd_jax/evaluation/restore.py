@@ -5,6 +5,7 @@ import os
 import jax
 
 from cmd_jax import config as config_lib
+from cmd_jax.config import ConfigError
 from cmd_jax.evaluation import evaluate as evaluation_lib
 from cmd_jax.report.pictures import write_pictures
 from cmd_jax.training import processes
@@ -14,27 +15,31 @@ from cmd_jax.training.state import init_params, make_network
 from cmd_jax.validation import validate
 
 
-def evaluate_run(workdir: str, step: int | None) -> evaluation_lib.Evaluation:
+def evaluate_run(workdir: str, step: int | None, best: bool = False) -> evaluation_lib.Evaluation:
     """Restores a teacher, measures it, prints the tables and writes numbers and pictures.
 
     Args:
         workdir: of a run.
         step: of the checkpoint; None is the newest.
+        best: take the best step by the run's `train.best_metric`.
 
     Raises:
         CheckpointError: there is no such step, or it does not fit config.json.
-        ConfigError: the data has no labels or no test split, or config.json has a value that cannot work.
+        ConfigError: the data has no labels or no test split, config.json has a value that cannot work, or `best` is asked of a
+            run without `train.best_metric`.
     """
-    processes.agree(workdir=workdir, step=step)
+    processes.agree(workdir=workdir, step=step, best=best)
     config = config_lib.load(os.path.join(workdir, "config.json"))
     validate(config)  # it may have been edited
+    if best and config.train.best_metric is None:
+        raise ConfigError(f"--best needs a run with train.best_metric, and {workdir} has none; use --step or the newest")
     splits = evaluation_lib.open_labelled_splits(config)
     network = make_network(config)
     everywhere = data_parallel(jax.devices())
     shapes = jax.eval_shape(lambda: init_params(config, network))
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere.replicated), shapes)
-    checkpoints = Checkpoints(workdir, read_only=True)
-    step, teacher = checkpoints.restore_teacher(abstract, step)
+    checkpoints = Checkpoints(workdir, best_metric=config.train.best_metric, read_only=True)
+    step, teacher = checkpoints.restore_teacher(abstract, step, best)
     checkpoints.close()
     evaluation = evaluation_lib.evaluate(config, network, local_copy(teacher, everywhere), step, splits)
     if not processes.is_first():

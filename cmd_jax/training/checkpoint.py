@@ -1,22 +1,55 @@
-"""Checkpoints over Orbax: items `teacher` (what evaluation reads), `train` (all else a run needs to go on) and `meta`."""
+"""Checkpoints over Orbax: items `teacher` (what evaluation reads), `train` (all else a run needs to go on) and `meta`.
 
+`meta` holds shape, dtype and fingerprint of every array and a digest of itself. All are compared whenever a step is read, since
+Orbax's own checks miss most changed bytes. A step that does not hold what was saved is passed over for the next older one, in
+all processes alike, and a run that goes on renames it to STEP.damaged-TIME.
+"""
+
+import contextlib
+import json
+import math
 import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers as policies
 from orbax.checkpoint import options as orbax_options
 
 from cmd_jax import files
-from cmd_jax.config import ConfigDict
+from cmd_jax.config import BEST_METRICS, ConfigDict
+from cmd_jax.training.fingerprint import describe, differences, digest, fingerprints
 from cmd_jax.training.state import Params, TrainState
+from cmd_jax.weights.trees import unflatten
 
-SCHEMA = 1
+SCHEMA = 2
+TRASH = ".trash"
+DAMAGED = ".damaged-"
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint that is missing, unreadable or of another model."""
+
+
+class SaveError(RuntimeError):
+    """A checkpoint that could not be written; the steps before it are whole."""
+
+
+class _Damaged(Exception):
+    """A step that does not hold what was saved."""
+
+
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Orbax would ask JAX's preemption service too, in the first process and with numbers of its own: others would wait."""
+        return False
 
 
 class Checkpoints:
@@ -25,10 +58,11 @@ class Checkpoints:
     Args:
         workdir: the run's directory; steps lie in its `checkpoints/`.
         keep: number of newest steps that are kept.
+        best_metric: the step with the best value of it is kept too; None: the newest alone.
         read_only: for evaluation, which must not clean up after a running training.
     """
 
-    def __init__(self, workdir: str, keep: int = 3, read_only: bool = False):
+    def __init__(self, workdir: str, keep: int = 3, best_metric: str | None = None, read_only: bool = False):
         directory = os.path.join(workdir if "://" in workdir else os.path.abspath(workdir), "checkpoints")
         if read_only and not files.exists(directory):
             raise CheckpointError(f"{directory} does not exist; train first, or give the --workdir of a run")
@@ -38,51 +72,75 @@ class Checkpoints:
             "meta": ocp.JsonCheckpointHandler(),
         }
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=None if read_only else keep,
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), _KeepBest(self)]),
             read_only=read_only,
-            cleanup_tmp_directories=not read_only,
             # A step counts only with its commit file, and is renamed before it is deleted: a kill leaves no half step.
             atomicity_options=orbax_options.AtomicityOptions(mode=orbax_options.AtomicityMode.COMMIT_FILE),
-            todelete_subdir=None if read_only else ".trash",
+            todelete_subdir=None if read_only else TRASH,
         )
-        self._manager = ocp.CheckpointManager(directory, item_handlers=handlers, options=options)
+        if not read_only:
+            _remove_leftovers(epath.Path(directory))
+        self._read_only, self._best_metric = read_only, best_metric
+        self._values: dict[int, float] | None = None  # of the best metric, by step
+        self._saving: int | None = None
+        self._manager = _Manager(directory, item_handlers=handlers, options=options)
+        self._directory = self._manager.directory
 
     def steps(self) -> list[int]:
         """Steps on disk, ascending."""
         return sorted(self._manager.all_steps())
 
-    def save(self, state: TrainState, config: ConfigDict) -> None:
-        """Starts saving a state; the disk is written while training goes on."""
-        train = {
-            "step": state.step,
-            "student": state.student,
-            "optimizer": state.optimizer,
-            "centers": state.centers,
-            "bad_steps": state.bad_steps,
-        }
-        self._save(int(state.step), config, teacher=state.teacher, train=train)
+    def save(self, state: TrainState, config: ConfigDict, value: float | None = None) -> None:
+        """Starts saving a state; the disk is written while training goes on.
+
+        Args:
+            state: with its own step number.
+            config: resolved.
+            value: of the best metric at this step.
+
+        Raises:
+            SaveError: this state, or the one before, could not be written.
+        """
+        self._save(int(state.step), config, value, **_items(state))
 
     def save_teacher(self, teacher: Params, config: ConfigDict) -> None:
         """Starts saving a teacher alone as step 0: it can be evaluated, exported and started from, but not continued."""
-        self._save(0, config, teacher=teacher)
+        self._save(0, config, None, teacher=teacher)
+
+    def check(self) -> None:
+        """Says as soon as it is known, and without waiting, that a save has failed.
+
+        Raises:
+            SaveError: naming the directory, its free space and the steps that are whole.
+        """
+        if self._saving is not None and not self._manager.is_saving_in_progress():
+            self._wait()
+
+    def resume(self, abstract: TrainState) -> TrainState | None:
+        """The newest state that is whole; None in a directory where nothing was saved yet.
+
+        Raises:
+            CheckpointError: there are steps, and none is whole.
+        """
+        if self.steps():
+            return self.restore_state(abstract)
+        damaged = sorted(path.name for path in self._directory.iterdir() if DAMAGED in path.name)
+        if damaged:
+            raise CheckpointError(
+                f"{self._directory} has nothing but damaged steps ({', '.join(damaged[:3])}); refusing to start from scratch; "
+                "put back a copy, or give another --workdir"
+            )
+        return None
 
     def restore_state(self, abstract: TrainState, step: int | None = None) -> TrainState:
         """The newest (or the given) step as a whole state; `abstract` holds shapes, dtypes and shardings."""
-        step = self._choose(step)
-        train = {
-            "step": abstract.step,
-            "student": abstract.student,
-            "optimizer": abstract.optimizer,
-            "centers": abstract.centers,
-            "bad_steps": abstract.bad_steps,
-        }
-        items = self._restore(step, {"teacher": abstract.teacher, "train": train})
+        items = self._first_whole(step, lambda step, meta: self._restore(step, meta, _items(abstract)))[1]
         return TrainState(teacher=items["teacher"], **items["train"])
 
-    def restore_teacher(self, abstract: Params, step: int | None = None) -> tuple[int, Params]:
-        """(step, teacher) of the newest or the given step; nothing else is read."""
-        step = self._choose(step)
-        return step, self._restore(step, {"teacher": abstract})["teacher"]
+    def restore_teacher(self, abstract: Params, step: int | None = None, best: bool = False) -> tuple[int, Params]:
+        """(step, teacher) of the newest, the given or the best step; nothing else is read."""
+        step, items = self._first_whole(step, lambda step, meta: self._restore(step, meta, {"teacher": abstract}), best)
+        return step, items["teacher"]
 
     def read_network(self, network: str, step: int | None = None) -> tuple[int, Params]:
         """Reads one network as it was stored, whatever the model; optimizer and the other network are not read.
@@ -94,73 +152,253 @@ class Checkpoints:
         Returns:
             (step, parameters as NumPy arrays).
         """
-        step = self._choose(step)
         item = {"teacher": "teacher", "student": "train"}[network]
-        stored = self._stored(step, item)
-        tree = stored if network == "teacher" else {"student": stored["student"]}
-        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
-        as_arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract)
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            read = reader.restore(
-                self._manager.directory / str(step) / item,
-                args=ocp.args.PyTreeRestore(item=abstract, restore_args=as_arrays, partial_restore=True),
-            )
-        return step, read if network == "teacher" else read["student"]
+
+        def load(step: int, meta: dict[str, Any]) -> dict[str, Any]:
+            stored = self._stored(step, meta, item)
+            names = [name for name in stored if network == "teacher" or name.startswith("student/")]
+            tree = unflatten({name: jax.ShapeDtypeStruct(*stored[name][:2]) for name in names})
+            as_arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            args = ocp.args.PyTreeRestore(item=tree, restore_args=as_arrays, partial_restore=True)
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+                return {item: reader.restore(self._directory / str(step) / item, args=args)}
+
+        step, items = self._first_whole(step, load)
+        return step, items[item] if network == "teacher" else items[item]["student"]
+
+    def best_step(self, among: list[int] | None = None) -> int | None:
+        """The step with the best value of the best metric; None where no step has one."""
+        ranked = self._ranked(self.steps() if among is None else among)
+        return ranked[0] if ranked else None
 
     def close(self) -> None:
-        """Waits for what is being saved."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits for what is being saved.
 
-    def _choose(self, step: int | None) -> int:
+        Raises:
+            SaveError: it could not be written.
+        """
+        try:
+            self._wait()
+            if not self._read_only:
+                _empty_trash(self._directory)
+        finally:
+            self._manager.close()
+
+    def _save(self, step: int, config: ConfigDict, value: float | None, **items: Any) -> None:
+        self._wait()
+        _empty_trash(self._directory)  # Orbax only renames: without this, all that it ever deleted would stay on the disk
+        arrays = {item: describe(tree) for item, tree in items.items()}
+        meta = {"schema": SCHEMA, "step": step, "config": config.to_dict(), "jax": jax.__version__, "arrays": arrays}
+        if value is not None and math.isfinite(value):
+            meta["best"] = {"metric": self._best_metric, "value": value}
+            self._known_values()[step] = value
+        trees = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        args = ocp.args.Composite(**trees, meta=ocp.args.JsonSave(meta | {"digest": digest(meta)}))
+        with self._writing(step):
+            done = self._manager.save(step, force=True, args=args)
+        if not done:
+            raise CheckpointError(f"{self._directory}: step {step} was not saved; newer steps {self.steps()} lie there")
+        self._saving = step
+
+    def _wait(self) -> None:
+        if self._saving is not None:
+            step, self._saving = self._saving, None
+            with self._writing(step):
+                self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _writing(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # OSError, ValueError or JaxRuntimeError, as the layer below likes
+            if jax.process_count() == 1:
+                self._manager.reload()  # Orbax counts a step from the moment it is begun
+            raise SaveError(
+                f"{self._directory}/{step} could not be written ({_first_line(error)}); {free_space(str(self._directory))}; "
+                f"whole steps: {self.steps() or 'none'}; make room and run again with this --workdir"
+            ) from error
+
+    def _first_whole(
+        self, asked: int | None, load: Callable[[int, dict[str, Any]], dict[str, Any]], best: bool = False
+    ) -> tuple[int, dict[str, Any]]:
+        """(step, items) of the first step in question that is not damaged; quarantines those that are.
+
+        Args:
+            asked: this step alone.
+            load: reads items of (step, meta).
+            best: try steps from the best to the worst value, not from the newest to the oldest.
+        """
+        damaged: dict[int, Exception] = {}
+        for step in self._candidates(asked, best):
+            try:
+                meta, items = self._everywhere(lambda step=step: self._load(step, load))
+                _verify(items, meta["arrays"])
+            except _Damaged as error:
+                damaged[step] = error
+                logging.error("%s/%d is damaged: %s", self._directory, step, error)
+                continue
+            if not self._read_only:
+                self._quarantine(list(damaged))
+            return step, items
+        reasons = "; ".join(f"step {step}: {reason}" for step, reason in list(damaged.items())[:3])
+        if asked is not None:
+            rest = [step for step in self.steps() if step != asked]
+            raise CheckpointError(f"{self._directory} is damaged ({reasons}); choose another step: {rest or 'there is none'}")
+        raise CheckpointError(
+            f"{self._directory}: none of the steps {', '.join(map(str, damaged))} can be read ({reasons}); refusing to start "
+            "from scratch; put back a copy, or give another --workdir"
+        )
+
+    def _candidates(self, asked: int | None, best: bool) -> list[int]:
         steps = self.steps()
         if not steps:
-            raise CheckpointError(f"{self._manager.directory} holds no checkpoint; train first, or give the --workdir of a run")
-        if step is None:
-            return steps[-1]
-        if step not in steps:
-            raise CheckpointError(f"{self._manager.directory} has no step {step}; it has {', '.join(map(str, steps))}")
-        return step
-
-    def _save(self, step: int, config: ConfigDict, **items: Any) -> None:
-        meta = {"schema": SCHEMA, "step": step, "config": config.to_dict(), "jax": jax.__version__}
-        trees = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-        if not self._manager.save(step, force=True, args=ocp.args.Composite(**trees, meta=ocp.args.JsonSave(meta))):
-            raise CheckpointError(f"{self._manager.directory}: step {step} was not saved; newer steps {self.steps()} lie there")
-
-    def _stored(self, step: int, item: str) -> Any:
-        """Shapes and dtypes of an item on disk."""
-        metadata = self._manager.item_metadata(step)
-        stored = metadata[item] if item in metadata.keys() else None  # noqa: SIM118, a Composite is no mapping
-        if stored is None:
+            raise CheckpointError(f"{self._directory} holds no checkpoint; train first, or give the --workdir of a run")
+        if asked is not None and asked not in steps:
+            raise CheckpointError(f"{self._directory} has no step {asked}; it has {', '.join(map(str, steps))}")
+        if asked is not None:
+            return [asked]
+        if best and not self._ranked(steps):
             raise CheckpointError(
-                f"{self._manager.directory}/{step} holds an imported teacher alone; to train from it, pass it as "
+                f"{self._directory}: no step has a value of train.best_metric; evaluate the newest or a --step"
+            )
+        return self._ranked(steps) if best else steps[::-1]
+
+    def _load(self, step: int, load: Callable) -> tuple[dict[str, Any], dict[str, Any]]:
+        meta = self._meta(step)
+        try:
+            return meta, load(step, meta)
+        except CheckpointError:
+            raise
+        except Exception as error:  # whatever a layer below makes of bytes that are not its own
+            raise _Damaged(f"unreadable ({type(error).__name__}: {_first_line(error)})") from error
+
+    def _everywhere(self, read: Callable[[], Any]) -> Any:
+        """What this process reads, if all processes can read theirs."""
+        result, error = None, None
+        try:
+            result = read()
+        except (_Damaged, CheckpointError) as problem:
+            error = problem
+        if jax.process_count() > 1 and not np.all(multihost_utils.process_allgather(np.int32(error is None))):
+            error = error or _Damaged("another process cannot read it")
+        if error is not None:
+            raise error
+        return result
+
+    def _meta(self, step: int) -> dict[str, Any]:
+        try:
+            meta = json.loads((self._directory / str(step) / "meta" / "metadata").read_bytes())
+            stored = meta.pop("digest")
+        except Exception as error:
+            raise _Damaged(f"meta is unreadable ({type(error).__name__}: {_first_line(error)})") from error
+        if stored != digest(meta):
+            raise _Damaged("meta has another digest than when it was saved")
+        if meta["schema"] != SCHEMA:
+            raise CheckpointError(
+                f"{self._directory}/{step} has format {meta['schema']}, and this version reads {SCHEMA}; use the version that "
+                "wrote it, or another --workdir"
+            )
+        return meta
+
+    def _stored(self, step: int, meta: dict[str, Any], item: str) -> dict[str, Any]:
+        """name -> (shape, dtype, fingerprint) of an item."""
+        if item not in meta["arrays"]:
+            raise CheckpointError(
+                f"{self._directory}/{step} holds an imported teacher alone; to train from it, pass it as "
                 "--config.init.weights with another --workdir"
             )
-        return getattr(stored, "tree", stored)
+        return meta["arrays"][item]
 
-    def _restore(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
+    def _restore(self, step: int, meta: dict[str, Any], items: dict[str, Any]) -> dict[str, Any]:
         for name, abstract in items.items():
-            differences = _differences(abstract, self._stored(step, name))
-            if differences:
+            wrong = differences(abstract, self._stored(step, meta, name))
+            if wrong:
                 raise CheckpointError(
-                    f"{self._manager.directory}/{step} does not fit this model: {len(differences)} arrays differ, first "
-                    f"{'; '.join(differences[:3])}; use the config.json beside it or another --workdir"
+                    f"{self._directory}/{step} does not fit this model: {len(wrong)} arrays differ, first "
+                    f"{'; '.join(wrong[:3])}; use the config.json beside it or another --workdir"
                 )
         restore = {name: ocp.args.StandardRestore(abstract) for name, abstract in items.items()}
         return dict(self._manager.restore(step, args=ocp.args.Composite(**restore)))
 
+    def _quarantine(self, steps: list[int]) -> None:
+        # A damaged step that stays would take a kept one's place, and Orbax would refuse to save it again.
+        if not steps:
+            return
+        if jax.process_index() == 0:
+            for step in steps:
+                (self._directory / str(step)).rename(self._directory / f"{step}{DAMAGED}{int(time.time())}")
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged steps are renamed")
+        self._manager.reload()
 
-def _differences(abstract: Any, stored: Any) -> list[str]:
-    """Readable differences between the arrays a model has and those of a checkpoint."""
+    def _known_values(self) -> dict[int, float]:
+        """step -> value of the best metric, read from the steps on disk when first asked for."""
+        if self._values is None:
+            self._values = {}
+            for step in self.steps():
+                with contextlib.suppress(_Damaged, CheckpointError):
+                    best = self._meta(step).get("best", {})
+                    if self._best_metric and best.get("metric") == self._best_metric:
+                        self._values[step] = best["value"]
+        return self._values
 
-    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
+    def _ranked(self, steps: list[int]) -> list[int]:
+        """Those of the steps that have a value of the best metric, best first."""
+        values = self._known_values()
+        return sorted((s for s in steps if s in values), key=lambda s: -BEST_METRICS[self._best_metric] * values[s])
 
-    model, disk = shapes(abstract), shapes(stored)
-    return [
-        f"{name}: model {model.get(name, 'nothing')}, checkpoint {disk.get(name, 'nothing')}"
-        for name in sorted(model.keys() | disk.keys())
-        if model.get(name) != disk.get(name)
-    ]
+
+class _KeepBest(policies.PreservationPolicy):
+    """Orbax's own would keep the metrics in a file without a digest."""
+
+    def __init__(self, checkpoints: Checkpoints):
+        self._checkpoints = checkpoints
+
+    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
+        best = self._checkpoints.best_step([info.step for info in checkpoints])
+        return [info.step == best for info in checkpoints]
+
+
+def _empty_trash(directory: epath.Path) -> None:
+    if jax.process_index() == 0:
+        (directory / TRASH).rmtree(missing_ok=True)
+
+
+def _remove_leftovers(directory: epath.Path) -> None:
+    """What a kill has left of saves and deletions; Orbax's own way does it in the background and trips over the trash."""
+    _empty_trash(directory)
+    if jax.process_index() == 0 and directory.exists():
+        for path in directory.iterdir():
+            begun = path.name.isdigit() and not (path / "commit_success.txt").exists()
+            if begun or ".orbax-checkpoint-tmp" in path.name:
+                path.rmtree()
+
+
+def compile_fingerprints(state: TrainState) -> None:
+    """Compiles what a save computes, so that the first save does not."""
+    for tree in _items(state).values():
+        fingerprints(tree)
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    fields = state._asdict()
+    return {"teacher": fields.pop("teacher"), "train": fields}
+
+
+def _verify(items: dict[str, Any], arrays: dict[str, Any]) -> None:
+    for item, tree in items.items():
+        found = fingerprints(tree)
+        wrong = [name for name, value in found.items() if value != arrays[item][name][2]]
+        if wrong:
+            raise _Damaged(f"{len(wrong)} of {len(found)} arrays have another fingerprint, first {item}/{wrong[0]}")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
+
+
+def free_space(directory: str) -> str:
+    """For messages."""
+    if "://" in directory:
+        return "its free space is not known"
+    return f"{shutil.disk_usage(directory).free / 2**20:,.1f} MiB are free there"

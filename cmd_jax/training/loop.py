@@ -1,7 +1,9 @@
 """Trains a configuration to its end in a work directory; called again, it goes on from the newest checkpoint."""
 
+import errno
 import functools
 import json
+import math
 import os
 from collections.abc import Callable
 
@@ -9,14 +11,15 @@ import jax
 
 from cmd_jax import config as config_lib
 from cmd_jax import files
-from cmd_jax.config import ConfigDict
+from cmd_jax.config import ConfigDict, ConfigError
 from cmd_jax.data.loader import CanvasCache, Prefetch, batches
 from cmd_jax.evaluation import evaluate as evaluation_lib
 from cmd_jax.report.pictures import write_pictures
 from cmd_jax.training import processes
-from cmd_jax.training.checkpoint import Checkpoints
+from cmd_jax.training.checkpoint import Checkpoints, SaveError, compile_fingerprints, free_space
 from cmd_jax.training.health import Collapsed, CollapseWatch, read_bad_step, watched_from
 from cmd_jax.training.metrics import MetricsWriter, Progress
+from cmd_jax.training.preemption import Asked, Preempted, Preemption
 from cmd_jax.training.resume import check_unchanged
 from cmd_jax.training.run import prepare_run
 from cmd_jax.training.schedules import steps_per_epoch
@@ -33,9 +36,22 @@ def train(config: ConfigDict, workdir: str) -> None:
     Raises:
         ConfigError: before anything is written; also when the directory's run was started with other values.
         BadImage: too many training images, or one to evaluate on, cannot be read.
+        CheckpointError: there are checkpoints, and none is whole or they are of another model.
         NonFinite: the loss stopped being finite; the newest checkpoint is good.
         Collapsed: the teacher collapsed, and `train.stop_on_collapse` is set.
+        Preempted: SIGTERM or Ctrl-C came, and what was done is saved.
+        SaveError: a checkpoint or another file of the run could not be written.
     """
+    try:
+        with Preemption() as preemption:
+            _train(config, workdir, preemption)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise SaveError(f"{workdir}: {error.strerror}; {free_space(workdir)}; make room and run again, it continues") from error
+
+
+def _train(config: ConfigDict, workdir: str, preemption: Preemption) -> None:
     lead = processes.is_first()
     say = functools.partial(print, flush=True) if lead else lambda text: None
     processes.agree(configuration=json.loads(config.to_json()), workdir=workdir)
@@ -44,18 +60,20 @@ def train(config: ConfigDict, workdir: str) -> None:
     processes.agree(**{"training images": [len(run.source), run.source.class_names]})
     processes.check_shared(workdir)
     files.make_directory(workdir)
-    checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
+    labelled = _labelled_splits(config, say)
+    checkpoints = Checkpoints(workdir, config.train.keep_checkpoints, config.train.best_metric)
     if checkpoints.steps():
         check_unchanged(config, workdir)
-        state = checkpoints.restore_state(run.abstract_state())
-        say(f"continuing {workdir} at step {int(state.step)} of {run.steps}")
-    else:
+    state = checkpoints.resume(run.abstract_state())
+    if state is None:
         state = run.first_state()
+        compile_fingerprints(state)
+    else:
+        say(f"continuing {workdir} at step {int(state.step)} of {run.steps}")
     first_step = int(state.step)
     if lead:
         config_lib.save(config, os.path.join(workdir, "config.json"))
     writer = MetricsWriter(workdir, first_step) if lead else None
-    labelled = _labelled_splits(config, say)
     cache = CanvasCache(run.source, config.data)
     say(f"cache: {cache.note}")
     ahead = batches(
@@ -78,18 +96,23 @@ def train(config: ConfigDict, workdir: str) -> None:
     train_step = run.compile()
 
     def evaluate(step: int) -> None:
-        if labelled and processes.of_first(evaluation_lib.load_metrics(workdir, step) is None):
+        if not labelled:
+            return
+        read_unread()
+        if processes.of_first(evaluation_lib.load_metrics(workdir, step) is None):
             teacher = local_copy(state.teacher, run.shardings)
-            evaluation = evaluation_lib.evaluate(config, run.network, teacher, step, labelled)
+            evaluation = evaluation_lib.evaluate(config, run.network, teacher, step, labelled, preemption.poll)
             if not lead:
                 return
-            evaluation_lib.save(evaluation, config, workdir)
-            writer.write(step, {f"eval_{name}": value for name, value in evaluation.metrics().items()})
             before = evaluation_lib.load_metrics(workdir, 0) if step else None
             progress.say(f"{'untrained ' if not step else ''}teacher:\n{evaluation_lib.table(evaluation, before)}")
             if step == run.steps:
                 for path in write_pictures(evaluation, config, labelled, workdir):
                     progress.say(f"wrote {path}")
+            evaluation_lib.save(evaluation, config, workdir)  # last: the file says that all of it is done
+        if lead and step not in writer.evaluated:
+            found = evaluation_lib.load_metrics(workdir, step)
+            writer.write(step, {f"eval_{name}": value for name, value in found.items()})
 
     def read_unread() -> bool:
         """Logs the step whose numbers were not read yet when it is time, stops a sick run; returns whether it was good."""
@@ -113,13 +136,29 @@ def train(config: ConfigDict, workdir: str) -> None:
                 progress.say(f"warning: {note}")
         return not bad
 
+    def save(step: int) -> None:
+        # What is saved has passed the checks of its numbers, and a run that goes on from it lacks no line. A step that was left
+        # out changed nothing, but it can be the first after numbers that grew too large.
+        if step != first_step and step not in checkpoints.steps() and read_unread():
+            checkpoints.save(state, config, processes.of_first(best_value(step)))
+
+    def best_value(step: int) -> float:
+        """NaN where it is not known."""
+        if judged:
+            return (evaluation_lib.load_metrics(workdir, step) or {}).get(best.removeprefix("eval_"), math.nan)
+        return float(metrics[best]) if best else math.nan
+
+    best = config.train.best_metric
+    judged = bool(best) and best.startswith("eval_")
     try:
         for step in range(first_step, run.steps):
-            if step == 0 or (eval_every and step % eval_every == 0):
+            preemption.poll()
+            checkpoints.check()
+            saves = step > first_step and step % save_every == 0
+            if step == 0 or (eval_every and step % eval_every == 0) or (saves and judged):
                 evaluate(step)
-            # A step that was left out changed nothing, but it can be the first after numbers that grew too large.
-            if step > first_step and step % save_every == 0 and read_unread():
-                checkpoints.save(state, config)
+            if saves:
+                save(step)
             batch = next(stream)
             with jax.transfer_guard("disallow"):
                 state, metrics = train_step(state, batch)
@@ -128,9 +167,15 @@ def train(config: ConfigDict, workdir: str) -> None:
             read_unread()
             unread = (step + 1, metrics)
         read_unread()
-        if run.steps not in checkpoints.steps():
-            checkpoints.save(state, config)
+        if judged:
+            evaluate(run.steps)
+        save(run.steps)
         evaluate(run.steps)
+    except Asked:
+        step = int(state.step)
+        save(step)
+        checkpoints.close()
+        raise Preempted(f"stopped as asked at step {step} of {run.steps}; run again with --workdir={workdir}") from None
     finally:
         stream.close()
         progress.close()
@@ -143,5 +188,9 @@ def _labelled_splits(config: ConfigDict, say: Callable[[str], None]) -> evaluati
     try:
         return evaluation_lib.open_labelled_splits(config)
     except evaluation_lib.NoLabels as reason:
+        if (config.train.best_metric or "").startswith("eval_"):
+            raise ConfigError(
+                f"train.best_metric is {config.train.best_metric!r}, but {reason}; or set it to feature_std"
+            ) from reason
         say(f"training without evaluation: {reason}")
         return None

@@ -20,13 +20,18 @@ class MetricsWriter:
     Args:
         workdir: the run's directory.
         first_step: number of steps already done; later lines, left by an interrupted run, are dropped.
+
+    Attributes:
+        evaluated: steps whose evaluation has its line.
     """
 
     def __init__(self, workdir: str, first_step: int):
         path = os.path.join(workdir, "metrics.jsonl")
-        kept = "".join(line for line in _lines(path) if first_step and json.loads(line)["step"] <= first_step)
-        files.write(path, kept)
-        self._file = _Whole(path, kept) if files.is_remote(path) else open(path, "a", encoding="utf-8")  # noqa: SIM115
+        kept = [line for line in _lines(path) if first_step and json.loads(line)["step"] <= first_step]
+        self.evaluated = {json.loads(line)["step"] for line in kept if '"eval_' in line}
+        text = "".join(kept)
+        files.write(path, text)
+        self._file = _Whole(path, text) if files.is_remote(path) else open(path, "a", encoding="utf-8")  # noqa: SIM115
         self._board = SummaryWriter(os.path.join(workdir, "tb"), purge_step=first_step)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
@@ -34,6 +39,8 @@ class MetricsWriter:
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         self._file.write(json.dumps({"step": step, **dict.fromkeys(metrics), **finite}) + "\n")
         self._file.flush()
+        if any(name.startswith("eval_") for name in metrics):
+            self.evaluated.add(step)
         for name, value in finite.items():
             self._board.add_scalar(name, value, step)
 

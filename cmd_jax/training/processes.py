@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import secrets
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from cmd_jax import files
 from cmd_jax.config import ConfigError
 
 TOKEN_BYTES = 16
+T = TypeVar("T", bool, float)
 
 
 def start(coordinator_address: str | None, num_processes: int | None, process_id: int | None, heartbeat_s: int) -> None:
@@ -52,11 +54,11 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def of_first(value: bool) -> bool:
-    """What the first process says; the others may see files later than it does."""
+def of_first(value: T) -> T:
+    """The first process's bool or float (as float32); the others may see files later than it does."""
     if jax.process_count() == 1:
         return value
-    return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
+    return type(value)(multihost_utils.broadcast_one_to_all(np.float32(value)))
 
 
 def agree(**values: object) -> None:

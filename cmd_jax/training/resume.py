@@ -6,6 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cmd_jax import config as config_lib
+from cmd_jax import files
 from cmd_jax.config import ConfigError
 from cmd_jax.rules import keys
 
@@ -30,6 +31,7 @@ FREE = frozenset(
         "train.log_every_steps",
         "train.checkpoint_every_epochs",
         "train.keep_checkpoints",
+        "train.best_metric",
         "train.stop_on_collapse",
         "eval.every_epochs",
         "eval.batch_size",
@@ -64,7 +66,7 @@ def check_unchanged(config: ConfigDict, workdir: str) -> None:
         ConfigError: naming the first three values that differ.
     """
     path = os.path.join(workdir, "config.json")
-    if not os.path.exists(path):
+    if not files.exists(path):
         return
     found = differences(config_lib.read_json(path), config)
     if found:

@@ -1,0 +1,85 @@
+"""Integrity of arrays: one number for each, which changes with any of their bits and not with where they lie.
+
+    f(x) = sum_i bits(x_i) * (2 i + 1)  mod 2^32,  i the row-major index in the whole array
+
+Sums of integers commute, so that neither mesh nor number of devices matters. A factor 2 i + 1 is odd and therefore has an
+inverse modulo 2^32: a change of a single element of up to 32 bits always changes the sum. Each device sums up its part of an
+array; nothing is gathered.
+"""
+
+import hashlib
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cmd_jax.weights.trees import flatten
+
+_UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
+
+
+def fingerprints(tree: Any) -> dict[str, str]:
+    """The fingerprint of every array of a tree.
+
+    Args:
+        tree: of arrays with elements of at most 32 bits, on the devices of one or several processes.
+
+    Returns:
+        Name joined by "/" -> eight hexadecimal digits; in every process the same.
+
+    Raises:
+        TypeError: elements of 64 bits.
+    """
+    return {name: f"{int(value):08x}" for name, value in jax.device_get(_sums(flatten(tree))).items()}
+
+
+def describe(tree: Any) -> dict[str, list]:
+    """name -> [shape, dtype, fingerprint] of a tree of arrays, as it is stored in `meta`."""
+    sums = fingerprints(tree)
+    return {name: [list(leaf.shape), str(leaf.dtype), sums[name]] for name, leaf in flatten(tree).items()}
+
+
+def differences(abstract: Any, stored: dict[str, Any]) -> list[str]:
+    """Readable differences between the arrays a model has and those of a checkpoint."""
+    model = {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in flatten(abstract).items()}
+    disk = {name: (tuple(shape), dtype) for name, (shape, dtype, _) in stored.items()}
+
+    def say(name: str, arrays: dict[str, tuple]) -> str:
+        if name not in arrays:
+            return "nothing"
+        same_shape = name in model and name in disk and model[name][0] == disk[name][0]
+        return str(arrays[name][1] if same_shape else arrays[name][0])
+
+    return [
+        f"{name}: model {say(name, model)}, checkpoint {say(name, disk)}"
+        for name in sorted(model.keys() | disk.keys())
+        if model.get(name) != disk.get(name)
+    ]
+
+
+def digest(meta: dict[str, Any]) -> str:
+    """Of anything that is written as JSON, as it is read back."""
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
+@jax.jit
+def _sums(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name: _sum(x) for name, x in arrays.items()}
+
+
+def _sum(x: jax.Array) -> jax.Array:
+    index, stride = jnp.zeros(x.shape, jnp.uint32), 1
+    for axis in reversed(range(x.ndim)):
+        index += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride % 2**32)
+        stride *= x.shape[axis]
+    return jnp.sum(_bits(x) * (2 * index + 1), dtype=jnp.uint32)
+
+
+def _bits(x: jax.Array) -> jax.Array:
+    """[...] uint32 with the bits of each element."""
+    if x.dtype == jnp.bool_:
+        return x.astype(jnp.uint32)
+    if x.dtype.itemsize not in _UNSIGNED:
+        raise TypeError(f"{x.dtype} has no fingerprint; use elements of at most 32 bits")
+    return jax.lax.bitcast_convert_type(x, _UNSIGNED[x.dtype.itemsize]).astype(jnp.uint32)
