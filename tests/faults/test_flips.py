@@ -17,7 +17,7 @@ FLIPS = 240
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
 
 
-def test_no_flipped_bit_goes_unnoticed(finished, photo_folder, tmp_path, capsys):
+def test_no_flipped_bit_goes_unnoticed(finished, tmp_path, record_property):
     workdir = tmp_path / "run"
     shutil.copytree(finished[0], workdir)
     abstract = prepare_run(finished[1]).abstract_state()
@@ -49,8 +49,8 @@ def test_no_flipped_bit_goes_unnoticed(finished, photo_folder, tmp_path, capsys)
             aside[0].rename(directory)
         path.write_bytes(data)
     assert noticed > FLIPS / 4
-    with capsys.disabled():
-        print(f"\nflips {FLIPS} over {len(files)} files: {noticed} noticed, {FLIPS - noticed} without effect, 0 silent")
+    counts = f"{FLIPS} over {len(files)} files: {noticed} noticed, {FLIPS - noticed} without effect, 0 silent"
+    record_property("flips", counts)
 
 
 def test_a_run_of_damaged_steps_alone_ends_with_65(finished, photo_folder, tmp_path):

@@ -12,7 +12,7 @@ KILLS, TERMS = 21, 6
 PHASES = {"training": (last_step, 0.4), "saving": (is_saving, 0.08), "evaluation": (is_evaluating, 0.3)}
 
 
-def test_kills_and_sigterms_lose_nothing(photo_folder, tmp_path, capsys):
+def test_kills_and_sigterms_lose_nothing(photo_folder, tmp_path, record_property):
     reference, workdir, programs = tmp_path / "reference", tmp_path / "run", tmp_path / "programs"
     whole = TrainRun(reference, photo_folder, programs, EPOCHS)
     assert whole.end() == 0, whole.output()
@@ -49,6 +49,5 @@ def test_kills_and_sigterms_lose_nothing(photo_folder, tmp_path, capsys):
     assert_same_results(workdir, reference, STEPS)
     assert hit["saving"], "no moment of saving was hit"
     assert hit["evaluation"], "no moment of an evaluation was hit"
-    with capsys.disabled():
-        moments = ", ".join(f"{count} in {phase}" for phase, count in hit.items())
-        print(f"\nkills {KILLS}, SIGTERMs {TERMS} ({moments}): nothing lost")
+    moments = ", ".join(f"{count} in {phase}" for phase, count in hit.items())
+    record_property("kills", f"{KILLS}, SIGTERMs {TERMS} ({moments}): nothing lost")
