@@ -15,7 +15,7 @@ WORKERS ?= 2
 GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 export GLIBC_TUNABLES
 
-.PHONY: setup demo smoke test test-torch test-launch benchmarks tpu-compile scaling lint lock clean
+.PHONY: setup demo smoke test test-faults test-torch test-launch benchmarks tpu-compile scaling lint lock clean
 
 setup: $(VENV)/.installed
 
@@ -37,6 +37,10 @@ smoke: setup
 
 test: lint
 	$(RUN) -m pytest -n $(WORKERS) --dist worksteal
+
+# Runs that are killed, asked to stop, short of disk or given damaged checkpoints: minutes (docs/reliability.md).
+test-faults: setup
+	$(RUN) -m pytest -n $(WORKERS) --dist load tests/faults
 
 # Weights in and out beside PyTorch and transformers, in an environment of their own.
 test-torch: $(VENV_TORCH)/.installed

@@ -1,0 +1,123 @@
+"""True runs of the train binary that a test interrupts, and what is compared of them afterwards."""
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from cmd_jax import config as config_lib
+from cmd_jax.training.checkpoint import Checkpoints
+from cmd_jax.training.run import prepare_run
+
+ROOT = Path(__file__).parents[2]
+SAVE_EVERY, EVALUATE_EVERY = 3, 6
+PATIENCE_S = 300  # for a moment that must come
+
+
+class TrainRun:
+    """A process of `cmd_jax.main` in a work directory; its output lies beside the directory of compiled programs."""
+
+    def __init__(self, workdir, photos, programs, epochs, *flags):
+        self.workdir = Path(workdir)
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "cmd_jax.main", "--config=tests/faults/config.py", f"--workdir={workdir}"]
+        command += [f"--config.data.folder={photos}", f"--config.train.epochs={epochs}", f"--compile_cache={programs}", *flags]
+        environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        log = Path(programs).parent / f"{self.workdir.name}-{time.monotonic_ns()}.log"
+        self._output = open(log, "w+")  # noqa: SIM115 - the process writes to it
+        self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=self._output, stderr=subprocess.STDOUT)
+
+    def wait_for(self, condition):
+        """Whether a moment came before the process ended."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not condition():
+            if self._process.poll() is not None:
+                return False
+            assert time.monotonic() < deadline, self.output()
+            time.sleep(0.002)
+        return True
+
+    def send(self, number):
+        self._process.send_signal(number)
+
+    def kill(self):
+        self.send(signal.SIGKILL)
+        return self.end()
+
+    def end(self):
+        """The exit code."""
+        return self._process.wait(PATIENCE_S)
+
+    def output(self):
+        return Path(self._output.name).read_text()
+
+
+def lines(workdir):
+    """Whole lines of metrics.jsonl."""
+    path = Path(workdir) / "metrics.jsonl"
+    if not path.exists():
+        return []
+    found = []
+    for line in path.read_text().splitlines(keepends=True):
+        if line.endswith("\n"):
+            found.append(json.loads(line))
+    return found
+
+
+def last_step(workdir):
+    return max((line["step"] for line in lines(workdir) if "loss" in line), default=0)
+
+
+def is_saving(workdir):
+    """Whether a step is begun and not committed."""
+    directory = Path(workdir) / "checkpoints"
+    found = [path for path in directory.iterdir() if path.name.split(".")[0].isdigit()] if directory.exists() else []
+    return any(path.exists() and not (path / "commit_success.txt").exists() for path in found)
+
+
+def is_evaluating(workdir):
+    """Whether the last step is one that is evaluated, and its evaluation is not written yet."""
+    step = last_step(workdir)
+    return step > 0 and step % EVALUATE_EVERY == 0 and not (Path(workdir) / "eval" / str(step) / "metrics.json").exists()
+
+
+def final_state(workdir):
+    """(step, sha256 over all arrays) of the newest checkpoint, and its arrays."""
+    run = prepare_run(config_lib.load(str(Path(workdir) / "config.json")))
+    checkpoints = Checkpoints(str(workdir), read_only=True)
+    assert checkpoints.steps()
+    state = jax.device_get(checkpoints.restore_state(run.abstract_state()))
+    checkpoints.close()
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        digest.update(jax.tree_util.keystr(path).encode() + np.ascontiguousarray(leaf).tobytes())
+    return int(state.step), digest.hexdigest()
+
+
+def assert_same_results(workdir, reference, steps):
+    """State, metrics.jsonl and evaluations of a run equal those of another; no step is lost or there twice."""
+    assert final_state(workdir) == final_state(reference)
+    assert final_state(workdir)[0] == steps
+    free = ("images_per_s", "data_wait_s")
+    ours, theirs = ([{k: v for k, v in line.items() if k not in free} for line in lines(d)] for d in (workdir, reference))
+    assert ours == theirs
+    assert [line["step"] for line in ours if "loss" in line] == list(range(1, steps + 1))
+    evaluated = list(range(0, steps + 1, EVALUATE_EVERY))
+    assert [line["step"] for line in ours if "eval_rank1" in line] == evaluated
+    for step in evaluated:
+        name = Path("eval") / str(step) / "metrics.json"
+        assert (Path(workdir) / name).read_bytes() == (Path(reference) / name).read_bytes()
+
+
+def free_port():
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]

@@ -1,0 +1,42 @@
+"""Fault 7: a disk that is full when a checkpoint is written."""
+
+import ctypes
+import os
+import re
+
+import numpy as np
+import pytest
+
+from tests.faults.runs import TrainRun, final_state
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 24 MiB."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    if LIBC.mount(b"tmpfs", os.fsencode(path), b"tmpfs", 0, b"size=24m"):
+        pytest.skip(f"a file system cannot be mounted here: {os.strerror(ctypes.get_errno())}; test_checkpoint.py limits files")
+    yield path
+    LIBC.umount2(os.fsencode(path), 2)  # MNT_DETACH
+
+
+def test_a_full_disk_ends_the_run_with_its_last_step_whole(small_disk, photo_folder, tmp_path):
+    workdir, programs = small_disk / "run", tmp_path / "programs"
+    assert TrainRun(workdir, photo_folder, programs, 2).end() == 0
+    saved = final_state(workdir)
+    size = sum(path.stat().st_size for path in (workdir / "checkpoints" / str(saved[0])).rglob("*") if path.is_file())
+    statistics = os.statvfs(small_disk)
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(np.random.default_rng(0).bytes(statistics.f_bavail * statistics.f_frsize - size // 2))
+    run = TrainRun(workdir, photo_folder, programs, 6)  # goes on, and its next step does not fit
+    assert run.end() == 74, run.output()
+    (error,) = [line for line in run.output().splitlines() if line.startswith("error: ")]
+    assert re.search(rf"{workdir}.* MiB are free there", error), error
+    assert final_state(workdir) == saved
+    ballast.unlink()
+    run = TrainRun(workdir, photo_folder, programs, 6)
+    assert run.end() == 0, run.output()
+    assert final_state(workdir)[0] == 18

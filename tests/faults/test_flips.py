@@ -1,0 +1,65 @@
+"""Fault 4: whatever single bit of the newest step is changed, the arrays are right or the step is passed over."""
+
+import random
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from cmd_jax.training.checkpoint import Checkpoints
+from cmd_jax.training.run import prepare_run
+from tests.faults.runs import TrainRun
+
+FLIPS = 240
+
+# Of several reads at once that fail, Orbax waits for the first alone; the others call back into a loop that is closed.
+pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
+
+
+def test_no_flipped_bit_goes_unnoticed(finished, tmp_path, record_property):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    abstract = prepare_run(finished[1]).abstract_state()
+    reader = Checkpoints(str(workdir), read_only=True)
+    good = {step: jax.tree.leaves(jax.device_get(reader.restore_state(abstract, step))) for step in reader.steps()}
+    older, newest = sorted(good)
+    directory = workdir / "checkpoints" / str(newest)
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.stat().st_size)
+    sizes = [path.stat().st_size for path in files]
+    rng, noticed = random.Random(1), 0
+    for number in range(FLIPS):
+        # every other one anywhere in the bytes, which are nearly all values; the others in any of the files
+        path = rng.choices(files, sizes)[0] if number % 2 else files[number // 2 % len(files)]
+        data = path.read_bytes()
+        bit = rng.randrange(8 * len(data))
+        path.write_bytes(data[: bit // 8] + bytes([data[bit // 8] ^ 1 << bit % 8]) + data[bit // 8 + 1 :])
+        checkpoints = Checkpoints(str(workdir))
+        state = checkpoints.resume(abstract)
+        checkpoints.close()
+        step = int(state.step)
+        where = f"bit {bit} of {path.relative_to(directory)}"
+        assert step in good, where
+        for a, b in zip(good[step], jax.tree.leaves(state), strict=True):
+            np.testing.assert_array_equal(a, b, err_msg=where)
+        aside = list(directory.parent.glob(f"{newest}.damaged-*"))
+        assert len(aside) == (step == older), where
+        if aside:
+            noticed += 1
+            aside[0].rename(directory)
+        path.write_bytes(data)
+    assert noticed > FLIPS / 4
+    counts = f"{FLIPS} over {len(files)} files: {noticed} noticed, {FLIPS - noticed} without effect, 0 silent"
+    record_property("flips", counts)
+
+
+def test_a_run_of_damaged_steps_alone_ends_with_65(finished, photo_folder, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    for path in (workdir / "checkpoints").rglob("*"):
+        if path.is_file() and path.parent.name == "d":
+            path.write_bytes(bytes(len(path.read_bytes())))
+    for _ in range(2):
+        run = TrainRun(workdir, photo_folder, tmp_path / "programs", 2)
+        assert run.end() == 65, run.output()
+        assert "refusing to start from scratch" in run.output()

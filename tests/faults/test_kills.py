@@ -1,0 +1,53 @@
+"""Faults 1 and 2: a run that is killed and asked to stop at random moments ends as one that nobody touched, bit for bit."""
+
+import random
+import signal
+import time
+
+from tests.faults.runs import TrainRun, assert_same_results, final_state, is_evaluating, is_saving, last_step
+
+EPOCHS = 60
+STEPS = 3 * EPOCHS  # 24 images, batches of 8
+KILLS, TERMS = 21, 6
+PHASES = {"training": (last_step, 0.4), "saving": (is_saving, 0.08), "evaluation": (is_evaluating, 0.3)}
+
+
+def test_kills_and_sigterms_lose_nothing(photo_folder, tmp_path, record_property):
+    reference, workdir, programs = tmp_path / "reference", tmp_path / "run", tmp_path / "programs"
+    whole = TrainRun(reference, photo_folder, programs, EPOCHS)
+    assert whole.end() == 0, whole.output()
+
+    rng = random.Random(0)
+    plan = [(signal.SIGKILL, phase) for phase in PHASES for _ in range(KILLS // 3)]
+    plan += [(signal.SIGTERM, phase) for phase in PHASES for _ in range(TERMS // 3)]
+    rng.shuffle(plan)
+    hit = dict.fromkeys(PHASES, 0)
+    for number, phase in plan:
+        condition, longest_s = PHASES[phase]
+        run = TrainRun(workdir, photo_folder, programs, EPOCHS)
+        assert run.wait_for(lambda run=run: "cache:" in run.output()), run.output()
+        # The lines behind the newest checkpoint are gone by now: whatever comes next is new.
+        seen = last_step(workdir)
+        assert run.wait_for(lambda seen=seen: last_step(workdir) > seen), run.output()
+        assert run.wait_for(lambda condition=condition: condition(workdir)), run.output()
+        time.sleep(rng.uniform(0, longest_s))
+        hit[phase] += bool(condition(workdir))
+        run.send(number)
+        code = run.end()
+        if number == signal.SIGKILL:
+            assert code == -signal.SIGKILL, run.output()
+        else:
+            assert code == 75, run.output()
+            (message,) = [line for line in run.output().splitlines() if line.startswith("preempted: ")]
+            assert f"stopped as asked at step {final_state(workdir)[0]} of {STEPS}" in message
+
+    last = TrainRun(workdir, photo_folder, programs, EPOCHS)
+    assert last.end() == 0, last.output()
+    assert_same_results(workdir, reference, STEPS)
+    again = TrainRun(workdir, photo_folder, programs, EPOCHS)  # fault 10: a finished run is left as it is
+    assert again.end() == 0, again.output()
+    assert_same_results(workdir, reference, STEPS)
+    assert hit["saving"], "no moment of saving was hit"
+    assert hit["evaluation"], "no moment of an evaluation was hit"
+    moments = ", ".join(f"{count} in {phase}" for phase, count in hit.items())
+    record_property("kills", f"{KILLS}, SIGTERMs {TERMS} ({moments}): nothing lost")
