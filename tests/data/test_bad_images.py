@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
@@ -11,6 +10,7 @@ from cmd_jax.data.errors import BadImage
 from cmd_jax.data.loader import CanvasCache, batches
 from cmd_jax.evaluation.features import eval_images
 from cmd_jax.training import loop
+from cmd_jax.training.run import Run
 from tests.data.test_loader import Numbered, section, take
 
 
@@ -123,7 +123,7 @@ def _copy(photo_folder, root):
 
 
 def test_a_run_goes_on_past_one_bad_image_bit_for_bit_and_stops_at_the_second(tiny_config, photo_folder, tmp_path, capsys):
-    """The second run decodes nothing that the first has found bad; it was stopped in the middle."""
+    """Uninterrupted, and killed and continued: the same numbers in every step."""
     folder = _copy(photo_folder, tmp_path / "photos")
     (folder / "train" / "a class" / "3.png").write_bytes(b"no picture")
     tiny_config.data.source, tiny_config.data.folder = "folder", str(folder / "train")  # no labels, no evaluation
@@ -137,16 +137,16 @@ def test_a_run_goes_on_past_one_bad_image_bit_for_bit_and_stops_at_the_second(ti
     lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["bad_images"] == 1
 
-    put, calls = jax.device_put, []
+    place, calls = Run.place, []
 
-    def killed(*args, **kwargs):
-        calls.append(args)
+    def killed(run, batch):
+        calls.append(batch)
         if len(calls) == 5:
             raise KeyboardInterrupt
-        return put(*args, **kwargs)
+        return place(run, batch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.jax, "device_put", killed)
+        patch.setattr(Run, "place", killed)
         with pytest.raises(KeyboardInterrupt):
             loop.train(tiny_config, str(tmp_path / "parts"))
     loop.train(tiny_config, str(tmp_path / "parts"))
@@ -163,5 +163,5 @@ def test_a_run_goes_on_past_one_bad_image_bit_for_bit_and_stops_at_the_second(ti
 def test_evaluation_never_skips(tiny_config):
     tiny_config.eval.resize_px, tiny_config.eval.crop_px = 8, 8
     with pytest.raises(BadImage, match=r"^photos/3\.jpg: not a readable picture"):
-        list(eval_images(Damaged(5, [3]), tiny_config))
-    assert len(list(eval_images(Numbered(5), tiny_config))) == 5
+        list(eval_images(Damaged(5, [3]), tiny_config, range(5)))
+    assert len(list(eval_images(Numbered(5), tiny_config, range(5)))) == 5
