@@ -1,16 +1,16 @@
 """A bad image in training: the next one takes its place whoever reads and when, once said, counted, and limited."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from cmd_jax.data.bad_images import BadImages
 from cmd_jax.data.errors import BadImage
-from cmd_jax.data.loader import CanvasCache, batches
+from cmd_jax.data.loader import CanvasCache, Prefetch, batches
 from cmd_jax.evaluation.features import eval_images
 from cmd_jax.training import loop
-from cmd_jax.training.run import Run
 from tests.data.test_loader import Numbered, section, take
 
 
@@ -114,50 +114,27 @@ def test_nothing_but_bad_images():
         CanvasCache(Damaged(2, [0, 1]), section()).load(0)
 
 
-def _copy(photo_folder, root):
-    for path in photo_folder.rglob("*.png"):
-        target = root / path.relative_to(photo_folder)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(path.read_bytes())
-    return root
-
-
-def test_a_run_goes_on_past_one_bad_image_bit_for_bit_and_stops_at_the_second(tiny_config, photo_folder, tmp_path, capsys):
-    """Uninterrupted, and killed and continued: the same numbers in every step."""
-    folder = _copy(photo_folder, tmp_path / "photos")
-    (folder / "train" / "a class" / "3.png").write_bytes(b"no picture")
-    tiny_config.data.source, tiny_config.data.folder = "folder", str(folder / "train")  # no labels, no evaluation
-    tiny_config.data.eval_folder = None
-    for path in sorted((folder / "train").rglob("*.png")):
-        path.rename(folder / "train" / f"{path.parent.name.strip('<>')} {path.name}")
-    for directory in [path for path in (folder / "train").iterdir() if path.is_dir()]:
-        directory.rmdir()
-    loop.train(tiny_config, str(tmp_path / "whole"))
+def test_a_run_goes_on_past_one_bad_image_and_counts_it(tiny_config, photo_folder, tmp_path, capsys):
+    flat = tmp_path / "photos"
+    flat.mkdir()
+    for path in (photo_folder / "train").rglob("*.png"):
+        shutil.copy(path, flat / f"{path.parent.name} {path.name}")
+    (flat / "a class 3.png").write_bytes(b"no picture")
+    tiny_config.data.source, tiny_config.data.folder = "folder", str(flat)
+    loop.train(tiny_config, str(tmp_path / "run"))
     assert capsys.readouterr().err.count("a class 3.png: not a readable picture") == 1
-    lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 7))
     assert lines[-1]["bad_images"] == 1
 
-    place, calls = Run.place, []
 
-    def killed(run, batch):
-        calls.append(batch)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        return place(run, batch)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "place", killed)
-        with pytest.raises(KeyboardInterrupt):
-            loop.train(tiny_config, str(tmp_path / "parts"))
-    loop.train(tiny_config, str(tmp_path / "parts"))
-    again = [json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
-    free = ("images_per_s", "data_wait_s", "bad_images")
-    numbers = lambda lines: [{key: line[key] for key in line if key not in free} for line in lines]
-    assert numbers(again) == numbers(lines)
-
-    (folder / "train" / "b.class 1.png").write_bytes(b"")
-    with pytest.raises(BadImage, match=r"png: .*; 2 bad images of 24 are over the limit of 1 \(0\.1 %\): repair the data"):
-        loop.train(tiny_config, str(tmp_path / "stopped"))
+def test_the_second_bad_image_of_a_small_folder_comes_out_of_the_stream():
+    cache = CanvasCache(Damaged(24, [3, 9]), section())
+    stream = Prefetch(batches(cache, 24, 8, seed=0, first_step=0, threads=2), lambda batch: batch, depth=1)
+    with pytest.raises(BadImage, match=r"^photos/[39]\.jpg: .*; 2 bad images of 24 are over the limit of 1 \(0\.1 %\): repair"):
+        for _ in range(3):
+            next(stream)
+    stream.close()
 
 
 def test_evaluation_never_skips(tiny_config):
