@@ -132,8 +132,7 @@ def test_the_second_bad_image_of_a_small_folder_comes_out_of_the_stream():
     cache = CanvasCache(Damaged(24, [3, 9]), section())
     stream = Prefetch(batches(cache, 24, 8, seed=0, first_step=0, threads=2), lambda batch: batch, depth=1)
     with pytest.raises(BadImage, match=r"^photos/[39]\.jpg: .*; 2 bad images of 24 are over the limit of 1 \(0\.1 %\): repair"):
-        for _ in range(3):
-            next(stream)
+        list(stream)
     stream.close()
 
 
