@@ -1,5 +1,6 @@
 """Any text after --config.SECTION.KEY=: a configuration that resolves, or an error of ours or of the flag."""
 
+import functools
 import sys
 from collections import Counter
 from unittest import mock
@@ -39,12 +40,17 @@ def _parse(arguments):
 
 def test_any_override(record_property):
     outcomes = Counter()
-    texts = st.sampled_from(WORDS) | st.text(max_size=6) | st.floats().map(str)
+    usual = st.none()  # the key's own default, written out
+    texts = st.sampled_from(WORDS) | st.text(max_size=6) | st.floats().map(str) | usual | usual
 
     @cases(CASES)
     @given(st.lists(st.tuples(st.sampled_from(LEAVES), texts), min_size=1, max_size=2), st.integers(0, 9))
     def attempt(values, misspelt):
-        arguments = [f"--config.{key}{'x' * (not misspelt)}={value}" for key, value in values]
+        defaults = default().to_dict()
+        arguments = []
+        for key, value in values:
+            written = functools.reduce(lambda node, name: node[name], key.split("."), defaults) if value is None else value
+            arguments.append(f"--config.{key}{'x' * (not misspelt)}={written}")
         try:
             config = _parse(arguments)
         except FLAG_ERRORS:
