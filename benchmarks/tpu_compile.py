@@ -14,7 +14,7 @@ import json
 import sys
 from typing import NamedTuple
 
-from benchmarks.ahead import CHIPS, GIB, attempt, build, memory_of, topology_devices
+from benchmarks.ahead import CHIPS, GIB, NoTopology, attempt, build, memory_of, topology_devices
 
 TASK = ("head.prototypes=65536", "train.batch_size=1024")
 TOPOLOGIES = ("v5e:2x4", "v6e:2x4")
@@ -100,7 +100,10 @@ def failures(results: list[dict]) -> list[dict]:
 def main() -> None:
     args, results = parser().parse_args(), []
     for case in cases(args):
-        results.append(measure(case))
+        try:
+            results.append(measure(case))
+        except NoTopology as error:
+            sys.exit(f"error: {error}")
         print(line(results[-1]), flush=True)
     print(json.dumps({"prototypes": 65_536, "batch_size": 1024, "cases": results}))
     sys.exit(1 if failures(results) else 0)
