@@ -161,6 +161,10 @@ def lines(row: dict) -> list[str]:
     for kind, of_kind in by_kind(row).items():
         counts = f"{of_kind['instructions']} instructions, {of_kind['executions']} executions"
         text.append(f"{'':14}{kind}: {counts}, {of_kind['bytes'] / 2**20:.1f} MiB")
+    reduced = sum(kind["bytes"] for kind in by_kind(row).values())
+    text.append(
+        f"{'':14}{reduced / row['parameter_bytes']:.2f} times the {row['parameter_bytes'] / 2**20:.1f} MiB of gradients"
+    )
     if row["uncounted"]:
         text.append(f"{'':14}{row['uncounted']} in loops of unknown trip count are not counted")
     return text
