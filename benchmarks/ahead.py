@@ -26,7 +26,7 @@ class Chip(NamedTuple):
     """What its maker states of a chip (docs.cloud.google.com/tpu/docs/v5e and /v6e).
 
     Attributes:
-        hbm_bytes: of memory, of which libtpu keeps about 0.25 GiB (v5e) or 0.75 GiB (v6e) for itself.
+        hbm_bytes: of memory; the compiler leaves a little less to a program.
         flops_per_s: of products in bfloat16.
         hbm_bytes_per_s: read and written.
         link_bytes_per_s: of one of the four links to neighbours, in one direction.
