@@ -18,11 +18,15 @@ IMAGES = 100_000  # of the imagined data set: schedules alone depend on it
 GIB = 2**30
 
 
+class NoTopology(Exception):
+    """libtpu is missing, or has no such slice."""
+
+
 class Chip(NamedTuple):
     """What its maker states of a chip (docs.cloud.google.com/tpu/docs/v5e and /v6e).
 
     Attributes:
-        hbm_bytes: of memory, of which libtpu keeps about 0.25 GiB (v5e) or 0.75 GiB (v6e) for itself.
+        hbm_bytes: of memory; the compiler leaves a little less to a program.
         flops_per_s: of products in bfloat16.
         hbm_bytes_per_s: read and written.
         link_bytes_per_s: of one of the four links to neighbours, in one direction.
@@ -54,7 +58,7 @@ def topology_devices(name: str) -> Sequence[jax.Device]:
     """The devices of a slice such as "v5e:2x4", for `build_run`; nothing can be put on them.
 
     Raises:
-        RuntimeError: libtpu is missing, or has no such slice.
+        NoTopology: libtpu is missing, or has no such slice.
     """
     # Without these libtpu asks a metadata server which machine it is on, and writes logs to /tmp.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -65,9 +69,7 @@ def topology_devices(name: str) -> Sequence[jax.Device]:
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
     except Exception as error:  # of many kinds
-        raise RuntimeError(
-            f"no topology {name}: {str(error).splitlines()[0]}; install libtpu (make tpu-compile does)"
-        ) from error
+        raise NoTopology(f"no topology {name}: {str(error).splitlines()[0]} (make tpu-compile installs libtpu)") from error
 
 
 def configuration(settings: Sequence[str]) -> ConfigDict:

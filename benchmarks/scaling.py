@@ -33,6 +33,8 @@ ROOT = Path(__file__).parents[1]
 TARGET = 0.95
 HOP_S = 1e-6
 IMAGES_PER_CHIP = 64
+# Of a program that never runs: its machine code, not its collectives, would take most of the time.
+QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 TASK = ("model.name=vit_small", "head.prototypes=65536", "model.dtype=bfloat16", "model.remat=full")
 SIMULATED = ("cpu:1", "cpu:2", "cpu:4", "cpu:8")
 
@@ -134,7 +136,7 @@ def child(mesh: str, args: argparse.Namespace) -> dict:
     kind, shape, _ = parse_mesh(mesh)
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     if kind == "cpu":
-        environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={shape}"
+        environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={shape} {QUICK}"
     command = [sys.executable, "-m", "benchmarks.scaling", f"--measure={mesh}", f"--images_per_chip={args.images_per_chip}"]
     done = subprocess.run(
         [*command, f"--settings={args.settings}"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=False
@@ -159,6 +161,10 @@ def lines(row: dict) -> list[str]:
     for kind, of_kind in by_kind(row).items():
         counts = f"{of_kind['instructions']} instructions, {of_kind['executions']} executions"
         text.append(f"{'':14}{kind}: {counts}, {of_kind['bytes'] / 2**20:.1f} MiB")
+    reduced = sum(kind["bytes"] for kind in by_kind(row).values())
+    text.append(
+        f"{'':14}{reduced / row['parameter_bytes']:.2f} times the {row['parameter_bytes'] / 2**20:.1f} MiB of gradients"
+    )
     if row["uncounted"]:
         text.append(f"{'':14}{row['uncounted']} in loops of unknown trip count are not counted")
     return text
