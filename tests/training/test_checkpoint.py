@@ -1,5 +1,6 @@
 """Checkpoints: what is stored comes back bit for bit, and what is damaged is noticed, moved aside and never taken."""
 
+import gc
 import json
 import os
 import resource
@@ -99,7 +100,8 @@ def three_steps(tmp_path_factory):
 def workdir(three_steps, tmp_path):
     """A copy of a run with steps 2, 4 and 6."""
     shutil.copytree(three_steps, tmp_path / "run")
-    return tmp_path / "run"
+    yield tmp_path / "run"
+    gc.collect()  # reads that were given up are noticed here, where they are expected
 
 
 def _damage(workdir, step, item="teacher"):
