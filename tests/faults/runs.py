@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -46,6 +47,10 @@ class TrainRun:
 
     def send(self, number):
         self._process.send_signal(number)
+
+    def kill(self):
+        self.send(signal.SIGKILL)
+        return self.end()
 
     def end(self):
         """The exit code."""
