@@ -71,7 +71,7 @@ def _state(step, seed=0):
     network = lambda: {"backbone": {"kernel": draw(32, 8), "bias": draw(8)}, "head": {"prototypes": draw(16, 8)}}
     student, teacher = network(), network()
     optimizer = ({"count": jnp.int32(step), "mu": draw(32, 8)},)
-    return TrainState(jnp.int32(step), student, teacher, optimizer, {"image": draw(16)})
+    return TrainState(jnp.int32(step), student, teacher, optimizer, {"image": draw(16)}, jnp.int32(0))
 
 
 def _abstract(state):
