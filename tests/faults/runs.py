@@ -31,9 +31,9 @@ class TrainRun:
         command = [sys.executable, "-m", "cmd_jax.main", "--config=tests/faults/config.py", f"--workdir={workdir}"]
         command += [f"--config.data.folder={photos}", f"--config.train.epochs={epochs}", f"--compile_cache={programs}", *flags]
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-        log = Path(programs).parent / f"{self.workdir.name}-{time.monotonic_ns()}.log"
-        self._output = open(log, "w+")  # noqa: SIM115 - the process writes to it
-        self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=self._output, stderr=subprocess.STDOUT)
+        self._log = Path(programs).parent / f"{self.workdir.name}-{time.monotonic_ns()}.log"
+        with open(self._log, "w") as log:
+            self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
     def wait_for(self, condition):
         """Whether a moment came before the process ended."""
@@ -57,7 +57,7 @@ class TrainRun:
         return self._process.wait(PATIENCE_S)
 
     def output(self):
-        return Path(self._output.name).read_text()
+        return self._log.read_text()
 
 
 def lines(workdir):

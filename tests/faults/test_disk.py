@@ -3,12 +3,14 @@
 import ctypes
 import os
 import re
+import signal
 
 import numpy as np
 import pytest
 
-from tests.faults.runs import TrainRun, final_state
+from tests.faults.runs import TrainRun, final_state, last_step
 
+EPOCHS = 10
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -25,18 +27,23 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_ends_the_run_with_its_last_step_whole(small_disk, photo_folder, tmp_path):
     workdir, programs = small_disk / "run", tmp_path / "programs"
-    assert TrainRun(workdir, photo_folder, programs, 2).end() == 0
+    other = TrainRun(tmp_path / "other", photo_folder, programs, EPOCHS)
+    assert other.end() == 0, other.output()
+    run = TrainRun(workdir, photo_folder, programs, EPOCHS)
+    assert run.wait_for(lambda: last_step(workdir) > 3), run.output()
+    run.send(signal.SIGTERM)
+    assert run.end() == 75, run.output()
     saved = final_state(workdir)
     size = sum(path.stat().st_size for path in (workdir / "checkpoints" / str(saved[0])).rglob("*") if path.is_file())
     statistics = os.statvfs(small_disk)
     ballast = small_disk / "ballast"
     ballast.write_bytes(np.random.default_rng(0).bytes(statistics.f_bavail * statistics.f_frsize - size // 2))
-    run = TrainRun(workdir, photo_folder, programs, 6)  # goes on, and its next step does not fit
-    assert run.end() == 74, run.output()
+    run = TrainRun(workdir, photo_folder, programs, EPOCHS)  # goes on, and its next step does not fit
+    assert run.end() == 65, run.output()
     (error,) = [line for line in run.output().splitlines() if line.startswith("error: ")]
     assert re.search(rf"{workdir}.* MiB are free there", error), error
     assert final_state(workdir) == saved
     ballast.unlink()
-    run = TrainRun(workdir, photo_folder, programs, 6)
+    run = TrainRun(workdir, photo_folder, programs, EPOCHS)
     assert run.end() == 0, run.output()
-    assert final_state(workdir)[0] == 18
+    assert final_state(workdir) == final_state(tmp_path / "other")

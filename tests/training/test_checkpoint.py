@@ -1,5 +1,6 @@
 """Checkpoints: what is stored comes back bit for bit, and what is damaged is noticed, moved aside and never taken."""
 
+import gc
 import json
 import os
 import resource
@@ -70,7 +71,7 @@ def _state(step, seed=0):
     network = lambda: {"backbone": {"kernel": draw(32, 8), "bias": draw(8)}, "head": {"prototypes": draw(16, 8)}}
     student, teacher = network(), network()
     optimizer = ({"count": jnp.int32(step), "mu": draw(32, 8)},)
-    return TrainState(jnp.int32(step), student, teacher, optimizer, {"image": draw(16)})
+    return TrainState(jnp.int32(step), student, teacher, optimizer, {"image": draw(16)}, jnp.int32(0))
 
 
 def _abstract(state):
@@ -99,7 +100,8 @@ def three_steps(tmp_path_factory):
 def workdir(three_steps, tmp_path):
     """A copy of a run with steps 2, 4 and 6."""
     shutil.copytree(three_steps, tmp_path / "run")
-    return tmp_path / "run"
+    yield tmp_path / "run"
+    gc.collect()  # reads that were given up are noticed here, where they are expected
 
 
 def _damage(workdir, step, item="teacher"):
