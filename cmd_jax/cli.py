@@ -103,11 +103,11 @@ def given_config() -> ConfigDict:
     config, remedy = flags.FLAGS["config"].value, "pass a file such as --config=configs/demo.py"
     if config is None:
         raise ConfigError(f"--config is missing; {remedy}")
-    if not isinstance(config, ConfigDict):
-        raise ConfigError(f"get_config returned a {type(config).__name__}; return cmd_jax.config.default(), changed")
     path = config_flags.get_config_filename(flags.FLAGS["config"])
     if not os.path.exists(path.split(":")[0]):
         raise ConfigError(f"--config={path} does not exist; {remedy}")
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"get_config returned a {type(config).__name__}; return cmd_jax.config.default(), changed")
     return config
 
 

@@ -16,8 +16,8 @@ The configuration is a Python file, with a preset after a colon (configs/demo.py
 --config.SECTION.KEY=VALUE. Written to --workdir: config.json, metrics.jsonl, checkpoints/, tb/ (TensorBoard), eval/STEP/,
 report/. SIGTERM or Ctrl-C saves the state behind the current step and stops with code 75; a second one stops at once.
 Exit codes: 0 done; 64 bad flag or configuration, or out of memory; 65 bad data or checkpoint, or disk full; 70 loss not finite
-or teacher collapsed; 75 stopped as asked and saved, run again to continue; any other: run again. --debug shows the traceback of
-an error."""
+or teacher collapsed; 75 stopped as asked and saved, run again to continue; 130 stopped by Ctrl-C before the run began; any
+other: run again. --debug shows the traceback of an error."""
 
 config_flags.DEFINE_config_file("config", None, "configuration FILE[:PRESET]", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run; one with checkpoints is continued")
