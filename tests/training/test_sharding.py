@@ -98,9 +98,11 @@ def test_data_parallelism_adds_up_gradients_and_statistics_alone(meshes, paramet
     assert Counter(op for op, *_ in sent) == {"all-reduce": ALL_REDUCES}
     assert all(executions == 1 for *_, executions in sent)  # none in the loops over prototypes and blocks
     of_parameters = sum(4 * leaf.size for leaf in jax.tree.leaves(parameters))
-    # What each size of views uses apart from the others (embedding, heads, scorer) is added up once for each of the two.
+    # What each size of views uses apart from the others (embedding, heads, scorer) is added up once for each of the two, and
+    # the scorer a third time, for the teacher's patches.
     apart = [part for name, part in parameters["backbone"].items() if not name.startswith("blocks")]
     apart += [part for name, part in parameters.items() if name != "backbone" and "last_layer" not in name]
+    apart.append(parameters["mil_scorer"])
     of_apart = sum(4 * leaf.size for leaf in jax.tree.leaves(apart))
     total = sum(size for _, _, size, _ in sent)
     statistics = 2048  # bytes of means and norms, of the bottlenecks for the centers, of the use of prototypes
