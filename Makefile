@@ -40,7 +40,7 @@ test: lint
 
 # Runs that are killed, asked to stop, short of disk or given damaged checkpoints: minutes (docs/reliability.md).
 test-faults: setup
-	$(RUN) -m pytest -n $(WORKERS) --dist load tests/faults
+	$(RUN) -m pytest -n $(WORKERS) --dist worksteal tests/faults
 
 # Weights in and out beside PyTorch and transformers, in an environment of their own.
 test-torch: $(VENV_TORCH)/.installed

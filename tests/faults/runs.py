@@ -23,15 +23,15 @@ PATIENCE_S = 300  # for a moment that must come
 
 
 class TrainRun:
-    """A process of `cmd_jax.main` in a work directory; its output lies beside the directory of compiled programs."""
+    """A process of `cmd_jax.main` in a work directory; its output lies in a directory of its own."""
 
-    def __init__(self, workdir, photos, programs, epochs, *flags):
+    def __init__(self, workdir, photos, logs, epochs, *flags):
         self.workdir = Path(workdir)
         self.workdir.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "cmd_jax.main", "--config=tests/faults/config.py", f"--workdir={workdir}"]
-        command += [f"--config.data.folder={photos}", f"--config.train.epochs={epochs}", f"--compile_cache={programs}", *flags]
+        command += [f"--config.data.folder={photos}", f"--config.train.epochs={epochs}", *flags]
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-        self._log = Path(programs).parent / f"{self.workdir.name}-{time.monotonic_ns()}.log"
+        self._log = Path(logs) / f"{self.workdir.name}-{time.monotonic_ns()}.log"
         with open(self._log, "w") as log:
             self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
 

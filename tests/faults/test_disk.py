@@ -10,7 +10,7 @@ import pytest
 
 from tests.faults.runs import TrainRun, final_state, last_step
 
-EPOCHS = 10
+EPOCHS = 8
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -26,10 +26,10 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk_ends_the_run_with_its_last_step_whole(small_disk, photo_folder, tmp_path):
-    workdir, programs = small_disk / "run", tmp_path / "programs"
-    other = TrainRun(tmp_path / "other", photo_folder, programs, EPOCHS)
+    workdir, logs = small_disk / "run", tmp_path
+    other = TrainRun(tmp_path / "other", photo_folder, logs, EPOCHS)
     assert other.end() == 0, other.output()
-    run = TrainRun(workdir, photo_folder, programs, EPOCHS)
+    run = TrainRun(workdir, photo_folder, logs, EPOCHS)
     assert run.wait_for(lambda: last_step(workdir) > 3), run.output()
     run.send(signal.SIGTERM)
     assert run.end() == 75, run.output()
@@ -38,12 +38,12 @@ def test_a_full_disk_ends_the_run_with_its_last_step_whole(small_disk, photo_fol
     statistics = os.statvfs(small_disk)
     ballast = small_disk / "ballast"
     ballast.write_bytes(np.random.default_rng(0).bytes(statistics.f_bavail * statistics.f_frsize - size // 2))
-    run = TrainRun(workdir, photo_folder, programs, EPOCHS)  # goes on, and its next step does not fit
+    run = TrainRun(workdir, photo_folder, logs, EPOCHS)  # goes on, and its next step does not fit
     assert run.end() == 65, run.output()
     (error,) = [line for line in run.output().splitlines() if line.startswith("error: ")]
     assert re.search(rf"{workdir}.* MiB are free there", error), error
     assert final_state(workdir) == saved
     ballast.unlink()
-    run = TrainRun(workdir, photo_folder, programs, EPOCHS)
+    run = TrainRun(workdir, photo_folder, logs, EPOCHS)
     assert run.end() == 0, run.output()
     assert final_state(workdir) == final_state(tmp_path / "other")

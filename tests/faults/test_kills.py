@@ -13,8 +13,8 @@ PHASES = {"training": (last_step, 0.4), "saving": (is_saving, 0.08), "evaluation
 
 
 def test_kills_and_sigterms_lose_nothing(photo_folder, tmp_path, record_property):
-    reference, workdir, programs = tmp_path / "reference", tmp_path / "run", tmp_path / "programs"
-    whole = TrainRun(reference, photo_folder, programs, EPOCHS)
+    reference, workdir, logs = tmp_path / "reference", tmp_path / "run", tmp_path
+    whole = TrainRun(reference, photo_folder, logs, EPOCHS)
     assert whole.end() == 0, whole.output()
 
     rng = random.Random(0)
@@ -24,7 +24,7 @@ def test_kills_and_sigterms_lose_nothing(photo_folder, tmp_path, record_property
     hit = dict.fromkeys(PHASES, 0)
     for number, phase in plan:
         condition, longest_s = PHASES[phase]
-        run = TrainRun(workdir, photo_folder, programs, EPOCHS)
+        run = TrainRun(workdir, photo_folder, logs, EPOCHS)
         assert run.wait_for(lambda run=run: "cache:" in run.output()), run.output()
         # The lines behind the newest checkpoint are gone by now: whatever comes next is new.
         seen = last_step(workdir)
@@ -41,10 +41,10 @@ def test_kills_and_sigterms_lose_nothing(photo_folder, tmp_path, record_property
             (message,) = [line for line in run.output().splitlines() if line.startswith("preempted: ")]
             assert f"stopped as asked at step {final_state(workdir)[0]} of {STEPS}" in message
 
-    last = TrainRun(workdir, photo_folder, programs, EPOCHS)
+    last = TrainRun(workdir, photo_folder, logs, EPOCHS)
     assert last.end() == 0, last.output()
     assert_same_results(workdir, reference, STEPS)
-    again = TrainRun(workdir, photo_folder, programs, EPOCHS)  # fault 10: a finished run is left as it is
+    again = TrainRun(workdir, photo_folder, logs, EPOCHS)  # fault 10: a finished run is left as it is
     assert again.end() == 0, again.output()
     assert_same_results(workdir, reference, STEPS)
     assert hit["saving"], "no moment of saving was hit"

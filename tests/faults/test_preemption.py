@@ -4,14 +4,14 @@ import signal
 
 from tests.faults.runs import TrainRun, final_state, free_port, is_evaluating, last_step, lines
 
-EPOCHS = 20
+EPOCHS = 8
 STEPS = 3 * EPOCHS
 
 
-def _start_two(workdir, photos, programs):
+def _start_two(workdir, photos, logs):
     port = free_port()
     cluster = ("--distributed", f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2", "--heartbeat_s=30")
-    return [TrainRun(workdir, photos, programs, EPOCHS, *cluster, f"--process_id={index}") for index in range(2)]
+    return [TrainRun(workdir, photos, logs, EPOCHS, *cluster, f"--process_id={index}") for index in range(2)]
 
 
 def _end(runs):
@@ -20,14 +20,14 @@ def _end(runs):
 
 
 def test_two_processes_stop_at_the_same_step_and_go_on_bit_for_bit(photo_folder, tmp_path):
-    reference, workdir, programs = tmp_path / "reference", tmp_path / "run", tmp_path / "programs"
-    codes, output = _end(_start_two(reference, photo_folder, programs))
+    reference, workdir, logs = tmp_path / "reference", tmp_path / "run", tmp_path
+    codes, output = _end(_start_two(reference, photo_folder, logs))
     assert codes == [0, 0], output
 
     # one of them is told, at a step and inside an evaluation
     for told, moment in ((1, lambda: last_step(workdir) > 3), (0, lambda: is_evaluating(workdir))):
         seen = final_state(workdir)[0] if told == 0 else 0
-        runs = _start_two(workdir, photo_folder, programs)
+        runs = _start_two(workdir, photo_folder, logs)
         assert runs[0].wait_for(lambda seen=seen, moment=moment: last_step(workdir) > seen and moment()), runs[0].output()
         runs[told].send(signal.SIGTERM)
         codes, output = _end(runs)
@@ -43,7 +43,7 @@ def test_two_processes_stop_at_the_same_step_and_go_on_bit_for_bit(photo_folder,
         if path.is_file() and path.parent.name == "d":
             data = path.read_bytes()
             path.write_bytes(data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :])
-    codes, output = _end(_start_two(workdir, photo_folder, programs))
+    codes, output = _end(_start_two(workdir, photo_folder, logs))
     assert codes == [0, 0], output
     assert output.count(f"checkpoints/{step} is damaged") == 2, output
     assert final_state(workdir) == final_state(reference)
@@ -51,14 +51,14 @@ def test_two_processes_stop_at_the_same_step_and_go_on_bit_for_bit(photo_folder,
 
 
 def test_ctrl_c_saves_and_a_second_one_ends_at_once(photo_folder, tmp_path):
-    workdir, programs = tmp_path / "run", tmp_path / "programs"
-    run = TrainRun(workdir, photo_folder, programs, EPOCHS)
+    workdir, logs = tmp_path / "run", tmp_path
+    run = TrainRun(workdir, photo_folder, logs, EPOCHS)
     assert run.wait_for(lambda: last_step(workdir) > 1), run.output()
     run.send(signal.SIGINT)
     assert run.end() == 75, run.output()
     step = final_state(workdir)[0]
     assert f"stopped as asked at step {step} of {STEPS}" in run.output()
-    run = TrainRun(workdir, photo_folder, programs, EPOCHS)
+    run = TrainRun(workdir, photo_folder, logs, EPOCHS)
     assert run.wait_for(lambda: "cache:" in run.output()), run.output()  # the step is traced and compiled now
     run.send(signal.SIGTERM)
     assert run.wait_for(lambda: "asked to stop" in run.output()), run.output()

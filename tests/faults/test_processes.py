@@ -8,7 +8,7 @@ import pytest
 
 from tests.faults.runs import ROOT, TrainRun, free_port, last_step, lines
 
-EPOCHS = 2
+EPOCHS = 8
 STEPS = 3 * EPOCHS
 HEARTBEAT_S = 10
 
@@ -20,10 +20,10 @@ def _two(*command):
 
 
 def test_two_processes_give_the_numbers_of_one(photo_folder, tmp_path, record_property):
-    programs = tmp_path / "programs"
-    one = TrainRun(tmp_path / "one", photo_folder, programs, EPOCHS)
+    logs = tmp_path
+    one = TrainRun(tmp_path / "one", photo_folder, logs, EPOCHS)
     assert one.end() == 0, one.output()
-    two = [TrainRun(tmp_path / "two", photo_folder, programs, EPOCHS, *flags) for flags in _two()]
+    two = [TrainRun(tmp_path / "two", photo_folder, logs, EPOCHS, *flags) for flags in _two()]
     assert [run.end() for run in two] == [0, 0], "\n".join(run.output() for run in two)
     ours, theirs = ([line for line in lines(tmp_path / name) if "loss" in line] for name in ("two", "one"))
     assert [line["step"] for line in ours] == list(range(1, STEPS + 1))
@@ -51,7 +51,7 @@ def test_two_processes_give_the_numbers_of_one(photo_folder, tmp_path, record_pr
 
 def test_the_other_process_ends_when_one_is_gone(photo_folder, tmp_path):
     workdir = tmp_path / "run"
-    runs = [TrainRun(workdir, photo_folder, tmp_path / "programs", 500, *flags) for flags in _two()]
+    runs = [TrainRun(workdir, photo_folder, tmp_path, EPOCHS, *flags) for flags in _two()]
     assert runs[0].wait_for(lambda: last_step(workdir) > 2), runs[0].output()
     runs[1].kill()
     assert runs[0].end() not in (0, 64, 65, 70), runs[0].output()  # a launcher starts both again

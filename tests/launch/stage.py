@@ -47,7 +47,9 @@ class Stage:
         command = ["bash", str(self.repo / "launch/tpu_vm.sh"), *words]
         # Files, for pipes would stay open as long as whatever a script left behind.
         with open(self.root / "output", "w") as output, open(self.root / "errors", "w") as errors:
-            return subprocess.Popen(command, env=environ, stdout=output, stderr=errors)
+            # bash cannot trap what was ignored when it started, as SIGINT is in the background.
+            reset = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+            return subprocess.Popen(command, env=environ, stdout=output, stderr=errors, preexec_fn=reset)
 
     def play(self, *words: str, settings: dict[str, str] | None = None, **script) -> "Played":
         """Runs the script to its end, with what the cloud will do."""
