@@ -60,7 +60,7 @@ def read_bad_step(step: int, metrics: dict[str, float], checkpoints: list[int]) 
     newest = f"the newest checkpoint is step {checkpoints[-1]}" if checkpoints else "there is no checkpoint"
     raise NonFinite(
         f"steps {step - in_row + 1} to {step}: {numbers}; {in_row} in a row were left out, the last good step is "
-        f"{step - in_row}, {newest}; lower optim.lr or optim.clip_grad and run again"
+        f"{step - in_row}, {newest}; lower optim.lr or optim.clip_grad, in config.json too, and run again"
     )
 
 
