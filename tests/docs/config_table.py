@@ -15,17 +15,17 @@ from cmd_jax.rules import RULES, Choice, Flag, Number, Several, Whole, keys
 
 HEAD = """# The configuration
 
-A file in `configs/` builds the configuration, `--config=FILE:PRESET` chooses it, and `--config.SECTION.KEY=VALUE` sets single values:
+A file in `configs/` builds the configuration, `--config=FILE:PRESET` chooses it, and `--config.SECTION.KEY=VALUE` sets a value:
 
     python -m cmd_jax.main --config=configs/cub.py:dino --config.train.batch_size=128 --workdir=runs/cub_dino
 
 Keys whose default is empty are filled from the method, the number of training images and the hardware (`resolve` in
-`cmd_jax/config.py`); `config.json` in the work directory holds every value that was used. A value that cannot work is refused before
-anything is read or written, with the rule and a remedy, and so is a key that does not exist. `--dry_run` shows what a configuration
-means: data, shapes, memory and arithmetic.
+`cmd_jax/config.py`); `config.json` in the work directory holds every value that was used. A value that cannot work is refused
+before anything is read or written, with the rule and a remedy, and so is a key that does not exist. `--dry_run` shows what a
+configuration means: data, shapes, memory and arithmetic.
 
-A configuration of your own is a Python file with a function `get_config()` that returns `cmd_jax.config.default()`, changed; the
-files in `configs/` are examples.
+A configuration of your own is a Python file with a function `get_config()` that returns `cmd_jax.config.default()`, changed;
+the files in `configs/` are examples. This page is made of the comments in `cmd_jax/config.py` and the rules in `cmd_jax/rules.py`.
 """
 
 

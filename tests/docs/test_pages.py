@@ -1,0 +1,53 @@
+"""The pages of docs/: all of them in the index, no dead link, every key of the configuration as it is."""
+
+import re
+
+import pytest
+
+from tests.docs.commands import PAGES, ROOT
+from tests.docs.config_table import Entry, entries, page
+
+LINK = re.compile(r"\[[^\]]*\]\(([^)]+)\)")
+
+
+def test_the_index_names_every_page():
+    index = (ROOT / "docs" / "README.md").read_text()
+    named = {target for target in LINK.findall(index) if target.endswith(".md") and "/" not in target}
+    assert named == {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_link_is_dead(path):
+    text = path.read_text()
+    for target in LINK.findall(text):
+        if not target.startswith("https://"):
+            file, _, anchor = target.partition("#")
+            there = path.parent / file if file else path
+            assert there.exists(), target
+            assert not anchor or anchor in _anchors(there.read_text()), target
+
+
+def _anchors(text: str) -> set[str]:
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_configs_md_is_what_the_code_says():
+    remedy = "python -m tests.docs.config_table > docs/configs.md"
+    assert (ROOT / "docs" / "configs.md").read_text() == page(), remedy
+
+
+def test_comments_beside_and_above_a_key():
+    source = '''
+        def default():
+            """Words."""
+            config = ConfigDict()
+            config.a = ConfigDict()  # of a
+            # Above b, more
+            # of it.
+            config.a.b = placeholder(
+                str
+            )  # beside b
+            config.a.c = 1
+    '''
+    assert entries(source) == [Entry("a", "of a"), Entry("a.b", "beside b. Above b, more of it"), Entry("a.c", "")]
