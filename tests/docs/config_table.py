@@ -25,7 +25,7 @@ before anything is read or written, with the rule and a remedy, and so is a key 
 configuration means: data, shapes, memory and arithmetic.
 
 A configuration of your own is a Python file with a function `get_config()` that returns `cmd_jax.config.default()`, changed;
-the files in `configs/` are examples. This page is made of the comments in `cmd_jax/config.py` and the rules in `cmd_jax/rules.py`.
+the files in `configs/` are examples. This page is made of the comments in `cmd_jax/config.py` and the rules beside them.
 """
 
 
