@@ -10,6 +10,7 @@ import numpy as np
 from cmd_jax import files
 from cmd_jax.config import ConfigDict, ConfigError, token_px
 from cmd_jax.data.sources import Source, eval_section, open_source, where
+from cmd_jax.evaluation.breakdown import Confusion, confusions
 from cmd_jax.evaluation.features import Features, extract_features, make_extractor
 from cmd_jax.evaluation.knn import knn_classify
 from cmd_jax.evaluation.pointing import pointing
@@ -19,12 +20,15 @@ from cmd_jax.training.state import Params
 
 
 class Row(NamedTuple):
-    """One number: its key in metrics.json, title, value in percent, and how it was measured."""
+    """One number: its key in metrics.json, title, value, how it was measured, unit, and 95 % interval if there is one."""
 
     key: str
     title: str
     value: float
     protocol: str
+    unit: str = "percent"
+    low: float | None = None
+    high: float | None = None
 
 
 class Evaluation(NamedTuple):
@@ -36,13 +40,17 @@ class Evaluation(NamedTuple):
         per_class: class name -> k-NN top-1 in percent.
         gallery: features of the training images.
         queries: features of the test images.
+        confusions: pairs of classes, most confused first.
+        predictions: [Q] int64, k-NN class of every test image.
     """
 
     step: int
     rows: list[Row]
     per_class: dict[str, float]
+    confusions: list[Confusion]
     gallery: Features
     queries: Features
+    predictions: np.ndarray
 
     def metrics(self) -> dict[str, float]:
         return {row.key: row.value for row in self.rows}
@@ -146,7 +154,8 @@ def evaluate(
         rows.append(Row("pointing_chance", "MIL pointing chance", point.chance, f"a patch drawn at random, {patches}"))
     right = result.predictions == queries.labels
     per_class = {name: 100 * float(np.mean(right[queries.labels == label])) for label, name in enumerate(classes)}
-    return Evaluation(step, rows, per_class, gallery, queries)
+    pairs = confusions(result.predictions, queries.labels, classes)
+    return Evaluation(step, rows, per_class, pairs, gallery, queries, result.predictions)
 
 
 def save(evaluation: Evaluation, config: ConfigDict, workdir: str) -> str:
@@ -158,8 +167,14 @@ def save(evaluation: Evaluation, config: ConfigDict, workdir: str) -> str:
     content: dict[str, Any] = {
         "step": evaluation.step,
         "metrics": evaluation.metrics(),
+        "title": {row.key: row.title for row in evaluation.rows},
+        "unit": {row.key: row.unit for row in evaluation.rows},
         "protocol": {row.key: row.protocol for row in evaluation.rows},
+        "interval": {row.key: [row.low, row.high] for row in evaluation.rows if row.low is not None},
         "per_class_top1": {"protocol": f"k-NN top-1, k={k}", "percent": evaluation.per_class},
+        "confusions": [
+            {"class": p.true, "predicted": p.predicted, "count": p.count, "percent": p.percent} for p in evaluation.confusions
+        ],
     }
     files.write(path, json.dumps(content, indent=2) + "\n")
     return path
