@@ -36,6 +36,11 @@ def make_directory(path: str) -> None:
         os.makedirs(path, exist_ok=True)
 
 
+def names(path: str) -> list[str]:
+    """What lies in a directory, sorted; nothing where there is none."""
+    return sorted(entry.name for entry in epath.Path(path).iterdir()) if exists(path) else []
+
+
 def read(path: str) -> str:
     """A text in UTF-8."""
     return epath.Path(path).read_text()

@@ -7,7 +7,7 @@ import jax
 from cmd_jax import config as config_lib
 from cmd_jax.config import ConfigError
 from cmd_jax.evaluation import evaluate as evaluation_lib
-from cmd_jax.report.pictures import write_pictures
+from cmd_jax.report.page import write_report
 from cmd_jax.training import processes
 from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.sharding import data_parallel, local_copy
@@ -16,7 +16,7 @@ from cmd_jax.validation import validate
 
 
 def evaluate_run(workdir: str, step: int | None, best: bool = False) -> evaluation_lib.Evaluation:
-    """Restores a teacher, measures it, prints the tables and writes numbers and pictures.
+    """Restores a teacher, measures it, prints the tables and writes numbers and report.
 
     Args:
         workdir: of a run.
@@ -41,12 +41,13 @@ def evaluate_run(workdir: str, step: int | None, best: bool = False) -> evaluati
     checkpoints = Checkpoints(workdir, best_metric=config.train.best_metric, read_only=True)
     step, teacher = checkpoints.restore_teacher(abstract, step, best)
     checkpoints.close()
-    evaluation = evaluation_lib.evaluate(config, network, local_copy(teacher, everywhere), step, splits)
+    teacher = local_copy(teacher, everywhere)
+    evaluation = evaluation_lib.evaluate(config, network, teacher, step, splits)
     if not processes.is_first():
         return evaluation
     print(evaluation_lib.table(evaluation, evaluation_lib.load_metrics(workdir, 0)))
     print(evaluation_lib.class_table(evaluation))
     print(f"wrote {evaluation_lib.save(evaluation, config, workdir)}")
-    for path in write_pictures(evaluation, config, splits, workdir):
+    for path in write_report(evaluation, config, network, teacher, splits, workdir):
         print(f"wrote {path}")
     return evaluation

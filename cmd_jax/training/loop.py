@@ -14,7 +14,7 @@ from cmd_jax import files
 from cmd_jax.config import ConfigDict, ConfigError
 from cmd_jax.data.loader import CanvasCache, Prefetch, batches
 from cmd_jax.evaluation import evaluate as evaluation_lib
-from cmd_jax.report.pictures import write_pictures
+from cmd_jax.report.page import write_report
 from cmd_jax.training import processes
 from cmd_jax.training.checkpoint import Checkpoints, SaveError, compile_fingerprints, free_space
 from cmd_jax.training.health import Collapsed, CollapseWatch, read_bad_step, watched_from
@@ -27,7 +27,7 @@ from cmd_jax.training.sharding import local_copy
 
 
 def train(config: ConfigDict, workdir: str) -> None:
-    """Trains to the end: restore, then (evaluate, save, next batch, step, log) until done; last, evaluation and pictures.
+    """Trains to the end: restore, then (evaluate, save, next batch, step, log) until done; last, evaluation and report.
 
     Args:
         config: as given, not resolved.
@@ -107,7 +107,7 @@ def _train(config: ConfigDict, workdir: str, preemption: Preemption) -> None:
             before = evaluation_lib.load_metrics(workdir, 0) if step else None
             progress.say(f"{'untrained ' if not step else ''}teacher:\n{evaluation_lib.table(evaluation, before)}")
             if step == run.steps:
-                for path in write_pictures(evaluation, config, labelled, workdir):
+                for path in write_report(evaluation, config, run.network, teacher, labelled, workdir):
                     progress.say(f"wrote {path}")
             evaluation_lib.save(evaluation, config, workdir)  # last: the file says that all of it is done
         if lead and step not in writer.evaluated:
