@@ -14,7 +14,7 @@ USAGE = """Evaluates the teacher of a run: k-NN, retrieval, accuracy of every cl
   python -m cmd_jax.eval --workdir=runs/demo --best
 
 Prints each number with its protocol, beside the untrained teacher's where the run measured it; writes
-DIR/eval/STEP/metrics.json and the pictures DIR/report/mil_overlays.png and retrieval.png.
+DIR/eval/STEP/metrics.json, the page DIR/report/index.html and the picture DIR/report/mil_overlays.png.
 Exit codes: 0 done, 64 bad flag or out of memory, 65 bad data or checkpoint, or disk full, 130 interrupted. --debug shows
 the traceback of an error."""
 

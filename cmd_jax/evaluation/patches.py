@@ -67,9 +67,7 @@ def make_inspector(config: ConfigDict, network: Network) -> Callable[[Params, np
     return inspect
 
 
-def inspect_patches(
-    inspect: Callable, params: Params, source: Source, config: ConfigDict, indices: Sequence[int]
-) -> Patches:
+def inspect_patches(inspect: Callable, params: Params, source: Source, config: ConfigDict, indices: Sequence[int]) -> Patches:
     """Runs the teacher over some images of a split.
 
     Args:

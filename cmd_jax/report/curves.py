@@ -9,8 +9,7 @@ from cmd_jax import files
 
 POINTS = 1000  # of a curve on the page; more are thinned
 ROWS = 30  # of a chart's table
-# Charts in their order: title, unit of the axis, keys; a key that ends in * stands for all that begin so. What no chart names gets
-# one of its own.
+# Charts in their order: title, unit of the axis, keys, in which * stands for any letters. What no chart names gets its own.
 CHARTS = (
     ("Loss", "", ("loss",)),
     ("Loss terms, unweighted", "", ("loss_*",)),
@@ -23,7 +22,7 @@ CHARTS = (
     ("Throughput", "images/s", ("images_per_s",)),
     ("Waiting for data", "seconds so far", ("data_wait_s",)),
     ("Steps and images left out", "count", ("bad_steps", "bad_images")),
-    ("Evaluations: k-NN and retrieval", "percent", ("eval_knn*_top1", "eval_rank1", "eval_map")),
+    ("Evaluations", "percent", ("eval_knn*_top1", "eval_rank1", "eval_map")),
 )
 HIDDEN = ("bad_steps_in_row",)  # the state of a rule, not a result
 
@@ -64,9 +63,14 @@ def charts(runs: list[tuple[str, dict[str, Curve]]]) -> list[dict[str, Any]]:
     """
     found, several = [], len(runs) > 1
     for title, unit, keys in _groups(sorted({key for _, curves in runs for key in curves})):
-        parts = [(f"{title}: {key}" if len(keys) > 1 else title, [key]) for key in keys] if several else [(title, keys)]
+        parts = [(key if len(keys) > 1 else title, [key]) for key in keys] if several else [(title, keys)]
         for part, chosen in parts:
-            curves = [(name if several else key, number, of_run[key]) for number, (name, of_run) in enumerate(runs) for key in chosen if key in of_run]
+            curves = [
+                (name if several else key, number, of_run[key])
+                for number, (name, of_run) in enumerate(runs)
+                for key in chosen
+                if key in of_run
+            ]
             traces = [
                 {"label": label, "colour": run if several else number, **_thinned(curve)}
                 for number, (label, run, curve) in enumerate(curves)

@@ -115,14 +115,20 @@ def flat(config: ConfigDict) -> dict[str, str]:
     return found
 
 
-def changed(config: ConfigDict) -> list[tuple[str, list[tuple[str, str, str]]]]:
-    """Sections of (key, value, default); the default is "" where the value is that, or the default leaves it open."""
-    defaults, sections = flat(config_lib.default()), {}
+def sections(config: ConfigDict) -> list[tuple[str, list[tuple[str, str]]]]:
+    """(section, its keys and values), as text."""
+    found: dict[str, list[tuple[str, str]]] = {}
     for key, value in flat(config).items():
-        default = defaults.get(key, "null")
-        row = (key, value, "" if default in (value, "null") else default)
-        sections.setdefault(key.split(".")[0], []).append(row)
-    return list(sections.items())
+        found.setdefault(key.split(".")[0], []).append((key, value))
+    return list(found.items())
+
+
+def changed(config: ConfigDict) -> list[tuple[str, str, str]]:
+    """(key, value, default) of the values that are not the default; an open default (null) counts as kept."""
+    defaults = flat(config_lib.default())
+    return [
+        (key, value, defaults[key]) for key, value in flat(config).items() if defaults.get(key) not in (value, "null", None)
+    ]
 
 
 def run_facts(config: ConfigDict, curves: dict[str, Curve], step: int | None) -> list[tuple[str, str]]:
@@ -161,7 +167,7 @@ def versions() -> list[tuple[str, str]]:
     device = jax.devices()[0]
     found = [
         ("Date", datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")),
-        ("Device", f"{jax.device_count()} x {device.device_kind} ({device.platform})"),
+        ("Device", f"{jax.device_count()} x {device.device_kind}"),
         ("Python", f"{platform.python_version()}, {platform.system()} {platform.machine()}"),
         ("cmd_jax", cmd_jax.__version__),
     ]

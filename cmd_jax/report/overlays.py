@@ -38,7 +38,9 @@ def cell(config: ConfigDict) -> float:
 
 
 def heat_overlay(pixels: np.ndarray, weights: np.ndarray, cell: float) -> np.ndarray:
-    """Weights of patches as colours over the grey image; the brightest colour is the image's largest weight.
+    """Weights of patches as colours over the grey image.
+
+    The scale runs from 0 to the largest weight, and at least to twice the uniform weight, so that equal weights look dull.
 
     Args:
         pixels: [S, S, 3] uint8.
@@ -48,7 +50,9 @@ def heat_overlay(pixels: np.ndarray, weights: np.ndarray, cell: float) -> np.nda
     Returns:
         [S, S, 3] uint8.
     """
-    colours = matplotlib.colormaps[HEAT](stretch(weights / max(weights.max(), 1e-12), cell, len(pixels)))[..., :3]
+    colours = matplotlib.colormaps[HEAT](stretch(weights / max(weights.max(), 2 * weights.mean(), 1e-12), cell, len(pixels)))[
+        ..., :3
+    ]
     grey = pixels.mean(axis=-1, keepdims=True) / 255
     return np.round(255 * ((1 - STRENGTH) * grey + STRENGTH * colours)).astype(np.uint8)
 

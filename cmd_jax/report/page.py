@@ -84,7 +84,10 @@ def run_page(
 ) -> str:
     """The HTML of a run's page; `looked` are rows and patches of the overlays, `retrieved` is of `retrieve`."""
     name, curves = class_namer(splits), curves_lib.read_curves(workdir)
-    found = facts.numbers(evaluation_content(evaluation), load_metrics(workdir, 0) if evaluation.step else None)
+    # Protocols that were measured earlier are on disk; in memory is what was measured now, which may not be on disk yet.
+    content = facts.evaluations(workdir).get(evaluation.step, {})
+    content = {part: content.get(part, {}) | numbers for part, numbers in evaluation_content(evaluation).items()}
+    found = facts.numbers(content, load_metrics(workdir, 0) if evaluation.step else None)
     strips, shares = overlay_strips(shown, *looked, name, config)
     chosen, neighbours, patches = retrieved
     places, how = projections.feature_map(shown.features.features[spread(len(shown.features.names), POINTS)], config.seed)
@@ -113,7 +116,8 @@ def run_page(
         queries=[row | {"picture": picture(shown.source, row["row"], config)} for row in queries],
         confusions=confusion_pairs(evaluation, splits, shown, config),
         per_class=sorted(evaluation.per_class.items(), key=lambda item: (item[1], item[0])),
-        config=facts.changed(config),
+        changed=facts.changed(config),
+        config=facts.sections(config),
         data={
             "charts": [{key: chart[key] for key in ("id", "unit", "traces")} for chart in charts],
             "map": points | {"sprite": map_sprite(shown, config), "px": THUMB_PX, "columns": SPRITE_COLUMNS},
@@ -155,7 +159,7 @@ def class_namer(splits: LabelledSplits) -> Any:
 def retrieve(
     shown: Shown, train: Source, gallery: Features, look: Any
 ) -> tuple[np.ndarray, np.ndarray, tuple[Patches, Patches]]:
-    """Queries [Q] spread over the images shown, their nearest gallery images [Q, K], and the patches of both, see `explorer`."""
+    """Queries [Q] spread over the images shown, their nearest gallery images [Q, K], the patches of both (`explorer`)."""
     chosen = spread(len(shown.features.names), QUERIES)
     features = shown.features.features[chosen]
     found = explorer_lib.nearest(features, gallery.features, explorer_lib.NEIGHBOURS, chosen if shown.itself else None)

@@ -36,7 +36,7 @@ def overlay_sheet(
     """
     count = -(-len(rows) // IMAGES_A_ROW)
     figure, axes = _grid(count, 2 * IMAGES_A_ROW)
-    figure.suptitle(f"MIL weights of the teacher, step {step}: the brightest colour is the largest weight of the image")
+    figure.suptitle(f"MIL weights of the teacher, step {step}: bright is a large weight, the ring the largest")
     for number, row in enumerate(rows.tolist()):
         plain, overlay = axes.flat[2 * number], axes.flat[2 * number + 1]
         pixels, weights = shown_crop(shown.source, row, config, PANEL_PX), patches.mil_weights[number]

@@ -4,10 +4,11 @@ import base64
 import hashlib
 import importlib.resources
 import math
+import re
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 SCRIPTS = ("theme.js", "charts.js", "map.js", "explorer.js")
 
@@ -31,13 +32,19 @@ def render(template: str, **context: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breaks"] = breaks
     scripts = [get_plotlyjs(), "\n".join(_text(name) for name in SCRIPTS)]
     return environment.get_template(template).render(
         **context | {"data": finite(context["data"])},
-        style=Markup(_text("style.css")),  # noqa: S704
-        scripts=[Markup(script) for script in scripts],  # noqa: S704
+        style=Markup(_text("style.css")),
+        scripts=[Markup(script) for script in scripts],
         digests=[_digest(script) for script in scripts],
     )
+
+
+def breaks(name: str) -> Markup:
+    """A name, escaped, that may go on in the next line after an underscore, a slash or a dot."""
+    return Markup(re.sub(r"([_/.])", r"\1<wbr>", str(escape(name))))
 
 
 def finite(value: Any) -> Any:

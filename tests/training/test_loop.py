@@ -54,8 +54,8 @@ def test_a_run_writes_its_files(finished, photo_folder):
     metrics = json.loads((workdir / "eval" / str(STEPS) / "metrics.json").read_text())
     assert set(metrics["protocol"]) == set(metrics["metrics"])
     assert set(metrics["per_class_top1"]["percent"]) == set(os.listdir(photo_folder / "train"))
-    for name in ("mil_overlays.png", "retrieval.png"):
-        assert (workdir / "report" / name).read_bytes().startswith(b"\x89PNG")
+    assert (workdir / "report" / "mil_overlays.png").read_bytes().startswith(b"\x89PNG")
+    assert (workdir / "report" / "index.html").read_bytes().startswith(b"<!doctype html>")
 
 
 def test_stopped_and_continued_equals_uninterrupted_bit_for_bit(finished, config, tmp_path, monkeypatch):

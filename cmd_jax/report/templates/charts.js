@@ -18,6 +18,9 @@
     layout.xaxis.tickformat = "~s";
     layout.xaxis.title = { text: "step", font: { size: 11 }, standoff: 4 };
     layout.yaxis.exponentformat = "e";
+    const values = traces.flatMap((trace) => trace.y).filter((value) => value !== null);
+    const [low, high] = [Math.min(...values), Math.max(...values)];
+    if (low === high) layout.yaxis.range = low ? [Math.min(0, 2 * low), Math.max(0, 2 * low)] : [0, 1]; // a flat line lies in the middle
     Plotly.react(chart.id, traces, layout, plotOptions);
   }
 

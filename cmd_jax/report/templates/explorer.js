@@ -72,7 +72,7 @@
       const button = element("button", { type: "button", class: `neighbour ${near.right === null ? "" : near.right ? "right" : "wrong"}`, "aria-pressed": "false" });
       button.append(
         element("img", { src: pictures[near.row], alt: "", width: 160, height: 160 }),
-        element("span", { class: "name" }, named(near)),
+        element("span", { class: "name" }, breakable(named(near))),
         element("span", { class: "small" }, words),
       );
       button.addEventListener("click", () => {
@@ -93,11 +93,11 @@
     const right = query.neighbours.filter((other) => other.right).length;
     const of = query.neighbours[0].right === null ? "" : ` ${right} of ${query.neighbours.length} neighbours have its class.`;
     status.replaceChildren(
-      element("b", {}, named(query)),
+      element("b", {}, breakable(named(query))),
       query.class ? ` (${query.title}).` : ".",
       of,
       ` Shown beside `,
-      element("b", {}, named(near)),
+      element("b", {}, breakable(named(near))),
       `: cosine ${near.similarity.toFixed(3)}.`,
     );
   }

@@ -16,6 +16,7 @@
     const inside = new Set(shown);
     const label = points.label.map((value) => Math.max(value, 0));
     const colours = [...Array(8).keys()].map((i) => colour(`c${i}`));
+    const size = plot.clientWidth < 500 ? 6 : 8;
     const base = {
       type: "scatter",
       mode: "markers",
@@ -25,7 +26,7 @@
       marker: {
         color: label.map((value) => colours[value % 8]),
         symbol: label.map((value) => signs[Math.floor(value / 8) % 5]),
-        size: points.x.map((_, i) => (inside.has(i) ? 8 : 5)),
+        size: points.x.map((_, i) => (inside.has(i) ? size : size - 3)),
         opacity: points.x.map((_, i) => (inside.has(i) ? 0.9 : 0.12)),
         line: { width: 0 },
       },
@@ -60,11 +61,11 @@
     thumb.style.backgroundPosition = `-${column * points.px * scale}px -${row * points.px * scale}px`;
     thumb.setAttribute("aria-label", points.class[i] || points.name[i]);
     const lines = [];
-    if (points.class[i]) lines.push(element("p", { class: "strong" }, points.class[i]));
-    lines.push(element("p", {}, points.name[i]));
+    if (points.class[i]) lines.push(element("p", { class: "strong" }, breakable(points.class[i])));
+    lines.push(element("p", {}, breakable(points.name[i])));
     if (points.near[i]) {
       const near = points.near_class[i] ? `${points.near_class[i]} (${points.near[i]})` : points.near[i];
-      lines.push(element("p", { class: "small" }, `Nearest training image: ${near}`));
+      lines.push(element("p", { class: "small" }, "Nearest training image: ", breakable(near)));
     }
     info.replaceChildren(...lines);
     if (redraw) draw();

@@ -19,6 +19,13 @@ function element(name, attributes = {}, ...children) {
   return made;
 }
 
+// A name that may go on in the next line after an underscore, a slash or a dot.
+function breakable(name) {
+  const made = document.createDocumentFragment();
+  for (const part of name.split(/(?<=[_/.])/)) made.append(part, document.createElement("wbr"));
+  return made;
+}
+
 function plotLayout(more) {
   const ink = colour("soft");
   const axis = { gridcolor: colour("line"), linecolor: colour("line"), zeroline: false, automargin: true, fixedrange: true };
