@@ -18,6 +18,7 @@ def feature_map(features: np.ndarray, seed: int) -> tuple[np.ndarray, str]:
         [N, 2] float32 within -1..1, and how it was made.
     """
     from sklearn.manifold import TSNE  # imported here: it takes a second, and only the end of a run needs it
+    from threadpoolctl import threadpool_limits
 
     count = len(features)
     if count < MAP_NEEDS or not np.ptp(features, axis=0).any():
@@ -25,7 +26,8 @@ def feature_map(features: np.ndarray, seed: int) -> tuple[np.ndarray, str]:
     else:
         perplexity = min(PERPLEXITY, (count - 1) / 3)
         tsne = TSNE(2, perplexity=perplexity, init="pca", learning_rate="auto", random_state=seed)
-        places = tsne.fit_transform(features.astype(np.float32))
+        with threadpool_limits(1):  # threads that wait for each other are slower on busy cores, and add up in any order
+            places = tsne.fit_transform(features.astype(np.float32))
         how = f"t-SNE, perplexity {perplexity:.3g}, PCA start, seed {seed}"
     places = places - (places.max(axis=0) + places.min(axis=0)) / 2
     return (places / max(np.abs(places).max(), 1e-12)).astype(np.float32), how
