@@ -120,7 +120,7 @@ def run_page(
         config=facts.sections(config),
         data={
             "charts": [{key: chart[key] for key in ("id", "unit", "traces")} for chart in charts],
-            "map": points | {"sprite": map_sprite(shown, config), "px": THUMB_PX, "columns": SPRITE_COLUMNS},
+            "map": points | {"sprite": map_sprite(shown, config), "columns": SPRITE_COLUMNS},
             "explorer": {
                 "queries": queries,
                 "pictures": of_gallery,

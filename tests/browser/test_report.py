@@ -47,6 +47,7 @@ def test_accessibility_and_width(show, name, scheme, request):
     assert results.violations_count == 0, results.generate_report()
     page.set_viewport_size(PHONE["viewport"])
     assert page.evaluate("document.documentElement.scrollWidth") == 400
+    page.wait_for_function("[...document.querySelectorAll('.main-svg')].every(chart => chart.clientWidth < 400)")
 
 
 def test_every_chart_is_drawn_and_has_its_table(show, run_page):

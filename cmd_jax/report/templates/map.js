@@ -52,13 +52,12 @@
 
   function choose(i, redraw = true) {
     chosen = i;
-    const column = i % points.columns;
-    const row = Math.floor(i / points.columns);
-    const scale = thumb.clientWidth / points.px || 1;
     const columns = Math.min(points.columns, points.x.length);
+    const rows = Math.ceil(points.x.length / columns);
+    const percent = (place, count) => (count > 1 ? (100 * place) / (count - 1) : 0);
     thumb.style.backgroundImage = `url("${points.sprite}")`;
-    thumb.style.backgroundSize = `${columns * points.px * scale}px auto`;
-    thumb.style.backgroundPosition = `-${column * points.px * scale}px -${row * points.px * scale}px`;
+    thumb.style.backgroundSize = `${100 * columns}% ${100 * rows}%`;
+    thumb.style.backgroundPosition = `${percent(i % columns, columns)}% ${percent(Math.floor(i / columns), rows)}%`;
     thumb.setAttribute("aria-label", points.class[i] || points.name[i]);
     const lines = [];
     if (points.class[i]) lines.push(element("p", { class: "strong" }, breakable(points.class[i])));
