@@ -13,15 +13,17 @@ from cmd_jax import files
 from cmd_jax.config import ConfigDict, token_px
 from cmd_jax.data.decode import decode_record, eval_crop
 from cmd_jax.data.sources import Source
-from cmd_jax.evaluation.evaluate import Evaluation, LabelledSplits
+from cmd_jax.evaluation.evaluate import Evaluation, Splits
 
 OVERLAYS = 12
 QUERIES, NEIGHBOURS = 8, 6
 RIGHT, WRONG = "#1a9850", "#d73027"
 
 
-def write_pictures(evaluation: Evaluation, config: ConfigDict, splits: LabelledSplits, workdir: str) -> list[str]:
-    """Writes `report/mil_overlays.png` and `report/retrieval.png` and returns their paths."""
+def write_pictures(evaluation: Evaluation, config: ConfigDict, splits: Splits, workdir: str) -> list[str]:
+    """Writes `report/mil_overlays.png` and `report/retrieval.png` and returns their paths; none without labels."""
+    if evaluation.queries is None:
+        return []
     directory = os.path.join(workdir, "report")
     files.make_directory(directory)
     figures = {
@@ -38,7 +40,7 @@ def write_pictures(evaluation: Evaluation, config: ConfigDict, splits: LabelledS
     return paths
 
 
-def mil_overlays(evaluation: Evaluation, config: ConfigDict, splits: LabelledSplits) -> Figure:
+def mil_overlays(evaluation: Evaluation, config: ConfigDict, splits: Splits) -> Figure:
     """Test images, each beside its MIL weights; boxes are the discriminative parts, the ring is the most weighted patch."""
     queries = evaluation.queries
     chosen = _spread(len(queries.labels), OVERLAYS)
@@ -70,7 +72,7 @@ def mil_overlays(evaluation: Evaluation, config: ConfigDict, splits: LabelledSpl
     return figure
 
 
-def retrieval_grid(evaluation: Evaluation, config: ConfigDict, splits: LabelledSplits) -> Figure:
+def retrieval_grid(evaluation: Evaluation, config: ConfigDict, splits: Splits) -> Figure:
     """Test images with their nearest training images; a green frame has the query's class."""
     queries, gallery = evaluation.queries, evaluation.gallery
     chosen = _spread(len(queries.labels), QUERIES)
@@ -120,6 +122,6 @@ def _crop(source: Source, index: int, config: ConfigDict) -> np.ndarray:
     return eval_crop(decode_record(source[int(index)]), config.eval.resize_px, config.eval.crop_px)
 
 
-def _class_name(splits: LabelledSplits, label: int) -> str:
+def _class_name(splits: Splits, label: int) -> str:
     # "$" would start mathematics in a title
     return splits.train.class_names[label].replace("_", " ").replace("$", r"\$")[:24]
