@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmd_jax.config import ConfigDict
-from cmd_jax.data.augment import normalize
 from cmd_jax.data.sources import Source
-from cmd_jax.evaluation.features import eval_images
+from cmd_jax.evaluation.features import eval_images, normalized, once
 from cmd_jax.models.network import Network
 from cmd_jax.training.sharding import data_parallel
 from cmd_jax.training.state import Params
@@ -53,12 +52,13 @@ def class_attention(attention: jax.Array, patches: int) -> jax.Array:
     return row / jnp.sum(row, axis=-1, keepdims=True)
 
 
+@once
 def make_inspector(config: ConfigDict, network: Network) -> Callable[[Params, np.ndarray], dict[str, jax.Array]]:
     """Builds the jitted function (params, [B, H, W, 3] uint8) -> the fields of `Patches` by name."""
 
     @jax.jit
     def inspect(params: Params, images: jax.Array) -> dict[str, jax.Array]:
-        encoded = network.apply({"params": params}, jax.vmap(lambda x: normalize(x, config.data.normalization))(images))
+        encoded = network.apply({"params": params}, normalized(images, config))
         found = {"tokens": encoded.patch_tokens.astype(jnp.float32), "mil_weights": encoded.mil_weights}
         if "cls_token" in encoded.backbone:
             found["attention"] = class_attention(encoded.backbone["attention"], encoded.patch_tokens.shape[1])

@@ -12,10 +12,13 @@ USAGE = """Writes the report of a run, or one page that compares several.
   python -m cmd_jax.report --workdir=runs/demo
   python -m cmd_jax.report --workdir=runs/cmd --workdir=runs/dino --out=runs/comparison
 
-One --workdir: restores its teacher, measures it again, and writes DIR/report/index.html. Several: reads their numbers, curves
-and configurations from disk, restores nothing, and writes OUT/index.html. A page is one file; it opens without a network.
+One --workdir: restores its teacher, measures k-NN and label-free numbers again, and writes DIR/report/index.html. Several:
+reads their numbers, curves and configurations from disk, restores nothing, and writes OUT/index.html. A page is one file; it
+opens without a network.
 Exit codes: 0 done, 64 bad flag or out of memory, 65 bad data or checkpoint, or disk full, 130 interrupted. --debug shows
 the traceback of an error."""
+
+QUICK = ("knn", "label_free")  # protocols of seconds; numbers of the others are kept as they were measured
 
 _WORKDIRS = flags.DEFINE_multi_string("workdir", [], "directory of a run; again for each run to compare")
 _STEP = flags.DEFINE_integer("step", None, "step of the checkpoint; the newest by default", lower_bound=0)
@@ -47,7 +50,7 @@ def main() -> None:
     else:
         from cmd_jax.evaluation import restore
 
-        restore.evaluate_run(_WORKDIRS.value[0], _STEP.value, _BEST.value)
+        restore.evaluate_run(_WORKDIRS.value[0], _STEP.value, _BEST.value, QUICK)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ CHARTS = (
     ("Waiting for data", "seconds so far", ("data_wait_s",)),
     ("Steps and images left out", "count", ("bad_steps", "bad_images")),
     ("Evaluations", "percent", ("eval_knn*_top1", "eval_rank1", "eval_map")),
+    ("Effective rank of the features", "RankMe", ("eval_rankme",)),
 )
 HIDDEN = ("bad_steps_in_row",)  # the state of a rule, not a result
 

@@ -16,7 +16,7 @@ from cmd_jax.data.sources import where
 from cmd_jax.report.curves import Curve
 
 HEADLINES = 4
-PREFERRED = ("knn20_top1", "knn10_top1", "rank1", "map")  # headlines where no number has an interval
+PREFERRED = ("knn20_top1", "linear_top1", "logistic_top1", "rank1", "map")  # as headlines, in this order
 VERSIONS = ("jax", "jaxlib", "flax", "optax", "numpy", "pillow", "scikit-learn", "plotly")
 
 
@@ -72,11 +72,9 @@ def numbers(content: dict[str, Any], before: dict[str, float] | None) -> list[Nu
 
 
 def headlines(found: list[Number]) -> list[Number]:
-    """The few numbers that stand at the top: those with an interval, else the usual ones, else the first."""
-    for chosen in ([n for n in found if n.interval], [n for n in found if n.key in PREFERRED], found):
-        if chosen:
-            return chosen[:HEADLINES]
-    return []
+    """The few numbers that stand at the top: the usual ones, else the first."""
+    usual = sorted((n for n in found if n.key in PREFERRED), key=lambda n: PREFERRED.index(n.key))
+    return (usual or found)[:HEADLINES]
 
 
 def text(value: float | None, unit: str = "percent") -> str:

@@ -9,9 +9,10 @@ import numpy as np
 from cmd_jax import files
 from cmd_jax.config import ConfigDict
 from cmd_jax.data.sources import Source
-from cmd_jax.evaluation.evaluate import Evaluation, LabelledSplits, load_metrics
+from cmd_jax.evaluation.evaluate import Evaluation, load_metrics
 from cmd_jax.evaluation.features import Features
 from cmd_jax.evaluation.patches import Patches, inspect_patches, make_inspector
+from cmd_jax.evaluation.splits import Splits, spread
 from cmd_jax.models.network import Network
 from cmd_jax.report import curves as curves_lib
 from cmd_jax.report import explorer as explorer_lib
@@ -43,7 +44,7 @@ class Shown(NamedTuple):
 
 
 def write_report(
-    evaluation: Evaluation, config: ConfigDict, network: Network, teacher: Params, splits: LabelledSplits, workdir: str
+    evaluation: Evaluation, config: ConfigDict, network: Network, teacher: Params, splits: Splits, workdir: str
 ) -> list[str]:
     """Writes `report/index.html` and `report/mil_overlays.png` and returns their paths.
 
@@ -53,7 +54,7 @@ def write_report(
         network: of the teacher.
         teacher: parameters, on every device of this process.
         splits: that were evaluated.
-        workdir: of the run; `metrics.jsonl` and the untrained teacher's numbers are read there.
+        workdir: of the run; `config.json`, `metrics.jsonl` and the untrained teacher's numbers are read there.
     """
     directory = os.path.join(workdir, "report")
     files.make_directory(directory)
@@ -76,7 +77,7 @@ def write_report(
 def run_page(
     evaluation: Evaluation,
     config: ConfigDict,
-    splits: LabelledSplits,
+    splits: Splits,
     shown: Shown,
     workdir: str,
     looked: tuple[np.ndarray, Patches],
@@ -84,6 +85,7 @@ def run_page(
 ) -> str:
     """The HTML of a run's page; `looked` are rows and patches of the overlays, `retrieved` is of `retrieve`."""
     name, curves = class_namer(splits), curves_lib.read_curves(workdir)
+    stored = facts.read_config(workdir)  # an evaluation may have been asked for other protocols than the run's
     # Protocols that were measured earlier are on disk; in memory is what was measured now, which may not be on disk yet.
     content = facts.evaluations(workdir).get(evaluation.step, {})
     content = {part: content.get(part, {}) | numbers for part, numbers in evaluation_content(evaluation).items()}
@@ -116,8 +118,8 @@ def run_page(
         queries=[row | {"picture": picture(shown.source, row["row"], config)} for row in queries],
         confusions=confusion_pairs(evaluation, splits, shown, config),
         per_class=sorted(evaluation.per_class.items(), key=lambda item: (item[1], item[0])),
-        changed=facts.changed(config),
-        config=facts.sections(config),
+        changed=facts.changed(stored),
+        config=facts.sections(stored),
         data={
             "charts": [{key: chart[key] for key in ("id", "unit", "traces")} for chart in charts],
             "map": points | {"sprite": map_sprite(shown, config), "columns": SPRITE_COLUMNS},
@@ -143,14 +145,14 @@ def evaluation_content(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def shown_images(evaluation: Evaluation, splits: LabelledSplits) -> Shown:
+def shown_images(evaluation: Evaluation, splits: Splits) -> Shown:
     """The test images of an evaluation, or the training images where it has no others."""
     if evaluation.queries is None:
         return Shown(splits.train, evaluation.gallery, "training", True)
     return Shown(splits.test, evaluation.queries, "test", False)
 
 
-def class_namer(splits: LabelledSplits) -> Any:
+def class_namer(splits: Splits) -> Any:
     """label -> name of the class, "" of an image without one."""
     names = splits.train.class_names
     return lambda label: names[label] if 0 <= label < len(names) else ""
@@ -230,7 +232,7 @@ def map_sprite(shown: Shown, config: ConfigDict) -> str:
     return overlays.jpeg_uri(overlays.sprite(thumbs, SPRITE_COLUMNS), SPRITE_QUALITY)
 
 
-def confusion_pairs(evaluation: Evaluation, splits: LabelledSplits, shown: Shown, config: ConfigDict) -> list[dict[str, Any]]:
+def confusion_pairs(evaluation: Evaluation, splits: Splits, shown: Shown, config: ConfigDict) -> list[dict[str, Any]]:
     """The most confused pairs, each with examples: test images, and the image of the wrong class that each is nearest to."""
     pairs = []
     for pair in evaluation.confusions[:PAIRS]:
@@ -257,8 +259,3 @@ def confusion_pairs(evaluation: Evaluation, splits: LabelledSplits, shown: Shown
             }
         )
     return pairs
-
-
-def spread(count: int, wanted: int) -> np.ndarray:
-    """Up to `wanted` rows spread evenly over 0..count - 1, so over the classes of a sorted split: int64."""
-    return np.unique(np.linspace(0, count - 1, min(wanted, count)).astype(np.int64))

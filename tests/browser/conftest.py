@@ -99,6 +99,7 @@ def comparison(finished, tmp_path_factory):
 
 def _written(arguments, out):
     *arguments, workdir = arguments
-    shutil.copy(f"{workdir}/metrics.jsonl", out)
+    for name in ("config.json", "metrics.jsonl"):
+        shutil.copy(f"{workdir}/{name}", out)
     shutil.copytree(f"{workdir}/eval", out / "eval")
     return type(out)(write_report(*arguments, str(out))[0])

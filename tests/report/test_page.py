@@ -11,7 +11,7 @@ import re
 import numpy as np
 import pytest
 
-from cmd_jax.report.page import POINTS, spread, write_report
+from cmd_jax.report.page import write_report
 from tests.report.conftest import Page, renamed, unlabelled
 
 NASTY = ("</script><script>alert(1)</script>", "\"'><img src=x onerror=alert(2)>", "<!-- {{ 7 * 7 }} &amp;")
@@ -20,7 +20,7 @@ NASTY = ("</script><script>alert(1)</script>", "\"'><img src=x onerror=alert(2)>
 def _page(arguments, out):
     """Writes a report into `out` and reads it."""
     evaluation, config, network, teacher, splits, workdir = arguments
-    for name in ("metrics.jsonl", "eval"):
+    for name in ("config.json", "metrics.jsonl", "eval"):
         if not (out / name).exists():
             os.symlink(os.path.join(workdir, name), out / name)
     paths = write_report(evaluation, config, network, teacher, splits, str(out))
@@ -157,9 +157,3 @@ def test_a_page_of_one_image_has_no_neighbours(measured, tmp_path):
         _page((evaluation._replace(gallery=gallery), config, network, teacher, splits._replace(train=train), workdir), tmp_path)
     )
     assert [query["neighbours"] for query in page.data()["explorer"]["queries"]] == [[]]
-
-
-def test_spread_takes_both_ends_and_no_more_than_asked():
-    assert spread(10, 4).tolist() == [0, 3, 6, 9]
-    assert spread(3, 10).tolist() == [0, 1, 2]
-    assert len(spread(24_633, POINTS)) == POINTS
