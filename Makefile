@@ -15,7 +15,7 @@ WORKERS ?= 2
 GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 export GLIBC_TUNABLES
 
-.PHONY: setup demo smoke test test-faults test-torch test-launch benchmarks tpu-compile scaling lint lock clean
+.PHONY: setup demo smoke test test-browser test-faults test-torch test-launch benchmarks tpu-compile scaling lint lock clean
 
 setup: $(VENV)/.installed
 
@@ -41,6 +41,16 @@ test: lint
 # Runs that are killed, asked to stop, short of disk or given damaged checkpoints: minutes (docs/reliability.md).
 test-faults: setup
 	$(RUN) -m pytest -n $(WORKERS) --dist worksteal tests/faults
+
+# The report in a headless Chromium, which the system provides; the package that drives it goes into the same environment.
+test-browser: $(VENV)/.installed-browser
+	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
+		echo "error: no Chromium found; install it, on Debian: apt-get install chromium"; exit 1
+	$(RUN) -m pytest tests/browser
+
+$(VENV)/.installed-browser: $(VENV)/.installed
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[browser]'
+	@touch $@
 
 # Weights in and out beside PyTorch and transformers, in an environment of their own.
 test-torch: $(VENV_TORCH)/.installed

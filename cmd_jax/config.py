@@ -44,6 +44,7 @@ METHODS = {
 }
 SOURCES = ("synthetic_birds", "cub", "cars", "aircraft", "aircraft/family", "aircraft/manufacturer", "nabirds", "folder")
 TFDS_PREFIX = "tfds:"  # of data.source: any other dataset of TFDS
+EVAL_PROTOCOLS = ("knn", "retrieval", "logistic", "fractions", "linear", "pointing", "label_free")
 # Of train.best_metric, as in metrics.jsonl: 1 where more is better, -1 where less is.
 BEST_METRICS = {"eval_rank1": 1, "eval_map": 1, "feature_std": 1, "loss": -1}
 
@@ -171,15 +172,25 @@ def default() -> ConfigDict:
     config.train.best_metric = placeholder(str)  # one of BEST_METRICS: the best step by it is kept too; None: the newest alone
 
     config.eval = ConfigDict()
+    # What is measured at the end of training and by cmd_jax.eval, some of EVAL_PROTOCOLS; of the untrained teacher the same
+    # but "linear", which passes over all training images linear_epochs times: minutes on a GPU, hours on a CPU, so it is
+    # in no default but that of the presets for GPUs. Without labels "label_free" is all that is left.
+    config.eval.protocols = ("knn", "retrieval", "logistic", "fractions", "pointing", "label_free")
     config.eval.every_epochs = 0.0  # 0: only of the untrained and of the final teacher
+    config.eval.protocols_between = ("knn", "retrieval", "pointing", "label_free")  # of every_epochs: those of seconds
     config.eval.batch_size = 64
     config.eval.resize_px = placeholder(int)  # shorter side; None: 8/7 of crop_px, the references' 256 for 224
     config.eval.crop_px = placeholder(int)  # None: views.global_px
-    # cls | mean | mil | blocks (of the last blocks, see evaluation.features), or several like cls+mean; None: the method's pool
+    # cls | mean | mil | blocks (of the last blocks, see evaluation.features), or several like cls+mean; None: see `resolve`
     config.eval.features = placeholder(str)
-    config.eval.last_blocks = 4  # how many "blocks" reads; the references' linear probe reads 4
-    config.eval.knn_k = (10, 20)
+    config.eval.last_blocks = 4  # how many "blocks" and the linear probe read; the references' probe reads 4
+    config.eval.knn_k = (10, 20, 100, 200)  # the references'; those above the number of training images are left out
     config.eval.knn_temp = 0.07
+    config.eval.fractions = (0.2, 0.5)  # of the labels of every class, for "fractions"
+    config.eval.label_free_images = 5000  # training images, at most: RankMe wants more of them than a feature has numbers
+    config.eval.linear_epochs = 100
+    config.eval.linear_batch_size = 128
+    config.eval.linear_lrs = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # tried, for a batch of 256; DINO takes the first
     return config
 
 
@@ -235,7 +246,11 @@ def resolve(config: ConfigDict, train_images: int, hardware: Hardware = ONE_CPU)
         _fill(config, key, value)
     _fill(config, "method.warmup_teacher_temp", config.method.teacher_temp)
     _fill(config, "eval.resize_px", round(config.eval.crop_px * 8 / 7))
-    _fill(config, "eval.features", config.method.image_pool)
+    # The references read their own pool. For CMD the best of ten choices on the training images of the embedded data after the
+    # demo (leave-one-out k-NN, k=20): cls+mean+mil 49.4, mil+mean 47.9, mil 45.3, mean 39.3, cls 32.2, blocks 32.2; logistic
+    # regression orders them alike. A Swin has no class token, and was not measured.
+    best = "mean+mil" if is_swin(config) else "cls+mean+mil"
+    _fill(config, "eval.features", best if config.method.name == "cmd" else config.method.image_pool)
     is_vit, cpu, gpu = not is_swin(config), hardware.platform == "cpu", hardware.platform == "gpu"
     model = config.mesh.model
     images = -(-config.train.batch_size * model // (hardware.devices * config.train.accumulate))  # at a time on a device

@@ -5,22 +5,30 @@ import os
 from absl import flags
 
 from cmd_jax import cli, files
-from cmd_jax.config import ConfigError
+from cmd_jax.config import EVAL_PROTOCOLS, ConfigError
 
-USAGE = """Evaluates the teacher of a run: k-NN, retrieval, accuracy of every class, and pointing where parts are known.
+USAGE = """Evaluates the teacher of a run: k-NN, retrieval, linear probes, label-free quality, accuracy of every class, the
+pairs of classes that are confused most, and pointing where parts are known.
 
   python -m cmd_jax.eval --workdir=runs/demo
   python -m cmd_jax.eval --workdir=runs/demo --step=300
   python -m cmd_jax.eval --workdir=runs/demo --best
+  python -m cmd_jax.eval --workdir=runs/demo --protocols=linear
+  python -m cmd_jax.eval --workdir=runs/demo --folder=OTHER_PHOTOS
 
-Prints each number with its protocol, beside the untrained teacher's where the run measured it; writes
-DIR/eval/STEP/metrics.json and the pictures DIR/report/mil_overlays.png and retrieval.png.
+Prints each number with its 95 % interval and protocol, beside the untrained teacher's where the run measured it; writes
+DIR/eval/STEP/metrics.json, where numbers of earlier evaluations with other protocols are kept, and the report
+DIR/report/index.html. On other data the numbers go to DIR/eval/STEP/on_DATA/metrics.json, and there is no report. Without
+labels the label-free numbers are all there is.
 Exit codes: 0 done, 64 bad flag or out of memory, 65 bad data or checkpoint, or disk full, 130 interrupted. --debug shows
 the traceback of an error."""
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run")
 _STEP = flags.DEFINE_integer("step", None, "step of the checkpoint; the newest by default", lower_bound=0)
 _BEST = flags.DEFINE_bool("best", False, "take the best step by the run's train.best_metric")
+_PROTOCOLS = flags.DEFINE_list("protocols", None, f"some of {','.join(EVAL_PROTOCOLS)}; by default the run's eval.protocols")
+_SOURCE = flags.DEFINE_string("source", None, "labelled data to evaluate on, as data.source; by default the run's")
+_FOLDER = flags.DEFINE_string("folder", None, "labelled images to evaluate on: train/CLASS/* and test/CLASS/*")
 
 
 def main() -> None:
@@ -34,7 +42,7 @@ def main() -> None:
     cli.join_processes()
     from cmd_jax.evaluation import restore  # imported after the flags are checked: it loads jax
 
-    restore.evaluate_run(_WORKDIR.value, _STEP.value, _BEST.value)
+    restore.evaluate_run(_WORKDIR.value, _STEP.value, _BEST.value, _PROTOCOLS.value, _SOURCE.value, _FOLDER.value)
 
 
 if __name__ == "__main__":

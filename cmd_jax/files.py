@@ -30,6 +30,12 @@ def exists(path: str) -> bool:
     return epath.Path(path).exists()
 
 
+def names(directory: str) -> list[str]:
+    """Names of what lies in a directory, sorted; none where it is not there."""
+    place = epath.Path(directory)
+    return sorted(entry.name for entry in place.iterdir()) if place.exists() else []
+
+
 def make_directory(path: str) -> None:
     """Makes a directory and its parents unless they are there; buckets need none."""
     if not is_remote(path):

@@ -19,7 +19,7 @@ checkpoint to start from with --config.init.weights=PATH.
 
 from ml_collections import ConfigDict
 
-from cmd_jax.config import ConfigError, default
+from cmd_jax.config import EVAL_PROTOCOLS, ConfigError, default
 
 
 def fine_grained(file: str, preset: str) -> ConfigDict:
@@ -38,6 +38,7 @@ def fine_grained(file: str, preset: str) -> ConfigDict:
     config.train.epochs = 300.0
     config.train.checkpoint_every_epochs = 10.0
     config.eval.every_epochs = 50.0
+    config.eval.protocols = EVAL_PROTOCOLS  # with the references' linear probe, minutes on a GPU
     PRESETS[preset or "vit_s16"](config)
     return config
 
@@ -121,6 +122,7 @@ def _small(config: ConfigDict) -> None:
     config.train.epochs = 20.0
     config.train.checkpoint_every_epochs = 5.0
     config.eval.every_epochs = 0.0
+    config.eval.protocols = tuple(name for name in EVAL_PROTOCOLS if name != "linear")
 
 
 PRESETS = {

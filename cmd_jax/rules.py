@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from cmd_jax.config import BEST_METRICS, METHODS, MODELS, ConfigError, default
+from cmd_jax.config import BEST_METRICS, EVAL_PROTOCOLS, METHODS, MODELS, ConfigError, default
 
 
 class Whole(NamedTuple):
@@ -80,7 +80,17 @@ class Several(NamedTuple):
         return f"{count}, each {reasons[0]}" if reasons else None
 
 
-Rule = Whole | Number | Flag | Text | Choice | Several
+class Words(NamedTuple):
+    """A tuple of one or more of several words, each once."""
+
+    words: tuple[str, ...]
+
+    def broken(self, value: Any) -> str | None:
+        good = isinstance(value, tuple | list) and value and all(isinstance(word, str) and word in self.words for word in value)
+        return None if good and len(set(value)) == len(value) else f"one or more of {', '.join(self.words)}, each once"
+
+
+Rule = Whole | Number | Flag | Text | Choice | Several | Words
 
 SHARE = Number(0, 1)
 DTYPE = Choice(("float32", "bfloat16"))
@@ -184,7 +194,9 @@ RULES: dict[str, Rule] = {
     "train.keep_checkpoints": Whole(1, 10**6),
     "train.stop_on_collapse": Flag(),
     "train.best_metric": Choice(tuple(BEST_METRICS)),
+    "eval.protocols": Words(EVAL_PROTOCOLS),
     "eval.every_epochs": EPOCHS,
+    "eval.protocols_between": Words(EVAL_PROTOCOLS),
     "eval.batch_size": IMAGES,
     "eval.resize_px": SIDE_PX,
     "eval.crop_px": SIDE_PX,
@@ -192,6 +204,11 @@ RULES: dict[str, Rule] = {
     "eval.last_blocks": Whole(1, 1024),
     "eval.knn_k": Several(Whole(1, 10**6), None),
     "eval.knn_temp": TEMPERATURE,
+    "eval.fractions": Several(Number(0, 1, open_low=True), None),
+    "eval.label_free_images": Whole(2, 10**6),
+    "eval.linear_epochs": Whole(1, 10**4),
+    "eval.linear_batch_size": IMAGES,
+    "eval.linear_lrs": Several(Number(0, 1e4, open_low=True), None),
 }
 
 

@@ -34,6 +34,13 @@ def validate(config: ConfigDict) -> None:
         raise ConfigError(f"views.blur_sigma is ({low}, {high}); it needs low <= high, in pixels, for example (0.1, 2.0)")
     for name in (config.eval.features or "mil").split("+"):
         _choice("eval.features", name, ("cls", "mean", "mil", "blocks"))
+    if (config.train.best_metric or "").startswith("eval_"):
+        for key in ("protocols", "protocols_between"):
+            if "retrieval" not in config.eval[key]:
+                raise ConfigError(
+                    f"train.best_metric is {config.train.best_metric!r}, but eval.{key} is {tuple(config.eval[key])}; add "
+                    "'retrieval' to it, or set train.best_metric to feature_std"
+                )
     _check_backbone(config)
     for key in ("views.global_px", "views.local_px", "eval.crop_px"):
         section, name = key.split(".")

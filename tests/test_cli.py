@@ -41,6 +41,7 @@ def _run(binary, *arguments):
         ("convert", "--format"),
         ("convert import", "--config"),
         ("convert export", "--out"),
+        ("report", "--out"),
     ],
 )
 def test_help(command, flag):
@@ -125,6 +126,8 @@ def test_weights_go_out_and_come_in(finished, tmp_path):
         ("eval", (), "--workdir is missing"),
         ("eval", ("--workdir=/no/run",), "/no/run has no config.json"),
         ("eval", ("--workdir=x", "--step=many"), "step"),
+        ("report", (), "--workdir is missing"),
+        ("report", ("--workdir=/no/run",), "/no/run has no config.json"),
         ("convert", (), "no command; use import SOURCE or export"),
         ("convert", ("transmute", "--workdir=x"), "unknown command 'transmute'; use import SOURCE or export"),
         ("convert", ("import", "a.pth", "--config=configs/cub.py"), "--workdir is missing"),

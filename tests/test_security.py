@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from cmd_jax.golden.check import check_fixture
-from cmd_jax.report.pictures import _class_name
+from cmd_jax.report.pictures import caption
 from cmd_jax.weights.errors import WeightsError
 from cmd_jax.weights.read import read_source
 
@@ -130,9 +130,8 @@ def test_an_error_cannot_command_the_terminal():
     "name", ["$x^2$", "$", "a$b", r"\frac{", "$$", r"a\$b$", "<script>alert(1)</script>", "{", "%s", "x" * 300, "_", "^"]
 )
 def test_a_class_name_is_text_in_a_picture(name, tmp_path):
-    splits = SimpleNamespace(train=SimpleNamespace(class_names=(name,)))
     figure = Figure()
-    figure.suptitle(_class_name(splits, 0))
+    figure.suptitle(caption(name))
     figure.savefig(tmp_path / "a.png")
     plain = Figure()
     plain.suptitle(name.replace("_", " ")[:24], parse_math=False)

@@ -124,33 +124,48 @@ def sample_params(
     )
 
 
-def interpolation_matrix(start: Array, length: Array, out: int, size: int) -> Array:
-    """Pillow's antialiased bicubic resize of the pixels [start, start + length) of an axis to `out` pixels.
+def cubic(x: Array) -> Array:
+    """Pillow's bicubic filter at distances x >= 0 of pixels."""
+    return jnp.where(x < 1, (1.5 * x - 2.5) * x * x + 1, jnp.where(x < 2, ((-0.5 * x + 2.5) * x - 4) * x + 2, 0.0))
+
+
+def triangle(x: Array) -> Array:
+    """Pillow's bilinear filter at distances x >= 0 of pixels."""
+    return jnp.maximum(1.0 - x, 0.0)
+
+
+FILTERS = {"bicubic": (cubic, 2), "bilinear": (triangle, 1)}  # with the distance beyond which they are 0
+
+
+def interpolation_matrix(start: Array, length: Array, out: int, size: int, interpolation: str = "bicubic") -> Array:
+    """Pillow's antialiased resize of the pixels [start, start + length) of an axis to `out` pixels.
 
     Returns:
         [out, size] float32, rows sum to 1.
     """
+    weigh, support = FILTERS[interpolation]
     scale = length / out
     filter_scale = jnp.maximum(scale, 1.0)
     center = (jnp.arange(out) + 0.5) * scale  # in pixels from `start`
     # Pillow keeps the taps between these whole numbers, clipped to the box.
-    first = jnp.maximum(jnp.floor(center - 2 * filter_scale + 0.5), 0)
-    last = jnp.minimum(jnp.floor(center + 2 * filter_scale + 0.5), length)
+    first = jnp.maximum(jnp.floor(center - support * filter_scale + 0.5), 0)
+    last = jnp.minimum(jnp.floor(center + support * filter_scale + 0.5), length)
     pixel = jnp.arange(size) - start
     x = jnp.abs((pixel + 0.5 - center[:, None]) / filter_scale)
-    cubic = jnp.where(x < 1, (1.5 * x - 2.5) * x * x + 1, jnp.where(x < 2, ((-0.5 * x + 2.5) * x - 4) * x + 2, 0.0))
-    weights = jnp.where((pixel >= first[:, None]) & (pixel < last[:, None]), cubic, 0.0)
+    weights = jnp.where((pixel >= first[:, None]) & (pixel < last[:, None]), weigh(x), 0.0)
     return weights / jnp.sum(weights, axis=1, keepdims=True)
 
 
-def resized_crop(canvas: Array, box: Array, flip: Array, out: int, dtype: str = "float32") -> Array:
+def resized_crop(
+    canvas: Array, box: Array, flip: Array, out: int, dtype: str = "float32", interpolation: str = "bicubic"
+) -> Array:
     """[C, C, 3] uint8, box [4] -> [out, out, 3] float32 whole levels in 0..255, mirrored where `flip`.
 
     Along x, then along y, each rounded to whole levels and cut to 0..255 as Pillow does. Whole levels are exact in bfloat16,
     and what its weights lose is divided out, so with dtype "bfloat16" a pixel is off by about a level at most.
     """
-    rows = interpolation_matrix(box[0], box[2], out, canvas.shape[0]).astype(dtype)
-    columns = interpolation_matrix(box[1], box[3], out, canvas.shape[1]).astype(dtype)
+    rows = interpolation_matrix(box[0], box[2], out, canvas.shape[0], interpolation).astype(dtype)
+    columns = interpolation_matrix(box[1], box[3], out, canvas.shape[1], interpolation).astype(dtype)
     columns = jnp.where(flip, columns[::-1], columns)
 
     def levels(equation: str, weights: Array, pixels: Array, gain: Array) -> Array:

@@ -1,30 +1,34 @@
-"""All protocols on one teacher: what `cmd_jax.eval` and the training loop call."""
+"""The chosen protocols on one teacher: what `cmd_jax.eval` and the training loop call."""
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from cmd_jax import files
-from cmd_jax.config import ConfigDict, ConfigError, token_px
-from cmd_jax.data.sources import Source, eval_section, open_source, where
+from cmd_jax.config import ConfigDict
+from cmd_jax.data.sources import eval_section, where
+from cmd_jax.evaluation import agreement, breakdown, knn, label_free, linear, logistic, pointing, retrieval
+from cmd_jax.evaluation.breakdown import Confusion
 from cmd_jax.evaluation.features import Features, extract_features, make_extractor
-from cmd_jax.evaluation.knn import knn_classify
-from cmd_jax.evaluation.pointing import pointing
-from cmd_jax.evaluation.retrieval import ratio_split, retrieval
+from cmd_jax.evaluation.protocol import Row, Subject
+from cmd_jax.evaluation.splits import NoLabels, Splits, open_labelled_splits, open_splits
 from cmd_jax.models.network import Network
 from cmd_jax.training.state import Params
 
+__all__ = ["Evaluation", "NoLabels", "Row", "Splits", "evaluate", "open_labelled_splits", "open_splits"]
 
-class Row(NamedTuple):
-    """One number: its key in metrics.json, title, value in percent, and how it was measured."""
-
-    key: str
-    title: str
-    value: float
-    protocol: str
+PROTOCOLS: dict[str, Callable[[Subject], list[Row]]] = {
+    "knn": knn.rows,
+    "retrieval": retrieval.rows,
+    "logistic": logistic.rows,
+    "fractions": logistic.fraction_rows,
+    "linear": linear.rows,
+    "pointing": pointing.rows,
+    "label_free": label_free.rows,
+}
 
 
 class Evaluation(NamedTuple):
@@ -33,49 +37,37 @@ class Evaluation(NamedTuple):
     Attributes:
         step: of the teacher.
         rows: the numbers.
-        per_class: class name -> k-NN top-1 in percent.
+        per_class: class name -> k-NN top-1 in percent; empty without labels, as the two below are empty and None.
+        confusions: pairs of classes that k-NN confuses, most often first.
         gallery: features of the training images.
-        queries: features of the test images.
+        queries: features of the test images; None without labels.
+        predictions: [Q] int64, the class that k-NN gives every test image.
     """
 
     step: int
     rows: list[Row]
     per_class: dict[str, float]
+    confusions: list[Confusion]
     gallery: Features
-    queries: Features
+    queries: Features | None
+    predictions: np.ndarray | None
 
     def metrics(self) -> dict[str, float]:
         return {row.key: row.value for row in self.rows}
 
 
-class NoLabels(ConfigError):
-    """Data to train on, but not to evaluate on."""
+def protocols_at(config: ConfigDict, step: int, steps: int) -> tuple[str, ...]:
+    """What training measures at a step of `steps`: all of `eval.protocols` at its end, the slow probe not before."""
+    if step == steps:
+        return tuple(config.eval.protocols)
+    if step == 0:
+        return tuple(name for name in config.eval.protocols if name != "linear")
+    return tuple(config.eval.protocols_between)
 
 
-class LabelledSplits(NamedTuple):
-    """The gallery and the queries of an evaluation."""
-
-    train: Source
-    test: Source
-
-
-def open_labelled_splits(config: ConfigDict) -> LabelledSplits:
-    """Opens both splits of the data to evaluate on: `data.eval_source` and `data.eval_folder`, or the training data.
-
-    Raises:
-        NoLabels: the training data has no labels or no test images, and no other data is named.
-        ConfigError, DatasetError: the other data cannot be used.
-    """
-    data = eval_section(config.data)
-    train, test = (open_source(data, split) for split in ("train", "test"))
-    named = config.data.eval_source or config.data.eval_folder
-    refuse = ConfigError if named else NoLabels
-    other = "" if named else ", or name labelled data: --config.data.eval_source=NAME or --config.data.eval_folder=DIR"
-    if not train.class_names:
-        raise refuse(f"{where(data)} has no labels; k-NN and retrieval need train/CLASS/* and test/CLASS/*{other}")
-    if not len(test):
-        raise refuse(f"{where(data)} has no test images; k-NN and retrieval need test/CLASS/* beside train/CLASS/*{other}")
-    return LabelledSplits(train, test)
+def measurable(protocols: Sequence[str], splits: Splits) -> tuple[str, ...]:
+    """Those protocols that the data allows."""
+    return tuple(name for name in protocols if splits.labelled() or name == "label_free")
 
 
 def evaluate(
@@ -83,109 +75,97 @@ def evaluate(
     network: Network,
     teacher: Params,
     step: int,
-    splits: LabelledSplits,
+    splits: Splits,
     between: Callable[[], None] = lambda: None,
+    protocols: Sequence[str] | None = None,
 ) -> Evaluation:
-    """Measures a teacher: test images as queries against the training images; calls `between` before every batch."""
+    """Measures a teacher: test images against the training images, or without labels the training images alone.
+
+    Args:
+        config: resolved.
+        network: of the teacher.
+        teacher: parameters, on every device of this process.
+        step: of the teacher.
+        splits: of `open_splits`.
+        between: called before every batch and fit, in all processes equally often.
+        protocols: keys of PROTOCOLS; None is `eval.protocols`. What the data does not allow is left out.
+    """
     extract = make_extractor(config, network)
-    gallery, queries = (extract_features(extract, teacher, split, config, between) for split in splits)
-    classes, counts = (
-        splits.train.class_names,
-        f"{len(queries.labels):,} test queries, {len(gallery.labels):,} train images",
-    )
-    features = f"{config.eval.features} features at {config.eval.crop_px} px"
-    rows = []
-    for k in config.eval.knn_k:
-        result = knn_classify(
-            gallery.features,
-            gallery.labels,
-            queries.features,
-            queries.labels,
-            k=k,
-            temp=config.eval.knn_temp,
-            classes=len(classes),
-        )
-        protocol = f"k={k}, T={config.eval.knn_temp}, {features}, {counts}"
-        rows.append(Row(f"knn{k}_top1", f"k-NN top-1 (k={k})", result.top1, f"{protocol}; chance {100 / len(classes):.1f}"))
-        rows.append(Row(f"knn{k}_top5", f"k-NN top-5 (k={k})", result.top5, protocol))
-    found = retrieval(gallery.features, gallery.labels, queries.features, queries.labels)
-    protocol = f"cosine, {features}, {counts}"
-    rows += [
-        Row("rank1", "Retrieval Rank-1", found.rank1, protocol),
-        Row("rank5", "Retrieval Rank-5", found.rank5, protocol),
-        Row(
-            "map_at_100",
-            "Retrieval mAP@100",
-            found.map_at_100,
-            f"first 100 ranks, over the relevant found there, {protocol}",
-        ),
-        Row("map", "Retrieval mAP", found.map_full, f"whole ranking, {protocol}"),
-    ]
-    ratio_gallery, ratio_queries = ratio_split(gallery.features, gallery.labels, queries.features, queries.labels)
-    found = retrieval(*ratio_gallery, *ratio_queries)
-    protocol = (
-        f"cosine, {features}, every ninth test image as query ({len(ratio_queries[1]):,}), the others in the gallery "
-        f"({len(ratio_gallery[1]):,})"
-    )
-    rows += [
-        Row("ratio_rank1", "Retrieval 1:8 Rank-1", found.rank1, protocol),
-        Row("ratio_rank5", "Retrieval 1:8 Rank-5", found.rank5, protocol),
-        Row("ratio_map_at_100", "Retrieval 1:8 mAP@100", found.map_at_100, protocol),
-    ]
-    if queries.boxes.shape[1]:
-        point = pointing(queries.mil_weights, queries.boxes, token_px(config) / config.eval.crop_px)
-        patches = f"{queries.mil_weights.shape[1]} patches, {len(queries.labels):,} test images"
-        rows.append(
-            Row(
-                "pointing_accuracy",
-                "MIL pointing accuracy",
-                point.accuracy,
-                f"most weighted patch on a part box, {patches}",
-            )
-        )
-        rows.append(Row("pointing_chance", "MIL pointing chance", point.chance, f"a patch drawn at random, {patches}"))
-    right = result.predictions == queries.labels
-    per_class = {name: 100 * float(np.mean(right[queries.labels == label])) for label, name in enumerate(classes)}
-    return Evaluation(step, rows, per_class, gallery, queries)
+    gallery = extract_features(extract, teacher, splits.train, config, between)
+    queries = extract_features(extract, teacher, splits.test, config, between) if splits.labelled() else None
+    subject = Subject(config, network, teacher, splits, gallery, queries, between)
+    chosen = measurable(config.eval.protocols if protocols is None else protocols, splits)
+    rows = [row for name, measure in PROTOCOLS.items() if name in chosen for row in measure(subject)]
+    if queries is None:
+        return Evaluation(step, rows, {}, [], gallery, None, None)
+    found = knn.classify(subject, knn.headline_k(config.eval.knn_k)).predictions.astype(np.int64)
+    names = splits.train.class_names
+    of_class, pairs = (count(found, queries.labels, names) for count in (breakdown.per_class, breakdown.confusions))
+    return Evaluation(step, rows, of_class, pairs, gallery, queries, found)
 
 
-def save(evaluation: Evaluation, config: ConfigDict, workdir: str) -> str:
-    """Writes `eval/STEP/metrics.json` and returns its path."""
-    directory = os.path.join(workdir, "eval", str(evaluation.step))
-    files.make_directory(directory)
-    path = os.path.join(directory, "metrics.json")
-    k = config.eval.knn_k[-1]
+def data_name(config: ConfigDict) -> str:
+    """What `evaluate` reads, for people."""
+    return where(eval_section(config.data))
+
+
+def metrics_path(workdir: str, step: int, other: str | None = None) -> str:
+    """Where the numbers of a step are kept; `other` is the folder of those on other data than the run's."""
+    return os.path.join(workdir, "eval", str(step), *([other] if other else []), "metrics.json")
+
+
+def save(evaluation: Evaluation, config: ConfigDict, workdir: str, other: str | None = None) -> str:
+    """Writes `eval/STEP/metrics.json` and returns its path; numbers of protocols that were measured earlier are kept in it."""
+    path, rows = metrics_path(workdir, evaluation.step, other), evaluation.rows
+    files.make_directory(os.path.dirname(path))
     content: dict[str, Any] = {
         "step": evaluation.step,
+        "data": data_name(config),
         "metrics": evaluation.metrics(),
-        "protocol": {row.key: row.protocol for row in evaluation.rows},
-        "per_class_top1": {"protocol": f"k-NN top-1, k={k}", "percent": evaluation.per_class},
+        "title": {row.key: row.title for row in rows},
+        "unit": {row.key: row.unit for row in rows},
+        "protocol": {row.key: row.protocol for row in rows},
+        "interval": {row.key: [row.low, row.high] for row in rows if row.low is not None},
+        "per_class_top1": {
+            "protocol": f"k-NN top-1, k={knn.headline_k(config.eval.knn_k)}" if evaluation.per_class else "",
+            "percent": evaluation.per_class,
+        },
+        "confusions": [
+            {"class": pair.true, "predicted": pair.predicted, "count": pair.count, "percent": pair.percent}
+            for pair in evaluation.confusions
+        ],
     }
+    earlier = json.loads(files.read(path)) if files.exists(path) else {}
+    for part in ("metrics", "title", "unit", "protocol", "interval"):
+        content[part] = {**earlier.get(part, {}), **content[part]}
     files.write(path, json.dumps(content, indent=2) + "\n")
     return path
 
 
-def load_metrics(workdir: str, step: int) -> dict[str, float] | None:
+def load_metrics(workdir: str, step: int, other: str | None = None) -> dict[str, float] | None:
     """The numbers that `save` wrote for a step, or None."""
-    path = os.path.join(workdir, "eval", str(step), "metrics.json")
+    path = metrics_path(workdir, step, other)
     return json.loads(files.read(path))["metrics"] if files.exists(path) else None
 
 
 def table(evaluation: Evaluation, before: dict[str, float] | None = None) -> str:
-    """The numbers as text, with the protocol beside each and, if given, the untrained teacher's numbers."""
-    head = (
-        f"{'percent':24}{'untrained':>11}{'step ' + str(evaluation.step):>13}  protocol"
-        if before
-        else f"{'percent':24}{'step ' + str(evaluation.step):>11}  protocol"
-    )
-    lines = [head]
+    """The numbers as text, each with its 95 % interval and protocol and, if given, the untrained teacher's."""
+    lines, unit = [], None
     for row in evaluation.rows:
-        numbers = f"{row.value:11.2f}" if before is None else f"{before[row.key]:11.2f}{row.value:13.2f}"
-        lines.append(f"{row.title:24}{numbers}  {row.protocol}")
+        if row.unit != unit:
+            unit = row.unit
+            head = "" if before is None else f"{'untrained':>11}"
+            lines.append(f"{unit or 'label-free':24}{head}{'step ' + str(evaluation.step):>11}{'':16}protocol")
+        write = (lambda value: f"{value:.1f}") if unit else (lambda value: f"{value:.4g}")
+        earlier = "" if before is None else f"{write(before[row.key]) if row.key in before else '-':>11}"
+        spread = "" if row.low is None else f" [{write(row.low)}, {write(row.high)}]"
+        lines.append(f"{row.title:24}{earlier}{write(row.value):>11}{spread:16}{row.protocol}")
     return "\n".join(lines)
 
 
-def class_table(evaluation: Evaluation) -> str:
-    """Accuracy of every class, worst first."""
-    ordered = sorted(evaluation.per_class.items(), key=lambda item: item[1])
-    return "\n".join(["top-1 by class, percent"] + [f"  {value:6.1f}  {name}" for name, value in ordered])
+def agreement_text(workdir: str, config: ConfigDict) -> str | None:
+    """How well the label-free numbers order the evaluated steps of a run, or None where there are too few."""
+    of = f"knn{knn.headline_k(config.eval.knn_k)}_top1"
+    history = [load_metrics(workdir, step) or {} for step in agreement.evaluated_steps(workdir)]
+    found = agreement.rank_correlations(history, of)
+    return agreement.text(found, of) if found else None

@@ -1,8 +1,9 @@
 """Features of a whole split from the teacher: one extractor that every protocol reads."""
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +16,11 @@ from cmd_jax.data.decode import decode_record, eval_boxes, eval_crop
 from cmd_jax.data.sources import Source
 from cmd_jax.method import mil
 from cmd_jax.models.heads import l2_normalize
-from cmd_jax.models.network import Network
+from cmd_jax.models.network import Encoded, Network
 from cmd_jax.training.sharding import data_parallel
 from cmd_jax.training.state import Params
+
+T = TypeVar("T")
 
 
 class Features(NamedTuple):
@@ -59,29 +62,51 @@ def last_blocks(named: dict, count: int, append_mean: bool = False) -> jax.Array
     return jnp.concatenate(parts, axis=-1)
 
 
+def once(build: Callable[[ConfigDict, Network], T]) -> Callable[[ConfigDict, Network], T]:
+    """Keeps what was built last for the same configuration and network: evaluations of a run share their programs."""
+    built: dict[tuple[Network, str], T] = {}
+
+    @functools.wraps(build)
+    def get(config: ConfigDict, network: Network) -> T:
+        key = (network, config.to_json())
+        if key not in built:
+            built.clear()
+            built[key] = build(config.copy_and_resolve_references(), network)
+        return built[key]
+
+    return get
+
+
+@once
 def make_extractor(config: ConfigDict, network: Network) -> Callable[[Params, np.ndarray], dict[str, jax.Array]]:
     """Builds the jitted function (params, [B, H, W, 3] uint8) -> features and mil_weights of a batch."""
-    parts = config.eval.features.split("+")
 
     @jax.jit
     def extract(params: Params, images: jax.Array) -> dict[str, jax.Array]:
-        encoded = network.apply({"params": params}, jax.vmap(lambda x: normalize(x, config.data.normalization))(images))
-        tokens = encoded.patch_tokens.astype(jnp.float32)
-        pools = {
-            "cls": lambda: encoded.backbone["cls_token"].astype(jnp.float32),
-            "mean": lambda: jnp.mean(tokens, axis=1),
-            "mil": lambda: mil.bag_embedding(encoded.mil_weights, tokens),
-            "blocks": lambda: last_blocks(encoded.backbone, config.eval.last_blocks),
-        }
-        chosen = [pools[name]() for name in parts]
-        # Each pool counts the same in a concatenation, whatever its norm.
-        unit = [l2_normalize(x) for x in chosen]
-        return {
-            "features": jnp.concatenate(unit, axis=-1) / np.sqrt(len(parts)),
-            "mil_weights": encoded.mil_weights,
-        }
+        encoded = network.apply({"params": params}, normalized(images, config))
+        return {"features": pool_features(encoded, config), "mil_weights": encoded.mil_weights}
 
     return extract
+
+
+def normalized(images: jax.Array, config: ConfigDict) -> jax.Array:
+    """[B, H, W, 3] in 0..255 -> float32, as the network sees them."""
+    return jax.vmap(lambda image: normalize(image, config.data.normalization))(images)
+
+
+def pool_features(encoded: Encoded, config: ConfigDict) -> jax.Array:
+    """`eval.features` of what a network gives for B images: [B, F] float32, l2-normalised."""
+    tokens = encoded.patch_tokens.astype(jnp.float32)
+    pools = {
+        "cls": lambda: encoded.backbone["cls_token"].astype(jnp.float32),
+        "mean": lambda: jnp.mean(tokens, axis=1),
+        "mil": lambda: mil.bag_embedding(encoded.mil_weights, tokens),
+        "blocks": lambda: last_blocks(encoded.backbone, config.eval.last_blocks),
+    }
+    parts = config.eval.features.split("+")
+    # Each pool counts the same in a concatenation, whatever its norm.
+    unit = [l2_normalize(pools[name]()) for name in parts]
+    return jnp.concatenate(unit, axis=-1) / np.sqrt(len(parts))
 
 
 def eval_images(
@@ -89,7 +114,7 @@ def eval_images(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int, str]]:
     """Decodes images of a split in order: (crop [H, W, 3] uint8, part boxes in the crop [P, 4], label, name)."""
 
-    resize_px, crop_px, threads = config.eval.resize_px, config.eval.crop_px, config.data.decode_threads
+    resize_px, crop_px = config.eval.resize_px, config.eval.crop_px
 
     def load(index: int):
         record = source[index]
@@ -97,10 +122,65 @@ def eval_images(
         boxes = eval_boxes(record.part_boxes, pixels.shape[:2], resize_px, crop_px)
         return eval_crop(pixels, resize_px, crop_px), boxes, record.label, record.name
 
+    return in_threads(load, indices, config.data.decode_threads)
+
+
+def in_threads(load: Callable[[int], T], indices: Sequence[int], threads: int) -> Iterator[T]:
+    """load(index) of all indices in order, a few ahead of what is taken."""
     chunk = 4 * threads
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(indices), chunk):
             yield from pool.map(load, indices[start : start + chunk])
+
+
+def in_batches(
+    apply: Callable, params: Params, items: Iterable[tuple[np.ndarray, ...]], config: ConfigDict, between: Callable[[], None]
+) -> dict[str, np.ndarray]:
+    """Runs a function over items, a batch of `eval.batch_size` at a time on all devices of this process.
+
+    Args:
+        apply: jitted (params, one array [B, ...] for each of an item's) -> arrays [B, ...] by name.
+        params: on every device of this process.
+        items: at least one.
+        config: the whole resolved configuration.
+        between: called before every batch.
+
+    Returns:
+        Arrays [items, ...] by name.
+    """
+    devices = jax.local_devices()
+    of_process = data_parallel(devices).batch
+    batch_size, outputs = -(-config.eval.batch_size // len(devices)) * len(devices), []
+    pending: list[tuple[np.ndarray, ...]] = []
+
+    def flush() -> None:
+        between()
+        padded = pending + [pending[-1]] * (batch_size - len(pending))  # one shape: one compilation
+        arrays = (jax.device_put(np.stack(column), of_process) for column in zip(*padded, strict=True))
+        outputs.append({key: np.asarray(value)[: len(pending)] for key, value in apply(params, *arrays).items()})
+        pending.clear()
+
+    for item in items:
+        pending.append(item)
+        if len(pending) == batch_size:
+            flush()
+    if pending:
+        flush()
+    return {key: np.concatenate([output[key] for output in outputs]) for key in outputs[0]}
+
+
+def share(count: int) -> Sequence[int]:
+    """The indices that this process reads of `count`. All shares have one size: the last ones repeat the last index."""
+    size = -(-count // jax.process_count())
+    indices = range(jax.process_index() * size, (jax.process_index() + 1) * size)
+    return indices if indices.stop <= count else [min(index, count - 1) for index in indices]
+
+
+def gather_shares(tree: Any, count: int) -> Any:
+    """Joins the arrays [share, ...] of all processes, the first `count` rows of them; JAX holds no 64-bit integers."""
+    if jax.process_count() == 1:
+        return tree
+    return jax.tree.map(lambda x: np.asarray(x)[:count], multihost_utils.process_allgather(tree, tiled=True))
 
 
 def extract_features(
@@ -115,42 +195,25 @@ def extract_features(
         config: the whole resolved configuration.
         between: called before every batch, in all processes equally often.
     """
-    processes, devices = jax.process_count(), jax.local_devices()
-    of_process = data_parallel(devices).batch
-    batch_size, outputs, rows = -(-config.eval.batch_size // len(devices)) * len(devices), [], []
-    pending: list[np.ndarray] = []
+    rows: list[tuple] = []
 
-    def flush() -> None:
-        between()
-        images = np.stack(pending + [pending[-1]] * (batch_size - len(pending)))  # one shape: one compilation
-        encoded = extract(params, jax.device_put(images, of_process))
-        outputs.append({key: np.asarray(value)[: len(pending)] for key, value in encoded.items()})
-        pending.clear()
+    def crops() -> Iterator[tuple[np.ndarray]]:
+        for pixels, *row in eval_images(source, config, share(len(source))):
+            rows.append(row)
+            yield (pixels,)
 
-    # Shares of one size, so that they can be gathered: the last ones repeat the last image.
-    share = -(-len(source) // processes)
-    indices = range(jax.process_index() * share, (jax.process_index() + 1) * share)
-    indices = indices if indices.stop <= len(source) else [min(index, len(source) - 1) for index in indices]
-    for pixels, boxes, label, name in eval_images(source, config, indices):
-        pending.append(pixels)
-        rows.append((boxes, label, name))
-        if len(pending) == batch_size:
-            flush()
-    if pending:
-        flush()
+    encoded = in_batches(extract, params, crops(), config, between)
     boxes, labels, names = zip(*rows, strict=True)
-    joined = {key: np.concatenate([output[key] for output in outputs]) for key in outputs[0]}
-    features = Features(**joined, labels=np.array(labels, np.int64), boxes=np.stack(boxes), names=names)
-    return features if processes == 1 else _of_all_processes(features, len(source))
+    features = Features(**encoded, labels=np.array(labels, np.int64), boxes=np.stack(boxes), names=names)
+    return features if jax.process_count() == 1 else _of_all_processes(features, len(source))
 
 
-def _of_all_processes(share: Features, count: int) -> Features:
+def _of_all_processes(part: Features, count: int) -> Features:
     """Joins the shares of all processes, the first `count` rows of them."""
-    encoded = [name.encode() for name in share.names]
+    encoded = [name.encode() for name in part.names]
     width = int(np.max(multihost_utils.process_allgather(np.int32(max(map(len, encoded))))))
     names = np.array(encoded, f"S{width}").view(np.uint8).reshape(-1, width)
-    # JAX holds no 64-bit integers.
-    share = share._replace(names=names, labels=share.labels.astype(np.int32))
-    whole = jax.tree.map(lambda x: np.asarray(x)[:count], multihost_utils.process_allgather(share, tiled=True))
+    part = part._replace(names=names, labels=part.labels.astype(np.int32))
+    whole = gather_shares(part, count)
     names = np.ascontiguousarray(whole.names).view(f"S{width}")[:, 0]
     return whole._replace(names=tuple(name.decode() for name in names), labels=whole.labels.astype(np.int64))

@@ -4,7 +4,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cmd_jax.evaluation.protocol import Row, Subject, percent_row
+
 QUERIES_AT_ONCE = 1024
+HEADLINE_K = 20  # of the predictions that breakdowns and pictures show; the one that DINO found best for most of its runs
 
 
 class KNNResult(NamedTuple):
@@ -13,12 +16,16 @@ class KNNResult(NamedTuple):
     Attributes:
         open_top5: queries with fewer than five voted classes, none of them the right one: the reference fills its top five
             with arbitrary classes there, and so can be right by chance.
+        right1: [Q] bool, whether the first class of a query is right.
+        right5: [Q] bool, whether one of its first five is.
     """
 
     top1: float
     top5: float
     predictions: np.ndarray
     open_top5: int
+    right1: np.ndarray
+    right5: np.ndarray
 
 
 def knn_votes(
@@ -64,4 +71,44 @@ def knn_classify(
     right = (ranked == query_labels[:, None]) & (np.take_along_axis(votes, ranked, axis=1) > 0)
     found = right.any(axis=1)
     open_top5 = int(np.sum(~found & (np.sum(votes > 0, axis=1) < 5)))
-    return KNNResult(100 * float(np.mean(right[:, 0])), 100 * float(np.mean(found)), ranked[:, 0], open_top5)
+    return KNNResult(
+        100 * float(np.mean(right[:, 0])), 100 * float(np.mean(found)), ranked[:, 0], open_top5, right[:, 0], found
+    )
+
+
+def rows(subject: Subject) -> list[Row]:
+    """Top-1 and top-5 for every `eval.knn_k` that there are training images for."""
+    images, asked = len(subject.gallery.labels), sorted(set(subject.config.eval.knn_k))
+    chosen = [k for k in asked if k <= images]
+    left_out = f"; k={', '.join(str(k) for k in asked if k > images)} left out, there are {images} train images"
+    note = left_out if len(chosen) < len(asked) else ""
+    found = []
+    for k in chosen or asked[:1]:
+        subject.between()
+        result = classify(subject, k)
+        measured = f"k={k}" if k <= images else f"k={images}, all there are"
+        protocol = f"{measured}, T={subject.config.eval.knn_temp}, {subject.features()}, {subject.counts()}"
+        seed = subject.config.seed
+        chance = f"; chance {100 / subject.classes():.1f}"
+        found.append(percent_row(f"knn{k}_top1", f"k-NN top-1 (k={k})", result.right1, protocol + chance + note, seed))
+        found.append(Row(f"knn{k}_top5", f"k-NN top-5 (k={k})", result.top5, protocol + note))
+    return found
+
+
+def classify(subject: Subject, k: int) -> KNNResult:
+    """`knn_classify` of the test images."""
+    gallery, queries = subject.gallery, subject.queries
+    return knn_classify(
+        gallery.features,
+        gallery.labels,
+        queries.features,
+        queries.labels,
+        k=k,
+        temp=subject.config.eval.knn_temp,
+        classes=subject.classes(),
+    )
+
+
+def headline_k(asked: tuple[int, ...]) -> int:
+    """The k of `eval.knn_k` that breakdowns show: 20 where it is among them, else the nearest."""
+    return min(asked, key=lambda k: (abs(k - HEADLINE_K), k))

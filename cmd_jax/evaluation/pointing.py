@@ -4,6 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cmd_jax.config import token_px
+from cmd_jax.evaluation.protocol import Row, Subject, percent_row
+
 
 class PointingResult(NamedTuple):
     """Percentages.
@@ -11,10 +14,12 @@ class PointingResult(NamedTuple):
     Attributes:
         accuracy: share of images whose most weighted patch lies on a discriminative part.
         chance: the same for a patch drawn at random, mean over the images.
+        hits: [images with a part] bool, of the accuracy.
     """
 
     accuracy: float
     chance: float
+    hits: np.ndarray
 
 
 def patches_on_parts(boxes: np.ndarray, patches: int, patch_side: float) -> np.ndarray:
@@ -55,4 +60,19 @@ def pointing(mil_weights: np.ndarray, boxes: np.ndarray, patch_side: float) -> P
     on_part = patches_on_parts(boxes, mil_weights.shape[1], patch_side)
     has_part = on_part.any(axis=1)
     hit = on_part[np.arange(len(on_part)), np.argmax(mil_weights, axis=1)]
-    return PointingResult(100 * float(hit[has_part].mean()), 100 * float(on_part[has_part].mean()))
+    return PointingResult(100 * float(hit[has_part].mean()), 100 * float(on_part[has_part].mean()), hit[has_part])
+
+
+def rows(subject: Subject) -> list[Row]:
+    """Pointing accuracy of the MIL weights beside chance; nothing where no test image has a part."""
+    queries, config = subject.queries, subject.config
+    if not np.any(queries.boxes[..., 2:] > queries.boxes[..., :2]):
+        return []
+    subject.between()
+    point = pointing(queries.mil_weights, queries.boxes, token_px(config) / config.eval.crop_px)
+    patches = f"{queries.mil_weights.shape[1]} patches, {len(point.hits):,} test images"
+    on_part, at_random = f"most weighted patch on a part box, {patches}", f"a patch drawn at random, {patches}"
+    return [
+        percent_row("pointing_accuracy", "MIL pointing accuracy", point.hits, on_part, config.seed),
+        Row("pointing_chance", "MIL pointing chance", point.chance, at_random),
+    ]

@@ -1,13 +1,16 @@
 """From a work directory to an evaluated teacher, without optimizer or student."""
 
 import os
+import re
+from collections.abc import Sequence
 
 import jax
 
 from cmd_jax import config as config_lib
 from cmd_jax.config import ConfigError
+from cmd_jax.evaluation import breakdown
 from cmd_jax.evaluation import evaluate as evaluation_lib
-from cmd_jax.report.pictures import write_pictures
+from cmd_jax.report.page import write_report
 from cmd_jax.training import processes
 from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.sharding import data_parallel, local_copy
@@ -15,25 +18,44 @@ from cmd_jax.training.state import init_params, make_network
 from cmd_jax.validation import validate
 
 
-def evaluate_run(workdir: str, step: int | None, best: bool = False) -> evaluation_lib.Evaluation:
-    """Restores a teacher, measures it, prints the tables and writes numbers and pictures.
+def evaluate_run(
+    workdir: str,
+    step: int | None,
+    best: bool = False,
+    protocols: Sequence[str] | None = None,
+    source: str | None = None,
+    folder: str | None = None,
+) -> evaluation_lib.Evaluation:
+    """Restores a teacher, measures it, prints the tables and writes the numbers, and the report of the run's own data.
 
     Args:
         workdir: of a run.
         step: of the checkpoint; None is the newest.
         best: take the best step by the run's `train.best_metric`.
+        protocols: what is measured, in the place of the run's `eval.protocols`.
+        source: other labelled data, in the place of the run's `data.eval_source`.
+        folder: the same, in the place of the run's `data.eval_folder`.
 
     Raises:
         CheckpointError: there is no such step, or it does not fit config.json.
-        ConfigError: the data has no labels or no test split, config.json has a value that cannot work, or `best` is asked of a
-            run without `train.best_metric`.
+        ConfigError: the data does not allow any of the protocols, a value of config.json or of these cannot work, or `best`
+            is asked of a run without `train.best_metric`.
     """
-    processes.agree(workdir=workdir, step=step, best=best)
+    processes.agree(workdir=workdir, step=step, best=best, protocols=protocols, source=source, folder=folder)
     config = config_lib.load(os.path.join(workdir, "config.json"))
+    own_data = evaluation_lib.data_name(config)
+    if protocols is not None:
+        config.eval.protocols = tuple(protocols)
+    if source or folder:
+        config.data.eval_source, config.data.eval_folder = source, folder
     validate(config)  # it may have been edited
     if best and config.train.best_metric is None:
         raise ConfigError(f"--best needs a run with train.best_metric, and {workdir} has none; use --step or the newest")
-    splits = evaluation_lib.open_labelled_splits(config)
+    splits, reason = evaluation_lib.open_splits(config)
+    if not evaluation_lib.measurable(config.eval.protocols, splits):
+        raise ConfigError(f"{', '.join(config.eval.protocols)}: {reason}; or measure label_free")
+    data = evaluation_lib.data_name(config)
+    other = None if data == own_data else f"on_{re.sub(r'[^A-Za-z0-9.-]+', '_', data).strip('_')}"
     network = make_network(config)
     everywhere = data_parallel(jax.devices())
     shapes = jax.eval_shape(lambda: init_params(config, network))
@@ -41,12 +63,20 @@ def evaluate_run(workdir: str, step: int | None, best: bool = False) -> evaluati
     checkpoints = Checkpoints(workdir, best_metric=config.train.best_metric, read_only=True)
     step, teacher = checkpoints.restore_teacher(abstract, step, best)
     checkpoints.close()
-    evaluation = evaluation_lib.evaluate(config, network, local_copy(teacher, everywhere), step, splits)
+    if reason and processes.is_first():
+        print(f"without labels: {reason}")
+    teacher = local_copy(teacher, everywhere)
+    evaluation = evaluation_lib.evaluate(config, network, teacher, step, splits)
     if not processes.is_first():
         return evaluation
-    print(evaluation_lib.table(evaluation, evaluation_lib.load_metrics(workdir, 0)))
-    print(evaluation_lib.class_table(evaluation))
-    print(f"wrote {evaluation_lib.save(evaluation, config, workdir)}")
-    for path in write_pictures(evaluation, config, splits, workdir):
+    print(evaluation_lib.table(evaluation, evaluation_lib.load_metrics(workdir, 0, other) if step else None))
+    if evaluation.per_class:
+        print(breakdown.class_table(evaluation.per_class))
+        print(breakdown.confusion_table(evaluation.confusions))
+    print(f"wrote {evaluation_lib.save(evaluation, config, workdir, other)}")
+    agreement = None if other else evaluation_lib.agreement_text(workdir, config)
+    if agreement:
+        print(agreement)
+    for path in [] if other else write_report(evaluation, config, network, teacher, splits, workdir):
         print(f"wrote {path}")
     return evaluation

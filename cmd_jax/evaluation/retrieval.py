@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cmd_jax.evaluation.protocol import Row, Subject, percent_row
+
 QUERIES_AT_ONCE = 512
 AP_RANKS = 100
 QUERY_EVERY = 9  # of the test items in `ratio_split`
@@ -58,26 +60,66 @@ def ratio_split(
     return tuple(joined), (queries[chosen], query_labels[chosen])
 
 
-def retrieval(
-    gallery: np.ndarray, gallery_labels: np.ndarray, queries: np.ndarray, query_labels: np.ndarray
-) -> RetrievalResult:
-    """Ranks the gallery for every query by dot product (cosine when features are l2-normalised).
+def query_scores(gallery: np.ndarray, gallery_labels: np.ndarray, queries: np.ndarray, query_labels: np.ndarray) -> np.ndarray:
+    """What the ranking of the gallery by dot product (cosine when features are l2-normalised) is worth to each query.
 
     Args:
         gallery: [M, F].
         gallery_labels: [M] int.
         queries: [Q, F].
         query_labels: [Q] int.
+
+    Returns:
+        [Q, 4] float64 in 0..1: the fields of `RetrievalResult`.
     """
-    totals = np.zeros(4)
+    found = []
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         rows = slice(start, start + QUERIES_AT_ONCE)
         order = np.argsort(-(queries[rows] @ gallery.T), axis=1, kind="stable")
         relevant = gallery_labels[order] == query_labels[rows, None]
-        totals += (
-            relevant[:, 0].sum(),
-            relevant[:, :5].any(axis=1).sum(),
-            average_precision(relevant[:, :AP_RANKS]).sum(),
-            average_precision(relevant).sum(),
+        of_ranks = (
+            relevant[:, 0],
+            relevant[:, :5].any(axis=1),
+            average_precision(relevant[:, :AP_RANKS]),
+            average_precision(relevant),
         )
-    return RetrievalResult(*(100 * totals / len(queries)).tolist())
+        found.append(np.stack(of_ranks, axis=1).astype(np.float64))
+    return np.concatenate(found)
+
+
+def retrieval(
+    gallery: np.ndarray, gallery_labels: np.ndarray, queries: np.ndarray, query_labels: np.ndarray
+) -> RetrievalResult:
+    """Means of `query_scores` over the queries."""
+    scores = query_scores(gallery, gallery_labels, queries, query_labels)
+    return RetrievalResult(*(100 * scores.mean(axis=0)).tolist())
+
+
+def rows(subject: Subject) -> list[Row]:
+    """Rank-1, Rank-5, mAP of CMD's two splits, "origin" and "ratio"."""
+    gallery, queries = subject.gallery, subject.queries
+    origin = ((gallery.features, gallery.labels), (queries.features, queries.labels))
+    ratio = ratio_split(gallery.features, gallery.labels, queries.features, queries.labels)
+    every_ninth = (
+        f"cosine, {subject.features()}, every ninth test image as query ({len(ratio[1][1]):,}), the others in the gallery "
+        f"({len(ratio[0][1]):,})"
+    )
+    plain = f"cosine, {subject.features()}, {subject.counts()}"
+    return [
+        *_split_rows(subject, origin, "", "Retrieval", plain),
+        *_split_rows(subject, ratio, "ratio_", "Retrieval 1:8", every_ninth),
+    ]
+
+
+def _split_rows(subject: Subject, split: tuple, prefix: str, title: str, protocol: str) -> list[Row]:
+    subject.between()
+    (gallery, gallery_labels), (queries, query_labels) = split
+    scores, seed = query_scores(gallery, gallery_labels, queries, query_labels), subject.config.seed
+    result = RetrievalResult(*(100 * scores.mean(axis=0)).tolist())
+    at_100 = f"first {AP_RANKS} ranks, over the relevant found there, {protocol}"
+    return [
+        percent_row(f"{prefix}rank1", f"{title} Rank-1", scores[:, 0], protocol, seed),
+        Row(f"{prefix}rank5", f"{title} Rank-5", result.rank5, protocol),
+        Row(f"{prefix}map_at_100", f"{title} mAP@100", result.map_at_100, at_100),
+        percent_row(f"{prefix}map", f"{title} mAP", scores[:, 3], f"whole ranking, {protocol}", seed),
+    ]

@@ -1,7 +1,8 @@
-"""Pictures of an evaluated teacher: where the MIL weights look, and what retrieval finds."""
+"""A sheet of images beside the teacher's MIL weights, as a PNG for documents."""
 
 import io
-import os
+from collections.abc import Callable
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -9,89 +10,55 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from cmd_jax import files
-from cmd_jax.config import ConfigDict, token_px
-from cmd_jax.data.decode import decode_record, eval_crop
-from cmd_jax.data.sources import Source
-from cmd_jax.evaluation.evaluate import Evaluation, LabelledSplits
+from cmd_jax.config import ConfigDict
+from cmd_jax.evaluation.patches import Patches
+from cmd_jax.report.overlays import cell, heat_overlay, shown_crop
 
-OVERLAYS = 12
-QUERIES, NEIGHBOURS = 8, 6
-RIGHT, WRONG = "#1a9850", "#d73027"
+PANEL_PX = 192
+IMAGES_A_ROW = 3
 
 
-def write_pictures(evaluation: Evaluation, config: ConfigDict, splits: LabelledSplits, workdir: str) -> list[str]:
-    """Writes `report/mil_overlays.png` and `report/retrieval.png` and returns their paths."""
-    directory = os.path.join(workdir, "report")
-    files.make_directory(directory)
-    figures = {
-        "mil_overlays.png": mil_overlays(evaluation, config, splits),
-        "retrieval.png": retrieval_grid(evaluation, config, splits),
-    }
-    paths = []
-    for name, figure in figures.items():
-        path = os.path.join(directory, name)
-        picture = io.BytesIO()
-        figure.savefig(picture, dpi=100, format="png")
-        files.write(path, picture.getvalue())
-        paths.append(path)
-    return paths
+def overlay_sheet(
+    step: int, shown: Any, rows: np.ndarray, patches: Patches, name: Callable[[int], str], config: ConfigDict
+) -> bytes:
+    """Images, each beside its MIL weights; boxes are the discriminative parts, the ring is the most weighted patch.
 
+    Args:
+        step: of the teacher.
+        shown: a `page.Shown`.
+        rows: [N] of its images.
+        patches: of these images.
+        name: label -> name of the class.
+        config: resolved.
 
-def mil_overlays(evaluation: Evaluation, config: ConfigDict, splits: LabelledSplits) -> Figure:
-    """Test images, each beside its MIL weights; boxes are the discriminative parts, the ring is the most weighted patch."""
-    queries = evaluation.queries
-    chosen = _spread(len(queries.labels), OVERLAYS)
-    figure, axes = _grid(rows=-(-len(chosen) // 3), columns=6)
-    figure.suptitle(f"MIL weights of the teacher, step {evaluation.step}: dark red is the largest weight of the image")
-    for cell, index in enumerate(chosen):
-        image = _crop(splits.test, index, config)
-        weights = queries.mil_weights[index]
-        side = round(len(weights) ** 0.5)
-        plain, overlay = axes.flat[2 * cell], axes.flat[2 * cell + 1]
-        plain.imshow(image)
-        plain.set_title(_class_name(splits, queries.labels[index]), fontsize=8)
-        px, patch = image.shape[0], token_px(config)
-        overlay.imshow(image.mean(axis=-1), cmap="gray", extent=(0, px, px, 0))
-        overlay.imshow(
-            weights.reshape(side, side),
-            cmap="jet",
-            alpha=0.5,
-            interpolation="bilinear",
-            extent=(0, side * patch, side * patch, 0),
-        )
-        overlay.set(xlim=(0, px), ylim=(px, 0))  # the last patches of a Swin may reach beyond the crop
-        for ymin, xmin, ymax, xmax in queries.boxes[index] * px:
+    Returns:
+        A PNG.
+    """
+    count = -(-len(rows) // IMAGES_A_ROW)
+    figure, axes = _grid(count, 2 * IMAGES_A_ROW)
+    figure.suptitle(f"MIL weights of the teacher, step {step}: bright is a large weight, the ring the largest")
+    for number, row in enumerate(rows.tolist()):
+        plain, overlay = axes.flat[2 * number], axes.flat[2 * number + 1]
+        pixels, weights = shown_crop(shown.source, row, config, PANEL_PX), patches.mil_weights[number]
+        side, patch = round(len(weights) ** 0.5), cell(config) * PANEL_PX
+        plain.imshow(pixels)
+        plain.set_title(caption(name(shown.features.labels[row])), fontsize=8)
+        overlay.imshow(heat_overlay(pixels, weights, cell(config)))
+        overlay.set(xlim=(0, PANEL_PX), ylim=(PANEL_PX, 0))  # the last patches of a Swin may reach beyond the crop
+        for ymin, xmin, ymax, xmax in shown.features.boxes[row] * PANEL_PX:
             if ymax > ymin and xmax > xmin:
                 overlay.add_patch(Rectangle((xmin, ymin), xmax - xmin, ymax - ymin, fill=False, edgecolor="white", linewidth=1))
-        row, column = divmod(int(np.argmax(weights)), side)
-        overlay.plot((column + 0.5) * patch, (row + 0.5) * patch, "o", markersize=9, markerfacecolor="none", color="lime")
+        top, left = divmod(int(np.argmax(weights)), side)
+        overlay.plot((left + 0.5) * patch, (top + 0.5) * patch, "o", markersize=9, markerfacecolor="none", color="lime")
         overlay.set_title(f"max {weights.max() * len(weights):.1f} x uniform", fontsize=8)
-    return figure
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=100, format="png")
+    return picture.getvalue()
 
 
-def retrieval_grid(evaluation: Evaluation, config: ConfigDict, splits: LabelledSplits) -> Figure:
-    """Test images with their nearest training images; a green frame has the query's class."""
-    queries, gallery = evaluation.queries, evaluation.gallery
-    chosen = _spread(len(queries.labels), QUERIES)
-    neighbours = min(NEIGHBOURS, len(gallery.labels))
-    figure, axes = _grid(rows=len(chosen), columns=1 + neighbours)
-    figure.suptitle(f"Nearest training images of test images, step {evaluation.step}")
-    for row, index in zip(axes, chosen, strict=True):
-        similarity = gallery.features @ queries.features[index]
-        order = np.argsort(-similarity, kind="stable")[:neighbours]
-        row[0].imshow(_crop(splits.test, index, config))
-        row[0].set_title(f"query: {_class_name(splits, queries.labels[index])}", fontsize=8)
-        for axis, found in zip(row[1:], order, strict=True):
-            axis.imshow(_crop(splits.train, found, config))
-            right = gallery.labels[found] == queries.labels[index]
-            axis.set_title(
-                f"{similarity[found]:.2f} {_class_name(splits, gallery.labels[found])}",
-                fontsize=8,
-                color=RIGHT if right else WRONG,
-            )
-            _frame(axis, RIGHT if right else WRONG)
-    return figure
+def caption(name: str) -> str:
+    """A class's name as a title: "$" would start mathematics there."""
+    return name.replace("_", " ").replace("$", r"\$")[:24]
 
 
 def _grid(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
@@ -100,26 +67,11 @@ def _grid(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
         figure = Figure(figsize=(1.7 * columns, 1.85 * rows + 0.5), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
-        for spine in axis.spines.values():
-            spine.set_visible(False)
+        _bare(axis)
     return figure, axes
 
 
-def _frame(axis: Axes, color: str) -> None:
+def _bare(axis: Axes) -> None:
+    axis.set(xticks=[], yticks=[])
     for spine in axis.spines.values():
-        spine.set(visible=True, color=color, linewidth=3)
-
-
-def _spread(count: int, wanted: int) -> np.ndarray:
-    """Up to `wanted` indices spread evenly over 0..count - 1, so over the classes of a sorted split."""
-    return np.unique(np.linspace(0, count - 1, min(wanted, count)).astype(int))
-
-
-def _crop(source: Source, index: int, config: ConfigDict) -> np.ndarray:
-    return eval_crop(decode_record(source[int(index)]), config.eval.resize_px, config.eval.crop_px)
-
-
-def _class_name(splits: LabelledSplits, label: int) -> str:
-    # "$" would start mathematics in a title
-    return splits.train.class_names[label].replace("_", " ").replace("$", r"\$")[:24]
+        spine.set_visible(False)

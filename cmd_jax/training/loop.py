@@ -14,7 +14,7 @@ from cmd_jax import files
 from cmd_jax.config import ConfigDict, ConfigError
 from cmd_jax.data.loader import CanvasCache, Prefetch, batches
 from cmd_jax.evaluation import evaluate as evaluation_lib
-from cmd_jax.report.pictures import write_pictures
+from cmd_jax.report.page import write_report
 from cmd_jax.training import processes
 from cmd_jax.training.checkpoint import Checkpoints, SaveError, compile_fingerprints, free_space
 from cmd_jax.training.health import Collapsed, CollapseWatch, read_bad_step, watched_from
@@ -27,7 +27,7 @@ from cmd_jax.training.sharding import local_copy
 
 
 def train(config: ConfigDict, workdir: str) -> None:
-    """Trains to the end: restore, then (evaluate, save, next batch, step, log) until done; last, evaluation and pictures.
+    """Trains to the end: restore, then (evaluate, save, next batch, step, log) until done; last, evaluation and report.
 
     Args:
         config: as given, not resolved.
@@ -60,7 +60,7 @@ def _train(config: ConfigDict, workdir: str, preemption: Preemption) -> None:
     processes.agree(**{"training images": [len(run.source), run.source.class_names]})
     processes.check_shared(workdir)
     files.make_directory(workdir)
-    labelled = _labelled_splits(config, say)
+    splits = _open_splits(config, say)
     checkpoints = Checkpoints(workdir, config.train.keep_checkpoints, config.train.best_metric)
     if checkpoints.steps():
         check_unchanged(config, workdir)
@@ -96,18 +96,17 @@ def _train(config: ConfigDict, workdir: str, preemption: Preemption) -> None:
     train_step = run.compile()
 
     def evaluate(step: int) -> None:
-        if not labelled:
-            return
         read_unread()
         if processes.of_first(evaluation_lib.load_metrics(workdir, step) is None):
             teacher = local_copy(state.teacher, run.shardings)
-            evaluation = evaluation_lib.evaluate(config, run.network, teacher, step, labelled, preemption.poll)
+            protocols = evaluation_lib.protocols_at(config, step, run.steps)
+            evaluation = evaluation_lib.evaluate(config, run.network, teacher, step, splits, preemption.poll, protocols)
             if not lead:
                 return
             before = evaluation_lib.load_metrics(workdir, 0) if step else None
             progress.say(f"{'untrained ' if not step else ''}teacher:\n{evaluation_lib.table(evaluation, before)}")
             if step == run.steps:
-                for path in write_pictures(evaluation, config, labelled, workdir):
+                for path in write_report(evaluation, config, run.network, teacher, splits, workdir):
                     progress.say(f"wrote {path}")
             evaluation_lib.save(evaluation, config, workdir)  # last: the file says that all of it is done
         if lead and step not in writer.evaluated:
@@ -184,13 +183,12 @@ def _train(config: ConfigDict, workdir: str, preemption: Preemption) -> None:
         checkpoints.close()
 
 
-def _labelled_splits(config: ConfigDict, say: Callable[[str], None]) -> evaluation_lib.LabelledSplits | None:
-    try:
-        return evaluation_lib.open_labelled_splits(config)
-    except evaluation_lib.NoLabels as reason:
-        if (config.train.best_metric or "").startswith("eval_"):
-            raise ConfigError(
-                f"train.best_metric is {config.train.best_metric!r}, but {reason}; or set it to feature_std"
-            ) from reason
-        say(f"training without evaluation: {reason}")
-        return None
+def _open_splits(config: ConfigDict, say: Callable[[str], None]) -> evaluation_lib.Splits:
+    splits, reason = evaluation_lib.open_splits(config)
+    if reason and (config.train.best_metric or "").startswith("eval_"):
+        raise ConfigError(
+            f"train.best_metric is {config.train.best_metric!r}, but {reason}; or set it to feature_std"
+        ) from reason
+    if reason:
+        say(f"evaluation without labels: {reason}")
+    return splits

@@ -10,7 +10,8 @@ from cmd_jax import files
 from cmd_jax.config import ConfigError
 from cmd_jax.rules import keys
 
-# They change how fast a run goes, where its data lies and what it writes, but nothing that it learns or measures.
+# They change how fast a run goes, where its data lies, what it writes and which numbers it measures, but none of these numbers
+# and nothing that it learns.
 FREE = frozenset(
     {
         "method.prototype_chunk",
@@ -33,6 +34,8 @@ FREE = frozenset(
         "train.keep_checkpoints",
         "train.best_metric",
         "train.stop_on_collapse",
+        "eval.protocols",
+        "eval.protocols_between",
         "eval.every_epochs",
         "eval.batch_size",
     }

@@ -10,6 +10,7 @@ import pytest
 from cmd_jax import config as config_lib
 from cmd_jax.config import ConfigError
 from cmd_jax.data.cache import Batch
+from cmd_jax.evaluation import agreement
 from cmd_jax.evaluation.restore import evaluate_run
 from cmd_jax.training import loop
 from cmd_jax.training.checkpoint import CheckpointError, Checkpoints
@@ -54,8 +55,8 @@ def test_a_run_writes_its_files(finished, photo_folder):
     metrics = json.loads((workdir / "eval" / str(STEPS) / "metrics.json").read_text())
     assert set(metrics["protocol"]) == set(metrics["metrics"])
     assert set(metrics["per_class_top1"]["percent"]) == set(os.listdir(photo_folder / "train"))
-    for name in ("mil_overlays.png", "retrieval.png"):
-        assert (workdir / "report" / name).read_bytes().startswith(b"\x89PNG")
+    assert (workdir / "report" / "mil_overlays.png").read_bytes().startswith(b"\x89PNG")
+    assert (workdir / "report" / "index.html").read_bytes().startswith(b"<!doctype html>")
 
 
 def test_stopped_and_continued_equals_uninterrupted_bit_for_bit(finished, config, tmp_path, monkeypatch):
@@ -151,13 +152,21 @@ def test_a_swin_trains_and_is_evaluated_with_pictures(config, tmp_path):
     assert (tmp_path / "report" / "mil_overlays.png").stat().st_size > 0
 
 
-def test_unlabelled_images_train_without_evaluation(config, photo_folder, tmp_path, capsys):
+def test_unlabelled_images_are_trained_on_and_evaluated_without_labels(config, photo_folder, tmp_path, capsys):
     config.data.folder, config.train.epochs, config.optim.warmup_epochs = str(photo_folder / "train"), 1.0, 0.0
+    config.eval.protocols = ("retrieval", "label_free")
     loop.train(config, str(tmp_path))
-    assert "training without evaluation" in capsys.readouterr().out
-    assert not (tmp_path / "eval").exists()
-    with pytest.raises(ConfigError, match="has no labels"):
-        evaluate_run(str(tmp_path), None)
+    assert "evaluation without labels: " in capsys.readouterr().out
+    stored = json.loads((tmp_path / "eval" / "3" / "metrics.json").read_text())
+    assert list(stored["metrics"]) == list(agreement.KEYS)
+    assert set(stored["unit"].values()) == {""}
+    assert (stored["per_class_top1"]["percent"], stored["confusions"], stored["interval"]) == ({}, [], {})
+    assert [line["step"] for line in _lines(tmp_path) if "eval_rankme" in line] == [0, 3]
+    evaluation = evaluate_run(str(tmp_path), None)
+    assert evaluation.metrics() == pytest.approx(stored["metrics"], rel=1e-5)
+    assert (evaluation.queries, evaluation.predictions, len(evaluation.gallery.labels)) == (None, None, 24)
+    with pytest.raises(ConfigError, match=r"knn, linear: .* has no labels; .* or measure label_free"):
+        evaluate_run(str(tmp_path), None, protocols=("knn", "linear"))
 
 
 def test_labels_from_other_data_and_pictures_from_a_disk_cache_change_nothing(finished, config, photo_folder, tmp_path):

@@ -1,0 +1,146 @@
+"""Several runs on one page, from what their work directories hold: numbers, curves, and differences of configuration."""
+
+import os
+from typing import Any, NamedTuple
+
+from cmd_jax import files
+from cmd_jax.config import ConfigDict, ConfigError
+from cmd_jax.report import curves as curves_lib
+from cmd_jax.report import facts
+from cmd_jax.report.render import render
+
+
+class RunFiles(NamedTuple):
+    """What a work directory says of a run.
+
+    Attributes:
+        name: of the directory, made different from the other runs'.
+        workdir: the directory.
+        config: resolved.
+        curves: of `metrics.jsonl`.
+        step: of the last evaluation; None without one.
+        evaluation: its content; {"metrics": {}} without one.
+        before: numbers of the untrained teacher, or None.
+    """
+
+    name: str
+    workdir: str
+    config: ConfigDict
+    curves: dict[str, curves_lib.Curve]
+    step: int | None
+    evaluation: dict[str, Any]
+    before: dict[str, float] | None
+
+
+def write_comparison(workdirs: list[str], out: str) -> list[str]:
+    """Writes a page that compares runs, `index.html` in the directory `out`, and returns its path in a list.
+
+    Raises:
+        ConfigError: a directory holds no run, or is named twice.
+    """
+    runs = read_runs(workdirs)
+    files.make_directory(out)
+    path = os.path.join(out, "index.html")
+    files.write(path, comparison_page(runs))
+    return [path]
+
+
+def read_runs(workdirs: list[str]) -> list[RunFiles]:
+    """Reads the runs, in the given order.
+
+    Raises:
+        ConfigError: a directory holds no run, or is named twice.
+    """
+    paths = [os.path.abspath(path) if not files.is_remote(path) else path.rstrip("/") for path in workdirs]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise ConfigError(f"--workdir={path} is given twice; name each run once")
+    runs = []
+    for name, path in zip(different_names(paths), paths, strict=True):
+        config, found = facts.read_config(path), facts.evaluations(path)
+        step = max(found) if found else None
+        content = found[step] if found else {"metrics": {}}
+        before = found[0]["metrics"] if 0 in found and step else None
+        runs.append(RunFiles(name, path, config, curves_lib.read_curves(path), step, content, before))
+    return runs
+
+
+def different_names(paths: list[str]) -> list[str]:
+    """The last part of each path, or as many of the last parts as it takes to tell them apart."""
+    parts = [path.strip("/").split("/") for path in paths]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-count:]) for part in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def comparison_page(runs: list[RunFiles]) -> str:
+    """The HTML of the comparison."""
+    charts = curves_lib.charts([(run.name, run.curves) for run in runs])
+    return render(
+        "compare.html",
+        runs=[
+            {
+                "name": run.name,
+                "colour": number % 8,
+                "step": run.step,
+                "facts": facts.run_facts(run.config, run.curves, run.step),
+            }
+            for number, run in enumerate(runs)
+        ],
+        numbers=number_table(runs),
+        charts=charts,
+        differences=differences(runs),
+        data={"charts": [{key: chart[key] for key in ("id", "unit", "traces")} for chart in charts]},
+    )
+
+
+def number_table(runs: list[RunFiles]) -> list[dict[str, Any]]:
+    """A row a number that any run has.
+
+    Returns:
+        For each key its title, whether all runs measured it by one protocol, the protocols, and a cell a run: value,
+        interval, untrained value, and mark. Of percentages more is better: the best is marked "best", and those whose
+        interval overlaps the interval of the best, "tie". Numbers without that unit, and those of chance, are not marked.
+    """
+    tables = [{n.key: n for n in facts.numbers(run.evaluation, run.before)} for run in runs]
+    keys = list(dict.fromkeys(key for table in tables for key in table))
+    rows = []
+    for key in keys:
+        cells = [table.get(key) for table in tables]
+        protocols = [cell.protocol if cell else "" for cell in cells]
+        rows.append(
+            {
+                "key": key,
+                "title": next(cell.title for cell in cells if cell),
+                "same": len({protocol for protocol in protocols if protocol}) <= 1,
+                "protocols": list(dict.fromkeys(protocol for protocol in protocols if protocol)),
+                "cells": list(zip(cells, _marks(key, runs), strict=True)),
+            }
+        )
+    return rows
+
+
+def _marks(key: str, runs: list[RunFiles]) -> list[str]:
+    values = [run.evaluation["metrics"].get(key) for run in runs]
+    unit = next(run.evaluation.get("unit", {}).get(key, "percent") for run in runs if key in run.evaluation["metrics"])
+    known = [value for value in values if value is not None]
+    if unit != "percent" or "chance" in key or len(known) < 2:
+        return [""] * len(runs)
+    best = values.index(max(known))
+    low = runs[best].evaluation.get("interval", {}).get(key, (values[best],))[0]
+    marks = []
+    for run, value in zip(runs, values, strict=True):
+        high = run.evaluation.get("interval", {}).get(key, (None, value))[1]
+        reaches = value is not None and high is not None and high >= low
+        marks.append("best" if value == values[best] else "tie" if reaches else "")
+    return marks
+
+
+def differences(runs: list[RunFiles]) -> list[tuple[str, list[str]]]:
+    """The keys that are not the same in all runs, with each run's value."""
+    tables = [facts.flat(run.config) for run in runs]
+    keys = list(dict.fromkeys(key for table in tables for key in table))
+    rows = [(key, [table.get(key, "") for table in tables]) for key in keys]
+    return [(key, values) for key, values in rows if len(set(values)) > 1]

@@ -1,0 +1,204 @@
+"""What a run was and what it reached, read from its work directory and from memory, as rows of text for the page."""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from typing import Any, NamedTuple
+
+import cmd_jax
+from cmd_jax import config as config_lib
+from cmd_jax import files
+from cmd_jax.config import ConfigDict, ConfigError
+from cmd_jax.data.sources import where
+from cmd_jax.report.curves import Curve
+
+HEADLINES = 4
+PREFERRED = ("knn20_top1", "linear_top1", "logistic_top1", "rank1", "map")  # as headlines, in this order
+VERSIONS = ("jax", "jaxlib", "flax", "optax", "numpy", "pillow", "scikit-learn", "plotly")
+
+
+class Number(NamedTuple):
+    """One number of an evaluation, as text for people.
+
+    Attributes:
+        key: in metrics.json.
+        title: of the number.
+        value: with its unit.
+        before: of the untrained teacher, or "".
+        change: from there, with its sign, or "".
+        interval: 95 % interval, or "".
+        protocol: how it was measured.
+        raw: the number itself.
+    """
+
+    key: str
+    title: str
+    value: str
+    before: str
+    change: str
+    interval: str
+    protocol: str
+    raw: float
+
+
+def numbers(content: dict[str, Any], before: dict[str, float] | None) -> list[Number]:
+    """The numbers of an evaluation.
+
+    Args:
+        content: of `eval/STEP/metrics.json`.
+        before: numbers of the untrained teacher by key.
+    """
+    found = []
+    for key, value in content["metrics"].items():
+        unit = content.get("unit", {}).get(key, "percent")
+        old = (before or {}).get(key)
+        ends = content.get("interval", {}).get(key)
+        found.append(
+            Number(
+                key,
+                content.get("title", {}).get(key, key),
+                text(value, unit),
+                "" if old is None else text(old, unit),
+                "" if old is None or None in (value, old) else f"{value - old:+.2f}".replace("-", "\N{MINUS SIGN}"),
+                "" if ends is None else f"{text(ends[0], unit)} to {text(ends[1], unit)}",
+                content.get("protocol", {}).get(key, ""),
+                value,
+            )
+        )
+    return found
+
+
+def headlines(found: list[Number]) -> list[Number]:
+    """The few numbers that stand at the top: the usual ones, else the first."""
+    usual = sorted((n for n in found if n.key in PREFERRED), key=lambda n: PREFERRED.index(n.key))
+    return (usual or found)[:HEADLINES]
+
+
+def text(value: float | None, unit: str = "percent") -> str:
+    """A number with two decimals and its unit; "not finite" for None."""
+    if value is None:
+        return "not finite"
+    return f"{value:.2f} %" if unit == "percent" else f"{value:.4g}"
+
+
+def evaluations(workdir: str) -> dict[int, dict[str, Any]]:
+    """Step -> content of `eval/STEP/metrics.json`, by step."""
+    directory = os.path.join(workdir, "eval")
+    steps = sorted(int(name) for name in files.names(directory) if name.isdigit())
+    paths = {step: os.path.join(directory, str(step), "metrics.json") for step in steps}
+    return {step: json.loads(files.read(path)) for step, path in paths.items() if files.exists(path)}
+
+
+def read_config(workdir: str) -> ConfigDict:
+    """The resolved configuration of a run.
+
+    Raises:
+        ConfigError: the directory holds none.
+    """
+    path = os.path.join(workdir, "config.json")
+    if not files.exists(path):
+        raise ConfigError(f"{workdir} has no config.json; give the --workdir of a run of cmd_jax.main")
+    return config_lib.load(path)
+
+
+def flat(config: ConfigDict) -> dict[str, str]:
+    """Every key with its value as text: {"train.batch_size": "64"}."""
+    found = {}
+    for name, section in config.to_dict().items():
+        values = section if isinstance(section, dict) else {"": section}
+        found |= {f"{name}.{key}".rstrip("."): json.dumps(value, ensure_ascii=False) for key, value in values.items()}
+    return found
+
+
+def sections(config: ConfigDict) -> list[tuple[str, list[tuple[str, str]]]]:
+    """(section, its keys and values), as text."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for key, value in flat(config).items():
+        found.setdefault(key.split(".")[0], []).append((key, value))
+    return list(found.items())
+
+
+def changed(config: ConfigDict) -> list[tuple[str, str, str]]:
+    """(key, value, default) of the values that are not the default; an open default (null) counts as kept."""
+    defaults = flat(config_lib.default())
+    return [
+        (key, value, defaults[key]) for key, value in flat(config).items() if defaults.get(key) not in (value, "null", None)
+    ]
+
+
+def run_facts(config: ConfigDict, curves: dict[str, Curve], step: int | None) -> list[tuple[str, str]]:
+    """What was run, as (title, text)."""
+    found = [
+        ("Method", f"{config.method.name}, {config.head.prototypes:,} prototypes"),
+        ("Backbone", f"{config.model.name}, patches of {config.model.patch_size} px, {config.model.dtype}"),
+        ("Data", where(config.data)),
+        ("Views", f"2 x {config.views.global_px} px, {config.views.local_count} x {config.views.local_px} px"),
+        ("Starts from", config.init.weights or "random weights"),
+        ("Length", f"{config.train.epochs:g} epochs, batches of {config.train.batch_size}"),
+        ("Seed", str(config.seed)),
+    ]
+    if step is not None:
+        seen = step * config.train.batch_size
+        found.append(("Teacher of step", f"{step:,}; {seen:,} images seen"))
+    speed = [value for value in curves["images_per_s"].values if value] if "images_per_s" in curves else []
+    if speed:
+        done = curves["images_per_s"].steps[-1] * config.train.batch_size
+        found.append(("Speed", f"{speed[-1]:,.1f} images/s; the steps alone took about {duration(done / speed[-1])}"))
+    return found
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours and minutes."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def versions() -> list[tuple[str, str]]:
+    """The programs that made the page, and the device, as (title, text); the commit where the package is in a checkout."""
+    import jax
+
+    device = jax.devices()[0]
+    found = [
+        ("Date", datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")),
+        ("Device", f"{jax.device_count()} x {device.device_kind}"),
+        ("Python", f"{platform.python_version()}, {platform.system()} {platform.machine()}"),
+        ("cmd_jax", cmd_jax.__version__),
+    ]
+    commit = source_commit()
+    if commit:
+        found.append(("Commit", commit))
+    return found + [(name, _version(name)) for name in VERSIONS]
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def source_commit(root: str | None = None) -> str:
+    """The commit of the checkout that the package lies in, and whether files differ from it; "" of an installed package.
+
+    Args:
+        root: directory of the checkout; None: where the package lies.
+    """
+    root = root or os.path.dirname(os.path.dirname(os.path.abspath(cmd_jax.__file__)))
+    if not os.path.exists(os.path.join(root, ".git")):
+        return ""
+    commit = _git(root, "rev-parse", "HEAD")
+    return f"{commit}, with changes" if commit and _git(root, "status", "--porcelain", "--untracked-files=no") else commit
+
+
+def _git(root: str, *arguments: str) -> str:
+    """What git prints; "" where there is no git, or it refuses."""
+    try:
+        done = subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,0 +1,67 @@
+"""Intervals, accuracy of classes, confused pairs and parts with equal shares of all classes."""
+
+import numpy as np
+import pytest
+
+from cmd_jax.evaluation.bootstrap import interval
+from cmd_jax.evaluation.breakdown import PAIRS, Confusion, confusion_table, confusions, per_class
+from cmd_jax.evaluation.splits import order_within_class, spread
+
+
+def test_the_interval_is_the_one_of_the_normal_approximation_where_that_holds():
+    values = np.arange(400) < 120  # 30 %
+    low, high = interval(values, 0)
+    error = 1.96 * np.sqrt(0.3 * 0.7 / 400)
+    assert low == pytest.approx(0.3 - error, abs=0.1 * error)
+    assert high == pytest.approx(0.3 + error, abs=0.1 * error)
+    assert interval(values, 0) == (low, high)
+    assert interval(values, 1) != (low, high)
+    assert interval(10 * values, 0) == pytest.approx((10 * low, 10 * high))
+
+
+def test_the_interval_of_what_is_always_the_same_has_no_width():
+    assert interval(np.full(7, 0.25), 0) == (0.25, 0.25)
+    assert interval(np.array([True]), 0) == (1.0, 1.0)
+
+
+def test_the_interval_holds_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    found = [interval(rng.random(60) ** 2, seed) for seed in range(200)]  # the mean is 1/3
+    assert 0.88 < np.mean([low <= 1 / 3 <= high for low, high in found]) < 0.99
+
+
+def test_classes_and_confusions_by_hand():
+    names = ("a", "b", "c", "no test image")
+    labels = np.array([0, 0, 0, 0, 1, 1, 2, 2])
+    predictions = np.array([0, 1, 1, 2, 0, 1, 0, 3])
+    assert per_class(predictions, labels, names) == {"a": 25.0, "b": 50.0, "c": 0.0}
+    assert confusions(predictions, labels, names) == [
+        Confusion("a", "b", 2, 50.0),
+        # one image each: the larger share of its class first, then the order of the classes
+        Confusion("b", "a", 1, 50.0),
+        Confusion("c", "a", 1, 50.0),
+        Confusion("c", "no test image", 1, 50.0),
+        Confusion("a", "c", 1, 25.0),
+    ]
+    assert confusion_table(confusions(predictions, labels, names), lines=1).splitlines()[1:] == ["     2   50.0  a -> b"]
+    assert confusions(labels, labels, names) == []
+
+
+def test_the_tail_of_the_confusions_is_cut():
+    labels = np.arange(200)
+    assert len(confusions((labels + 1) % 200, labels, tuple(map(str, labels)))) == PAIRS
+
+
+def test_places_within_a_class_are_a_random_order_of_it():
+    labels = np.array([2, 0, 2, 5, 0, 2, 2])
+    places = order_within_class(labels, 3)
+    assert {label: sorted(places[labels == label]) for label in (0, 2, 5)} == {0: [0, 1], 2: [0, 1, 2, 3], 5: [0]}
+    np.testing.assert_array_equal(places, order_within_class(labels, 3))
+    first = {int(np.flatnonzero((labels == 2) & (order_within_class(labels, seed) == 0))[0]) for seed in range(40)}
+    assert first == {0, 2, 5, 6}  # any image of a class may come first
+
+
+def test_indices_are_spread_over_all_images():
+    np.testing.assert_array_equal(spread(9, 5), [0, 2, 4, 6, 8])
+    np.testing.assert_array_equal(spread(3, 5), [0, 1, 2])
+    assert spread(1, 5).tolist() == [0]
