@@ -1,11 +1,13 @@
 """Features in a notebook: `cmd_jax.load("runs/photos").embed(images)`."""
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from cmd_jax.config import ConfigDict, ConfigError
 from cmd_jax.features.extract import grid_side, make_encoder, widths
@@ -47,7 +49,20 @@ def load(
     """
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size!r}; it must be a whole number from 1 on, for example 64")
-    return Model(read_trained(os.fspath(source), step, features, model, image_px), batch_size)
+    with _errors_alone():
+        trained = read_trained(os.fspath(source), step, features, model, image_px)
+    return Model(trained, batch_size)
+
+
+@contextlib.contextmanager
+def _errors_alone() -> Iterator[None]:
+    """Orbax warns of every option that reading without writing does not use."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 class Model:

@@ -12,7 +12,7 @@ from cmd_jax.training.state import init_params, make_backbone, make_network
 from cmd_jax.training.transfer import initial_weights
 from cmd_jax.validation import validate
 from cmd_jax.weights.trees import unflatten
-from tests.torch.references import swin, tokens, vit
+from tests.interop.references import swin, tokens, vit
 
 TOLERANCE = 1e-4  # absolute, on tokens of unit variance
 
