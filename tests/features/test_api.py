@@ -194,7 +194,7 @@ def test_a_file_cannot_ask_for_more_than_it_holds(exported, tmp_path):
     config["eval"].update(crop_px=16, resize_px=18)
     config["model"]["name"] = "vit_base"
     write_single(path, Single(whole.arrays, config, 1, "teacher"))
-    with pytest.raises(WeightsError, match="does not fit its own configuration: .* arrays differ, first backbone/"):
+    with pytest.raises(WeightsError, match=r"does not fit its own configuration: .* arrays differ, first backbone/"):
         cmd_jax.load(path)
     text = '{"cmd_jax":' + "[" * 100_000
     write_safetensors(path, {"a": np.zeros(1, np.float32)}, {"cmd_jax": text})
