@@ -2,8 +2,8 @@
 PYTHON ?= $(shell for v in 3.12 3.11 3; do command -v python$$v >/dev/null 2>&1 && python$$v -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo python$$v && break; done)
 VENV := .venv
 RUN := $(VENV)/bin/python
-VENV_TORCH := .venv-torch
-RUN_TORCH := $(VENV_TORCH)/bin/python
+VENV_INTEROP := .venv-interop
+RUN_INTEROP := $(VENV_INTEROP)/bin/python
 VENV_LAUNCH := .venv-launch
 RUN_LAUNCH := $(VENV_LAUNCH)/bin/python
 VENV_TPU := .venv-tpu
@@ -15,7 +15,7 @@ WORKERS ?= 2
 GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 export GLIBC_TUNABLES
 
-.PHONY: setup demo smoke test test-browser test-faults test-torch test-launch benchmarks tpu-compile scaling lint lock clean
+.PHONY: setup demo smoke test test-browser test-faults test-interop test-launch benchmarks tpu-compile scaling lint lock clean
 
 setup: $(VENV)/.installed
 
@@ -52,17 +52,17 @@ $(VENV)/.installed-browser: $(VENV)/.installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[browser]'
 	@touch $@
 
-# Weights in and out beside PyTorch and transformers, in an environment of their own.
-test-torch: $(VENV_TORCH)/.installed
-	$(RUN_TORCH) -m pytest -n $(WORKERS) --dist worksteal tests/torch
+# Weights in and out beside PyTorch, transformers and ONNX Runtime, in an environment of their own.
+test-interop: $(VENV_INTEROP)/.installed
+	$(RUN_INTEROP) -m pytest -n $(WORKERS) --dist worksteal tests/interop
 
 # The CPU build of PyTorch first and alone: the one on PyPI would bring gigabytes of CUDA.
-$(VENV_TORCH)/.installed: requirements-torch.lock setup.cfg pyproject.toml
+$(VENV_INTEROP)/.installed: requirements-interop.lock setup.cfg pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found; install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; }
-	$(PYTHON) -m venv $(VENV_TORCH)
-	$(RUN_TORCH) -m pip install --quiet --disable-pip-version-check --no-deps --extra-index-url https://download.pytorch.org/whl/cpu $$(grep '^torch==' requirements-torch.lock)
-	$(RUN_TORCH) -m pip install --quiet --disable-pip-version-check --requirement requirements-torch.lock
-	$(RUN_TORCH) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(PYTHON) -m venv $(VENV_INTEROP)
+	$(RUN_INTEROP) -m pip install --quiet --disable-pip-version-check --no-deps --extra-index-url https://download.pytorch.org/whl/cpu $$(grep '^torch==' requirements-interop.lock)
+	$(RUN_INTEROP) -m pip install --quiet --disable-pip-version-check --requirement requirements-interop.lock
+	$(RUN_INTEROP) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
 # The files of launch/ without a cloud, in an environment of their own: stand-ins for gcloud and Slurm, linters, schemas, SkyPilot.
@@ -76,7 +76,7 @@ $(VENV_LAUNCH)/.installed: requirements-launch.lock
 	@touch $@
 
 # Ours against what it replaces, on this machine, each with a JSON object as its last line.
-benchmarks: setup $(VENV_TORCH)/.installed
+benchmarks: setup $(VENV_INTEROP)/.installed
 	$(RUN) -m benchmarks.region_loss
 	$(RUN) -m benchmarks.step
 	$(RUN) -m benchmarks.input_pipeline
@@ -102,14 +102,14 @@ lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-# Pins every dependency of the CPU set-up, and of the tests beside PyTorch, for Python 3.11 and newer.
+# Pins every dependency of the CPU set-up, and of the tests beside other projects, for Python 3.11 and newer.
 COMPILE := $(VENV)/bin/uv pip compile --quiet --python-version 3.11 --no-header --no-annotate --no-emit-index-url --extra dev setup.cfg
 lock: setup
 	$(RUN) -m pip install --quiet uv
 	$(COMPILE) --output-file requirements.lock
-	$(COMPILE) --extra hf --extra interop --constraint requirements.lock | grep -vE '^(cuda|nvidia|triton)' > requirements-torch.lock
+	$(COMPILE) --extra hf --extra interop --extra onnx --constraint requirements.lock | grep -vE '^(cuda|nvidia|triton)' > requirements-interop.lock
 	$(VENV)/bin/uv pip compile --quiet --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
 		tests/launch/requirements.in --output-file requirements-launch.lock
 
 clean:
-	rm -rf $(VENV) $(VENV_TORCH) $(VENV_LAUNCH) $(VENV_TPU) runs
+	rm -rf $(VENV) $(VENV_INTEROP) $(VENV_LAUNCH) $(VENV_TPU) runs

@@ -11,6 +11,9 @@ from cmd_jax.config import ConfigError
 USAGE = """Converts weights between other projects and the directory of a run.
 
   python -m cmd_jax.convert import SOURCE --config=FILE[:PRESET] --workdir=DIR
+  python -m cmd_jax.convert export --workdir=DIR --format=safetensors --out=FILE.safetensors
+  python -m cmd_jax.convert export --workdir=DIR --format=stablehlo --out=FILE.stablehlo
+  python -m cmd_jax.convert export --workdir=DIR --format=onnx --out=FILE.onnx
   python -m cmd_jax.convert export --workdir=DIR --format=timm --out=FILE.safetensors
   python -m cmd_jax.convert export --workdir=DIR --format=hf --out=DIRECTORY
 
@@ -19,16 +22,19 @@ read. SOURCE is a .safetensors file under the names of DINO, EsViT, timm or tran
 model.safetensors; hf:OWNER/NAME (pip install '.[hf]'); a .pth of DINO or EsViT (pip install '.[torch]'); or
 another run. The configuration says which model it is (--config.model.name and so on); --config.init.heads continues with
 the projection heads too, --config.init.network=student takes the student.
-export writes the backbone of the teacher for timm, or config.json and model.safetensors for ViTModel and SwinModel of
-transformers. Exit codes: 0 done, 64 bad flag or configuration, 65 weights or checkpoint that do not fit."""
+export writes the teacher of a run, and a model card beside it (FILE.md, in a directory README.md). safetensors is our own
+file, for cmd_jax.load and cmd_jax.embed: backbone, MIL scorer and configuration. stablehlo (jax.export: CPU, CUDA, TPU) and
+onnx (pip install '.[onnx]') are programs from uint8 crops of any number to features and MIL weights. timm and hf
+(ViTModel or SwinModel of transformers) hold the backbone alone.
+Exit codes: 0 done, 64 bad flag or configuration, 65 weights or checkpoint that do not fit, or disk full."""
 
 _COMMANDS = "import SOURCE or export"
 config_flags.DEFINE_config_file("config", None, "configuration FILE[:PRESET] (import)", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run: written by import, read by export")
-_FORMAT = flags.DEFINE_enum("format", None, ["timm", "hf"], "whose names and files to write (export)")
-_OUT = flags.DEFINE_string("out", None, "file (timm) or directory (hf) to write (export)")
+_FORMAT = flags.DEFINE_enum("format", None, ["safetensors", "stablehlo", "onnx", "timm", "hf"], "what to write (export)")
+_OUT = flags.DEFINE_string("out", None, "file, or directory (hf), to write (export)")
 _STEP = flags.DEFINE_integer("step", None, "step of the checkpoint; the newest by default (export)", lower_bound=0)
-_NETWORK = flags.DEFINE_enum("network", "teacher", ["teacher", "student"], "whose backbone to write (export)")
+_NETWORK = flags.DEFINE_enum("network", "teacher", ["teacher", "student"], "which to write (export)")
 
 
 def main(command: str = "", source: str = "") -> None:
@@ -59,11 +65,12 @@ def _export(source: str, workdir: str) -> None:
     if not files.exists(os.path.join(workdir, "config.json")):
         raise ConfigError(f"{workdir} has no config.json; give the --workdir of a run of cmd_jax.main or of an import")
     if _FORMAT.value is None or _OUT.value is None:
-        raise ConfigError("export needs --format=timm or hf, and --out=PATH")
-    from cmd_jax.training import transfer  # imported after the flags are checked: it loads jax
+        raise ConfigError("export needs --format=safetensors, stablehlo, onnx, timm or hf, and --out=PATH")
+    from cmd_jax.features import export  # imported after the flags are checked: it loads jax
 
-    step, scalars = transfer.export_run(workdir, _STEP.value, _NETWORK.value, _FORMAT.value, _OUT.value)
+    step, scalars = export.export_run(workdir, _STEP.value, _NETWORK.value, _FORMAT.value, _OUT.value)
     print(f"wrote {_OUT.value}: {_NETWORK.value} of step {step}, {scalars:,} parameters")
+    print(f"wrote {export.card_path(_FORMAT.value, _OUT.value)}, its model card: fill in the licence")
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ def _run(binary, *arguments):
         ("convert import", "--config"),
         ("convert export", "--out"),
         ("report", "--out"),
+        ("embed", "--query"),
     ],
 )
 def test_help(command, flag):
@@ -77,7 +78,9 @@ def test_weights_go_out_and_come_in(finished, tmp_path):
     out, workdir = f"--out={tmp_path / 'out'}", f"--workdir={tmp_path / 'run'}"
     exported = _run("convert", "export", f"--workdir={finished[0]}", "--format=hf", "--network=student", "--step=3", out)
     assert exported.returncode == 0, exported.stderr
-    assert exported.stdout == f"wrote {tmp_path / 'out'}: student of step 3, 242,976 parameters\n"
+    lines = exported.stdout.splitlines()
+    assert lines[0] == f"wrote {tmp_path / 'out'}: student of step 3, 242,976 parameters"
+    assert lines[1] == f"wrote {tmp_path / 'out' / 'README.md'}, its model card: fill in the licence"
     model = (*SMALL, "--config.data.folder=photos")
     imported = _run("convert", "import", str(tmp_path / "out"), *model, workdir)
     assert imported.returncode == 0, imported.stderr
@@ -91,7 +94,34 @@ def test_weights_go_out_and_come_in(finished, tmp_path):
     assert "embeddings.cls_token is (1, 1, 96), the model's is (1, 1, 192)" in unfit.stderr
     bare = _run("convert", "export", f"--workdir={finished[0]}")
     assert bare.returncode == 64
-    assert "export needs --format=timm or hf, and --out=PATH" in bare.stderr
+    assert "export needs --format=safetensors, stablehlo, onnx, timm or hf, and --out=PATH" in bare.stderr
+
+
+def test_a_folder_is_embedded_and_searched(finished, photo_folder, tmp_path):
+    folder, out = tmp_path / "photos", tmp_path / "features.parquet"
+    shutil.copytree(photo_folder / "train", folder)
+    (folder / "bad\x1b.png").write_bytes(b"")
+    flags = (f"--checkpoint={finished[0]}", f"--out={out}", "--batch_size=8")
+    made = _run("embed", *flags, f"--images={folder}", "--patches")
+    assert made.returncode == 0, made.stderr
+    assert "25/25 images" in made.stdout
+    assert made.stdout.endswith(
+        f"wrote {out}: 24 images\n1 images could not be read and are left out; {out}.bad.txt lists them\n"
+    )
+    query = folder / "a class" / "3.png"
+    found = _run("embed", *flags, f"--query={query}", "--top=2", "--patches")
+    assert found.returncode == 0, found.stderr
+    lines = found.stdout.splitlines()
+    assert len(lines) == 3
+    assert re.fullmatch(rf"patch \([01], [01]\) of {re.escape(str(query))}", lines[0])
+    assert re.fullmatch(r"   1   1\.0000  \([01], [01]\)  a class/3\.png", lines[1])
+    other = _run("embed", *flags, "--step=3", f"--query={query}")
+    assert (other.returncode, other.stderr.count("\n")) == (64, 1)
+    assert "was made by another checkpoint" in other.stderr
+    out.write_bytes(out.read_bytes()[:-20])
+    damaged = _run("embed", *flags, f"--query={query}")
+    assert (damaged.returncode, damaged.stderr.count("\n")) == (65, 1)
+    assert f"{out} is damaged or no file of features" in damaged.stderr
 
 
 @pytest.mark.parametrize(
@@ -136,7 +166,12 @@ def test_weights_go_out_and_come_in(finished, tmp_path):
         ("convert", ("import", "a.pth", "b.pth", "--workdir=x"), "unexpected argument 'b.pth'"),
         ("convert", ("export", "--workdir=/no/run"), "/no/run has no config.json"),
         ("convert", ("export", "word", "--workdir=x"), "unexpected argument 'word'; export reads --workdir"),
-        ("convert", ("export", "--workdir=x", "--format=onnx"), "format"),
+        ("convert", ("export", "--workdir=x", "--format=tflite"), "format"),
+        ("embed", (), "--checkpoint is missing"),
+        ("embed", ("--checkpoint=x",), "--out is missing"),
+        ("embed", ("--checkpoint=x", "--out=a.npz"), "--images=DIR is missing"),
+        ("embed", ("--checkpoint=x", "--out=a.npz", "--sheet=a.png", "--images=x"), "--sheet draws what --query finds"),
+        ("embed", ("--checkpoint=x", "--out=a.npz", "--images=x", "--batch_size=0"), "batch_size"),
     ],
 )
 def test_a_mistake_gets_one_line_and_exit_code_64(binary, arguments, message):

@@ -58,11 +58,7 @@ def decode_rgb(encoded: bytes, name: str, *, grayscale: bool = False, max_pixels
         raise BadImage(f"{name}: the file is empty (0 bytes)")
     try:
         image = Image.open(io.BytesIO(encoded), formats=FORMATS)
-        _check_size(image.size, name, max_pixels)
-        image.load()
-        turn = _TURNS.get(orientation(image))
-        pixels = _to_rgb(image if turn is None else image.transpose(turn), name)
-        return np.asarray(Image.fromarray(pixels).convert("L").convert("RGB")) if grayscale else pixels
+        return image_rgb(image, name, grayscale=grayscale, max_pixels=max_pixels)
     except BadImage:
         raise
     except Image.DecompressionBombError as error:  # Pillow's own limit, before it says the size
@@ -70,6 +66,19 @@ def decode_rgb(encoded: bytes, name: str, *, grayscale: bool = False, max_pixels
     # Pillow's plugins raise many types on damaged files; all of them mean the same to the caller.
     except Exception as error:
         raise BadImage(f"{name}: not a readable picture ({type(error).__name__}: {error}); remove or replace it") from error
+
+
+def image_rgb(image: Image.Image, name: str, *, grayscale: bool = False, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Pixels of a picture that Pillow has opened; arguments and result as of `decode_rgb`.
+
+    Raises:
+        BadImage: too many pixels, a strip of them, or numbers of no agreed range; what Pillow raises on damaged files passes.
+    """
+    _check_size(image.size, name, max_pixels)
+    image.load()
+    turn = _TURNS.get(orientation(image))
+    pixels = _to_rgb(image if turn is None else image.transpose(turn), name)
+    return np.asarray(Image.fromarray(pixels).convert("L").convert("RGB")) if grayscale else pixels
 
 
 def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:

@@ -71,11 +71,11 @@ class FolderSource:
             if classes and os.path.isdir(root):
                 self.paths, self.labels = _labelled(root, classes)
             elif os.path.isdir(root):  # train/* without classes
-                self.paths = _images(root)
+                self.paths = image_files(root)
         elif os.path.isdir(os.path.join(folder, "test")):
             raise ConfigError(f"data.folder {folder!r} has test/ but no train/; put the training images into {train}")
         elif split == "train":
-            self.paths = _images(folder)
+            self.paths = image_files(folder)
         self.labels = self.labels or [UNLABELLED] * len(self.paths)
         self.class_names = tuple(map(printable, classes))
         if split == "train" and not self.paths:
@@ -93,17 +93,30 @@ class FolderSource:
 
     def __getitem__(self, index: int) -> Record:
         name = printable(self.paths[index])
-        try:
-            # A named pipe would keep a plain open() waiting for ever.
-            with open(os.open(self.paths[index], os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-                status = os.fstat(file.fileno())
-                if not stat.S_ISREG(status.st_mode):
-                    raise BadImage(f"{name}: is no file but a pipe, device or directory; remove it")
-                if status.st_size > MAX_FILE_BYTES:
-                    raise BadImage(f"{name}: {status.st_size:,} bytes are over the limit of {MAX_FILE_BYTES:,}; remove it")
-                return Record(file.read(), self.labels[index], name, NO_BOXES)
-        except OSError as error:
-            raise BadImage(f"{name}: cannot be read ({error.strerror}); make it readable or remove it") from error
+        return Record(read_image_file(self.paths[index], name), self.labels[index], name, NO_BOXES)
+
+
+def read_image_file(path: str, name: str) -> bytes:
+    """The bytes of an image file.
+
+    Args:
+        path: of the file.
+        name: for the error message.
+
+    Raises:
+        BadImage: it is no file, too large, or cannot be read.
+    """
+    try:
+        # A named pipe would keep a plain open() waiting for ever.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise BadImage(f"{name}: is no file but a pipe, device or directory; remove it")
+            if status.st_size > MAX_FILE_BYTES:
+                raise BadImage(f"{name}: {status.st_size:,} bytes are over the limit of {MAX_FILE_BYTES:,}; remove it")
+            return file.read()
+    except OSError as error:
+        raise BadImage(f"{name}: cannot be read ({error.strerror}); make it readable or remove it") from error
 
 
 def _labelled(root: str, classes: tuple[str, ...]) -> tuple[list[str], list[int]]:
@@ -119,7 +132,7 @@ def _labelled(root: str, classes: tuple[str, ...]) -> tuple[list[str], list[int]
     paths, labels = [], []
     for label, name in enumerate(classes):
         directory = os.path.join(root, name)
-        found = _images(directory) if os.path.isdir(directory) else []
+        found = image_files(directory) if os.path.isdir(directory) else []
         if not found:
             raise ConfigError(f"class folder {directory} holds no images; fill it or remove the class from both splits")
         paths += found
@@ -135,7 +148,12 @@ def _subfolders(directory: str) -> tuple[str, ...]:
     return tuple(sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")))
 
 
-def _images(directory: str) -> list[str]:
+def image_files(directory: str) -> list[str]:
+    """Paths of the image files below a directory at any depth, sorted.
+
+    Raises:
+        DatasetError: a directory cannot be read.
+    """
     return sorted(
         os.path.join(parent, name)
         for parent, _, names in os.walk(directory, onerror=_refuse_directory)

@@ -113,6 +113,13 @@ def shift_mask(rows: int, columns: int, window: int, shift: int) -> np.ndarray:
     return np.where(labels[:, :, None] == labels[:, None, :], 0.0, MASKED).astype(np.float32)
 
 
+def pad_map(grid: Array, rows: int, columns: int) -> Array:
+    """[B, R, C, D] with zeros at the bottom and the right: [B, R + rows, C + columns, D]."""
+    if not rows and not columns:  # an operation that does nothing would stay in an exported program
+        return grid
+    return jnp.pad(grid, ((0, 0), (0, rows), (0, columns), (0, 0)))
+
+
 class WindowAttention(nn.Module):
     """Attention within (shifted) windows of a map, with a learned bias for every relative position."""
 
@@ -126,7 +133,7 @@ class WindowAttention(nn.Module):
         """grid: [B, rows, columns, D] -> (the same, attention probabilities [B * M, H, n, n] float32)."""
         window, (batch, rows, columns) = self.window, grid.shape[:3]
         # Pad tokens are ordinary keys: only the mask of the shift keeps windows' regions apart, as in the reference.
-        padded = jnp.pad(grid, ((0, 0), (0, -rows % window), (0, -columns % window), (0, 0)))
+        padded = pad_map(grid, -rows % window, -columns % window)
         height, breadth = padded.shape[1:3]
         table = self.param("relative_position_bias_table", table_init, ((2 * window - 1) ** 2, self.num_heads))
         bias = jnp.moveaxis(table[relative_position_index(window)], -1, 0)[None]  # [1, H, n, n]
@@ -166,7 +173,7 @@ class PatchMerging(nn.Module):
     def __call__(self, grid: Array) -> Array:
         """grid: [B, rows, columns, D] -> [B, ceil(rows / 2), ceil(columns / 2), 2D]."""
         _, rows, columns, width = grid.shape
-        grid = jnp.pad(grid, ((0, 0), (0, rows % 2), (0, columns % 2), (0, 0)))
+        grid = pad_map(grid, rows % 2, columns % 2)
         corners = [grid[:, row::2, column::2] for row, column in ((0, 0), (1, 0), (0, 1), (1, 1))]
         merged = layer_norm(self.dtype, "norm")(jnp.concatenate(corners, axis=-1))
         return nn.Dense(2 * width, use_bias=False, dtype=self.dtype, kernel_init=kernel_init, name="reduction")(merged)

@@ -1,24 +1,20 @@
-"""Weights of other projects and of other runs: into a run's first state, into a work directory, and out of one."""
+"""Weights of other projects and of other runs: into a run's first state, and into a work directory."""
 
 import os
-from typing import Any
 
 import jax
 import numpy as np
 
 from cmd_jax import config as config_lib
 from cmd_jax import files
-from cmd_jax.config import ConfigDict, ConfigError
+from cmd_jax.config import ConfigDict
 from cmd_jax.models.network import Network
 from cmd_jax.training.checkpoint import CheckpointError, Checkpoints
-from cmd_jax.training.state import Params, TrainState, init_params, make_backbone, make_network
+from cmd_jax.training.state import Params, TrainState, init_params, make_network
 from cmd_jax.validation import validate
-from cmd_jax.weights.export import write_hugging_face, write_timm
 from cmd_jax.weights.fit import Fitted, fit
 from cmd_jax.weights.read import read_source
 from cmd_jax.weights.trees import flatten, unflatten
-
-FORMATS = {"timm": write_timm, "hf": write_hugging_face}
 
 
 def initial_weights(config: ConfigDict, network: Network) -> Fitted:
@@ -99,31 +95,3 @@ def import_run(config: ConfigDict, workdir: str) -> list[str]:
     checkpoints.close()
     config_lib.save(config, os.path.join(workdir, "config.json"))
     return list(weights.notes)
-
-
-def export_run(workdir: str, step: int | None, network: str, form: str, out: str) -> tuple[int, int]:
-    """Writes the backbone of a run's teacher or student for another project; nothing else of the run is read.
-
-    Args:
-        workdir: of a run.
-        step: of the checkpoint; None is the newest.
-        network: "teacher" or "student".
-        form: a key of FORMATS.
-        out: a `.safetensors` file for "timm", a directory for "hf".
-
-    Returns:
-        (step, number of scalars).
-
-    Raises:
-        CheckpointError: there is no such step.
-        ConfigError: `out` is not what the format writes.
-        WeightsError: the format has no place for this backbone.
-    """
-    if (form == "timm") != out.endswith(".safetensors"):
-        wanted = "a file that ends in .safetensors" if form == "timm" else "a directory"
-        raise ConfigError(f"--out is {out!r}; --format={form} writes {wanted}")
-    config = config_lib.load(os.path.join(workdir, "config.json"))
-    step, params = _read_run(workdir, step, network)
-    arrays: dict[str, Any] = flatten({"backbone": params["backbone"]})
-    FORMATS[form](out, arrays, make_backbone(config))
-    return step, sum(array.size for array in arrays.values())

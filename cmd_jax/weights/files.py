@@ -34,16 +34,32 @@ def read_safetensors(path: str) -> dict[str, np.ndarray]:
     return {name: np.asarray(array, np.float32) if array.dtype.kind in "fV" else array for name, array in arrays.items()}
 
 
-def write_safetensors(path: str, arrays: dict[str, np.ndarray]) -> None:
+def read_metadata(path: str) -> dict[str, str]:
+    """The texts beside the arrays of a file.
+
+    Raises:
+        WeightsError: there is no such file, or it is damaged.
+    """
+    try:
+        with safetensors.safe_open(path, "np") as file:
+            return file.metadata() or {}
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error}") from error
+    except safetensors.SafetensorError as error:
+        raise WeightsError(f"{path} is no whole .safetensors file ({error}); download or convert it again") from error
+
+
+def write_safetensors(path: str, arrays: dict[str, np.ndarray], metadata: dict[str, str] = PYTORCH_METADATA) -> None:
     """Writes a file, whole or not at all.
 
     Args:
         path: of the file; its directory exists.
         arrays: name -> array.
+        metadata: texts beside them.
     """
     partial = f"{path}.partial"
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     # Not its save_file, which lets nobody but the owner read the file.
     with open(partial, "wb") as file:
-        file.write(safetensors_numpy.save(contiguous, metadata=PYTORCH_METADATA))
+        file.write(safetensors_numpy.save(contiguous, metadata=metadata))
     os.replace(partial, path)

@@ -9,11 +9,12 @@ import pytest
 from cmd_jax import config as config_lib
 from cmd_jax.config import ConfigError
 from cmd_jax.evaluation.restore import evaluate_run
+from cmd_jax.features.export import export_run
 from cmd_jax.training import loop
 from cmd_jax.training.checkpoint import CheckpointError, Checkpoints
 from cmd_jax.training.run import describe, prepare_run
 from cmd_jax.training.state import init_params, make_network
-from cmd_jax.training.transfer import export_run, import_run, initial_weights, start_from
+from cmd_jax.training.transfer import import_run, initial_weights, start_from
 from cmd_jax.weights.errors import WeightsError
 from cmd_jax.weights.files import read_safetensors, write_safetensors
 from cmd_jax.weights.layouts import LAYOUTS

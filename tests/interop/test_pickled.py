@@ -16,7 +16,7 @@ from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.state import make_network
 from cmd_jax.weights.errors import WeightsError
 from cmd_jax.weights.read import read_source
-from tests.torch.references import Head, dino_state, esvit_state, swin, tokens, vit
+from tests.interop.references import Head, dino_state, esvit_state, swin, tokens, vit
 
 ROOT = Path(__file__).parent.parent.parent
 MODELS = {

@@ -1,0 +1,153 @@
+"""Features in a notebook: `cmd_jax.load("runs/photos").embed(images)`."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from cmd_jax.config import ConfigDict, ConfigError
+from cmd_jax.features.extract import grid_side, make_encoder, widths
+from cmd_jax.features.images import crop, separate
+from cmd_jax.features.trained import Trained, read_trained
+
+
+def load(
+    source: str | os.PathLike,
+    step: int | None = None,
+    features: str | None = None,
+    batch_size: int = 64,
+    model: str | None = None,
+    image_px: int | None = None,
+) -> "Model":
+    """Loads a trained network for inference.
+
+    Args:
+        source: the work directory of a run (a local one or gs://), a file of `cmd_jax.convert export --format=safetensors`,
+            or, with `model`, a backbone of DINO, EsViT, timm or transformers (.safetensors, hf:OWNER/NAME, .pth).
+        step: of a run's checkpoint; None is the newest.
+        features: "cls", "mean", "mil", "blocks" or several joined by "+"; None: what the run was evaluated with.
+        batch_size: images that are encoded at a time.
+        model: name of the model, for weights of other projects alone, for example "vit_small".
+        image_px: side of the crop that is read, for weights of other projects alone; None is 224.
+
+    Returns:
+        The network; its methods take images and return NumPy arrays.
+
+    Raises:
+        ConfigError: arguments that do not fit the source, or a configuration that cannot work.
+        CheckpointError: the run has no such step.
+        WeightsError: the weights cannot be read, or are of another model.
+
+    Example:
+        model = cmd_jax.load("runs/photos")
+        features = model.embed(["a.jpg", "b.jpg"])  # [2, F], rows of unit norm
+        similarity = features[0] @ features[1]
+    """
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size!r}; it must be a whole number from 1 on, for example 64")
+    with _errors_alone():
+        trained = read_trained(os.fspath(source), step, features, model, image_px)
+    return Model(trained, batch_size)
+
+
+@contextlib.contextmanager
+def _errors_alone() -> Iterator[None]:
+    """Orbax warns of every option that reading without writing does not use."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+class Model:
+    """A trained network. Its methods take `images`: a path, a PIL image or an array, or a list of them.
+
+    An array is [H, W, 3] of uint8 or of floating-point numbers in 0..1, or a batch [N, H, W, 3] of them; the path of a
+    directory stands for all images below it, sorted by path. Pictures of any size are prepared as in the evaluation: the
+    shorter side is resized to `config.eval.resize_px`, and the central `crop_px` x `crop_px` is read. A picture that cannot be
+    read raises BadImage, so that rows always match images.
+
+    Attributes:
+        config: the resolved configuration.
+        step: of the checkpoint; None of other projects' weights.
+        source: where it was loaded from.
+        fingerprint: of weights and preparation; equal for a run and the file that was exported from it.
+        crop_px: side of what is read of an image.
+        grid: (rows, columns) of its patches.
+        feature_width: F.
+        patch_width: D.
+    """
+
+    def __init__(self, trained: Trained, batch_size: int):
+        self._trained, self._batch_size = trained, batch_size
+        self._encoders: dict[str, Any] = {}
+        self._widths = widths(trained.config, trained.params)
+        self.config: ConfigDict = trained.config
+        self.step, self.source, self.fingerprint = trained.step, trained.source, trained.fingerprint
+        self.crop_px = trained.config.eval.crop_px
+        self.grid = (grid_side(trained.config),) * 2
+        (self.feature_width,) = self._widths["features"]
+        self.patch_width = self._widths["patch_tokens"][1]
+
+    def __repr__(self) -> str:
+        model = f"{self.config.model.name}/{self.config.model.patch_size}"
+        step = "" if self.step is None else f", step {self.step:,}"
+        what = f"{self.config.eval.features} features of {self.feature_width}"
+        return f"<cmd_jax.Model {model} at {self.crop_px} px, {what}{step}, from {self.source}>"
+
+    def embed(self, images: Any) -> np.ndarray:
+        """Features: [N, F] float32, rows of unit norm; their products are cosine similarities."""
+        return self._run(images, "features")
+
+    def mil_weights(self, images: Any) -> np.ndarray:
+        """How much each patch counts for the image: [N, rows, columns] float32, sum to 1 over an image.
+
+        Raises:
+            ConfigError: weights of other projects have no MIL scorer.
+        """
+        if not self._trained.has_scorer:
+            raise ConfigError(f"{self.source} holds a backbone without a MIL scorer; load a run or an export of one")
+        return self._on_grid(self._run(images, "mil_weights"))
+
+    def patch_tokens(self, images: Any) -> np.ndarray:
+        """Embeddings of the patches: [N, rows, columns, D] float32, not normalised."""
+        return self._on_grid(self._run(images, "patch_tokens"), axis=1)
+
+    def attention(self, images: Any) -> np.ndarray:
+        """Probabilities of the class token over the patches in the last block: [N, heads, rows, columns] float32.
+
+        Raises:
+            ConfigError: a Swin has no class token.
+        """
+        if "attention" not in self._widths:
+            raise ConfigError(f"{self.config.model.name} has no class token; attention needs a ViT")
+        return self._on_grid(self._run(images, "attention"), axis=2)
+
+    def crop(self, image: Any) -> np.ndarray:
+        """What the network sees of one picture, [crop_px, crop_px, 3] uint8: to lay MIL weights over."""
+        return crop(image, self.config)
+
+    def _on_grid(self, array: np.ndarray, axis: int = 1) -> np.ndarray:
+        return array.reshape(*array.shape[:axis], *self.grid, *array.shape[axis + 1 :])
+
+    def _run(self, images: Any, output: str) -> np.ndarray:
+        if output not in self._encoders:
+            self._encoders[output] = make_encoder(self.config, self._trained.params, (output,))
+        encoder, outputs = self._encoders[output], []
+        for crops in self._batches(separate(images)):
+            rows = min(self._batch_size, 1 << (len(crops) - 1).bit_length())  # few sizes: few compilations
+            outputs.append(np.asarray(encoder(crops, rows)[output])[: len(crops)])
+        return np.concatenate(outputs) if outputs else np.zeros((0, *self._widths[output]), np.float32)
+
+    def _batches(self, pictures: Sequence[Any]) -> Iterator[np.ndarray]:
+        """[n, C, C, 3] uint8 each, decoded by threads."""
+        with ThreadPoolExecutor(self.config.data.decode_threads) as pool:
+            for start in range(0, len(pictures), self._batch_size):
+                batch = pictures[start : start + self._batch_size]
+                yield np.stack(list(pool.map(lambda picture: crop(picture, self.config), batch)))

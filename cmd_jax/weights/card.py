@@ -1,0 +1,95 @@
+"""A model card in the layout of the Hugging Face hub, filled from the configuration and the evaluation of a run."""
+
+import json
+import re
+from importlib import resources
+from typing import Any, NamedTuple
+
+import jinja2
+
+from cmd_jax import __version__
+from cmd_jax.data.text import printable
+
+_LIBRARIES = {"safetensors": "cmd_jax", "stablehlo": "jax", "onnx": "onnx", "timm": "timm", "hf": "transformers"}
+_MARKUP = re.compile(r"([\\`*_\[\]<>#!|~$&:@/])")  # addresses and @names become links where they are bare
+
+
+class Result(NamedTuple):
+    """One number of an evaluation.
+
+    Attributes:
+        key: as in metrics.json.
+        title: for people.
+        value: in `unit`.
+        unit: "percent" or "".
+        interval: (low, high), 95 %; or None.
+        protocol: how it was measured.
+    """
+
+    key: str
+    title: str
+    value: float
+    unit: str
+    interval: tuple[float, float] | None
+    protocol: str
+
+
+class Network(NamedTuple):
+    """What a card says of a network.
+
+    Attributes:
+        form: format of the export.
+        name: of the model.
+        file: name of the file or the directory.
+        config: the configuration by section, without private paths.
+        step: of the checkpoint.
+        network: "teacher" or "student".
+        parameters: number of them.
+        feature_width: F.
+        grid: rows, and columns, of patches.
+        fingerprint: of weights and preparation.
+    """
+
+    form: str
+    name: str
+    file: str
+    config: dict[str, Any]
+    step: int
+    network: str
+    parameters: int
+    feature_width: int
+    grid: int
+    fingerprint: str
+
+
+class _Safe(str):
+    """Text that is Markdown already."""
+
+
+def markdown(text: Any) -> str:
+    """Any text as Markdown that shows just this text: names of classes and files are written by strangers."""
+    return text if isinstance(text, _Safe) else _Safe(_MARKUP.sub(r"\\\1", printable(str(text))))
+
+
+def _quoted(value: Any) -> str:
+    """A string of YAML, of Python and of JSON alike, on one line and with nothing that could end a block of code."""
+    return _Safe(json.dumps(printable(str(value))).replace("`", "\\u0060"))
+
+
+def model_card(network: Network, results: list[Result]) -> str:
+    """Renders the card; every value is escaped unless the template asks for a quoted string.
+
+    Args:
+        network: what was exported.
+        results: of its evaluation; empty if there was none.
+    """
+    environment = jinja2.Environment(
+        finalize=markdown, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters["quoted"] = _quoted
+    environment.filters["number"] = lambda value: _Safe(f"{value:,}" if isinstance(value, int) else f"{value:g}")
+    environment.filters["exact"] = lambda value: _Safe(repr(value))
+    environment.filters["fixed"] = lambda value: _Safe(f"{value:.2f}")
+    template = environment.from_string(resources.files("cmd_jax.weights").joinpath("card.md.jinja").read_text("utf-8"))
+    facts = {**network._asdict(), "results": results, "version": __version__, "library": _LIBRARIES[network.form]}
+    return template.render(facts)

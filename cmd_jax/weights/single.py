@@ -1,0 +1,127 @@
+"""Our own file of weights: backbone and MIL scorer under our names, with the configuration beside them.
+
+A `.safetensors` file whose metadata has one key, `cmd_jax`: a JSON object of `schema`, `version` (of this package), `step`,
+`network`, `fingerprint` (see `fingerprint`) and `config` (resolved). `cmd_jax.load` needs nothing else.
+"""
+
+import hashlib
+import json
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cmd_jax import __version__
+from cmd_jax.weights.errors import WeightsError
+from cmd_jax.weights.files import read_metadata, read_safetensors, write_safetensors
+from cmd_jax.weights.names import Arrays
+
+KEY = "cmd_jax"
+SCHEMA = 1
+MAX_METADATA = 2**20  # characters; a configuration takes four thousand
+PARTS = ("backbone/", "mil_scorer/")
+# What features depend on beside the arrays. Which pools are concatenated is a choice of whoever embeds.
+SETTINGS = (
+    "model.name",
+    "model.patch_size",
+    "model.registers",
+    "model.window",
+    "model.dtype",
+    "views.global_px",
+    "method.mil_temp",
+    "data.grayscale",
+    "data.normalization",
+    "eval.resize_px",
+    "eval.crop_px",
+    "eval.last_blocks",
+)
+
+
+class Single(NamedTuple):
+    """Content of a file.
+
+    Attributes:
+        arrays: under our names, float32.
+        config: the configuration as a dict by section; not checked.
+        step: of the checkpoint.
+        network: "teacher" or "student".
+    """
+
+    arrays: Arrays
+    config: dict[str, Any]
+    step: int
+    network: str
+
+
+def fingerprint(arrays: Arrays, settings: dict[str, Any]) -> str:
+    """Identity of a network and of how images are prepared for it: 32 hexadecimal digits.
+
+    Args:
+        arrays: under our names.
+        settings: values of SETTINGS.
+    """
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.shape} {array.dtype}\n".encode())
+        digest.update(array.data.cast("B") if array.size else b"")
+    return digest.hexdigest()[:32]
+
+
+def is_single(path: str) -> bool:
+    """Whether a `.safetensors` file is ours.
+
+    Raises:
+        WeightsError: it is missing or damaged.
+    """
+    return KEY in read_metadata(path)
+
+
+def write_single(path: str, content: Single) -> None:
+    """Writes a file, whole or not at all.
+
+    Args:
+        path: of the file; its directory exists.
+        content: `config` is resolved.
+    """
+    about = {
+        "schema": SCHEMA,
+        "version": __version__,
+        "step": content.step,
+        "network": content.network,
+        "fingerprint": fingerprint(content.arrays, settings_of(content.config)),
+        "config": content.config,
+    }
+    write_safetensors(path, content.arrays, {KEY: json.dumps(about)})
+
+
+def read_single(path: str) -> Single:
+    """Reads a file that `write_single` wrote.
+
+    Raises:
+        WeightsError: it is damaged, of a newer version, or no file of ours.
+    """
+    text = read_metadata(path).get(KEY, "")
+    remedy = "export it again (cmd_jax.convert export --format=safetensors)"
+    if not 0 < len(text) <= MAX_METADATA:
+        raise WeightsError(f"{path} has {len(text):,} characters of metadata, 1 to {MAX_METADATA:,} are read; {remedy}")
+    try:
+        about = json.loads(text)
+        schema, step, network, stored = (about[key] for key in ("schema", "step", "network", "fingerprint"))
+        config = dict(about["config"].items())
+        settings = settings_of(config)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}"[:200]
+        raise WeightsError(f"{path} has damaged metadata ({reason}); {remedy}") from error
+    if schema != SCHEMA:
+        raise WeightsError(f"{path} has format {schema!r}, and this version reads {SCHEMA}; use the version that wrote it")
+    if type(step) is not int or step < 0 or network not in ("teacher", "student"):
+        raise WeightsError(f"{path} says step {step!r} of {network!r}; {remedy}")
+    arrays = read_safetensors(path)
+    if fingerprint(arrays, settings) != stored:
+        raise WeightsError(f"{path} does not hold what was written: its fingerprint differs; copy or export it again")
+    return Single(arrays, config, step, network)
+
+
+def settings_of(config: dict[str, Any]) -> dict[str, Any]:
+    """The values of SETTINGS in a configuration by section."""
+    return {key: config[key.split(".")[0]][key.split(".")[1]] for key in SETTINGS}
