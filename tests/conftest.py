@@ -66,6 +66,13 @@ def tiny_config():
     return tiny()
 
 
+@pytest.fixture
+def quick_steps(monkeypatch):
+    """Train steps of whole runs are compiled quickly: where a run's files count and not its numbers."""
+    compile = jax.stages.Lowered.compile
+    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda lowered: compile(lowered, dict(QUICK)))
+
+
 @pytest.fixture(scope="session")
 def photo_folder(tmp_path_factory):
     """train/CLASS/* and test/CLASS/* with 3 classes of coloured noise: 8 + 4 images a class."""

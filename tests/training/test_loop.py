@@ -136,7 +136,7 @@ def test_a_run_is_continued_only_with_its_own_values(finished, config):
     assert _lines(finished[0])[-1]["step"] == STEPS
 
 
-def test_a_swin_trains_and_is_evaluated_with_pictures(config, tmp_path):
+def test_a_swin_trains_and_is_evaluated_with_pictures(config, tmp_path, quick_steps):
     config.model.name, config.model.patch_size, config.model.window = "swin_micro", None, 3
     config.views.global_px, config.views.local_px = 40, 20  # 2 x 2 tokens that reach beyond the view, and one
     config.eval.features = "mil+blocks"
@@ -152,7 +152,7 @@ def test_a_swin_trains_and_is_evaluated_with_pictures(config, tmp_path):
 
 
 def test_unlabelled_images_train_without_evaluation(config, photo_folder, tmp_path, capsys):
-    config.data.folder, config.train.epochs, config.optim.warmup_epochs = str(photo_folder / "train"), 1.0, 0.0
+    config.data.folder = str(photo_folder / "train")
     loop.train(config, str(tmp_path))
     assert "training without evaluation" in capsys.readouterr().out
     assert not (tmp_path / "eval").exists()
