@@ -31,10 +31,8 @@ from cmd_jax.data.cache import Batch
 from cmd_jax.data.loader import CanvasCache, Prefetch, batches
 from cmd_jax.data.sources import NO_BOXES, FolderSource, Record
 from cmd_jax.presets import fine_grained
-from cmd_jax.training.optimizer import adamw
-from cmd_jax.training.schedules import make_schedules
-from cmd_jax.training.state import init_state, make_network
-from cmd_jax.training.step import make_train_step
+from cmd_jax.training.run import build_run
+from cmd_jax.training.sharding import all_hardware
 
 PICTURE, GRAIN, QUALITY = (500, 375), 6.0, 95
 CACHED_EPOCHS = 10
@@ -138,15 +136,20 @@ def seconds(call: Callable[[], Any], clock: Callable[[], float], rounds: int) ->
 def augmentation(config: config_lib.ConfigDict, cache: CanvasCache, rounds: int) -> tuple[float, float]:
     """Seconds an image of the views alone and of the whole train step; CPU seconds on a CPU."""
     size = config.train.batch_size
-    config = config_lib.resolve(config, 5994)  # of CUB-200-2011
+    run = build_run(config, range(5994), all_hardware())  # of CUB-200-2011: their number alone counts
+    config, state = run.config, run.first_state()
     rows = [cache.load(index) for index in range(size)]
-    batch = jax.device_put(Batch(*map(np.stack, zip(*rows, strict=True)), np.arange(size, dtype=np.int32)))
+    batch = run.place(Batch(*map(np.stack, zip(*rows, strict=True)), np.arange(size, dtype=np.int32)))
     views = jax.jit(lambda key, *batch: multi_crop(key, *batch, views=config.views, normalization=config.data.normalization))
-    network, optimizer = make_network(config), adamw(config.optim.clip_grad, 0)
-    state = jax.jit(lambda: init_state(config, network, optimizer))()
-    step = jax.jit(make_train_step(config, network, optimizer, make_schedules(config, 5994)))
+    step = run.compile()
+
+    def train() -> Any:
+        nonlocal state
+        state, metrics = step(state, batch)
+        return metrics
+
     clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
-    calls = (lambda: views(jax.random.key(0), *batch), lambda: step(state, batch))
+    calls = (lambda: views(jax.random.key(0), *batch), train)
     for call in calls:
         jax.block_until_ready(call())
     of_views, of_step = (seconds(call, clock, rounds) / size for call in calls)

@@ -1,6 +1,6 @@
 """The streamed objective against the naive forms that store every logit, in JAX and in PyTorch: time and memory on a CPU.
 
-    python -m benchmarks.region_loss --torch_python=.venv-torch/bin/python
+    python -m benchmarks.region_loss --torch_python=.venv-interop/bin/python
 
 Every form computes value and gradient (for the student's bottlenecks, prototypes and, in "cmd", MIL weights), matched
 patches included, on the same random inputs: `region` is L_R alone, the field's region loss, `cmd` all four terms at the
@@ -252,7 +252,7 @@ def find_torch(asked: str | None) -> str | None:
         if not imports(asked):
             raise SystemExit(f"--torch_python={asked} cannot import torch; name another one, or none")
         return asked
-    beside = ROOT / ".venv-torch" / "bin" / "python"
+    beside = ROOT / ".venv-interop" / "bin" / "python"
     return next((p for p in (sys.executable, str(beside)) if os.path.exists(p) and imports(p)), None)
 
 
@@ -268,7 +268,7 @@ def parser() -> argparse.ArgumentParser:
     add("--rounds", type=int, default=5, help="timed steps of each form (%(default)s)")
     add("--budget_gib", type=float, default=4.0, help="temporary memory for the largest batch; 0: not looked for (%(default)s)")
     add("--run_gib", type=float, default=8.0, help="a JAX form with more temporary memory is compiled only (%(default)s)")
-    add("--torch_python", help="a python with PyTorch, or none (this one, else .venv-torch/bin/python)")
+    add("--torch_python", help="a python with PyTorch, or none (this one, else .venv-interop/bin/python)")
     add("--serve", choices=["streamed", "naive"], help=argparse.SUPPRESS)
     region_problem.add_size_options(parser)
     return parser

@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     add("--allocator", default="huge_pages", choices=list(ALLOCATORS), help="%(default)s")
     add("--compile", action="store_true", help="torch.compile on PyTorch's side")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="a key of our configuration; may be repeated")
-    add("--torch_python", default=None, help="a Python with torch and transformers; default: .venv-torch's, if it is there")
+    add("--torch_python", default=None, help="a Python with torch and transformers; default: .venv-interop's, if it is there")
     return parser
 
 
@@ -55,7 +55,7 @@ def torch_python(given: str | None) -> str | None:
     """Who runs PyTorch's side, or None."""
     if given:
         return given
-    built = ROOT / ".venv-torch" / "bin" / "python"
+    built = ROOT / ".venv-interop" / "bin" / "python"
     return str(built) if built.exists() else None
 
 
@@ -143,7 +143,7 @@ def main() -> None:
     if args.device == "cpu":
         os.sched_setaffinity(0, {args.core})  # of the children too
     if torch_python(args.torch_python) is None:
-        print("no Python with PyTorch: only our side is measured; `make .venv-torch/.installed` builds one")
+        print("no Python with PyTorch: only our side is measured; `make .venv-interop/.installed` builds one")
     results = []
     for case in args.cases:
         method, prototypes, batch = case.split(":")

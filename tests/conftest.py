@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 
+import jax
 import numpy as np
 import pytest
 
@@ -14,11 +15,14 @@ QUICK = (("xla_backend_optimization_level", 0), ("xla_cpu_use_fusion_emitters", 
 
 
 def pytest_configure(config):
-    """Programs that several tests compile, in whatever process, are compiled once: JAX reads the variables when it starts."""
+    """Programs that several tests compile, in whatever process, are compiled once."""
     if not hasattr(config, "workerinput"):
         config.compile_cache = tempfile.mkdtemp(prefix="compiled-")
         os.environ["JAX_COMPILATION_CACHE_DIR"] = config.compile_cache
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
+        # JAX has read the variables of this process already.
+        jax.config.update("jax_compilation_cache_dir", config.compile_cache)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 
 def pytest_unconfigure(config):
@@ -61,6 +65,13 @@ def tiny():
 @pytest.fixture
 def tiny_config():
     return tiny()
+
+
+@pytest.fixture
+def quick_steps(monkeypatch):
+    """Train steps of whole runs are compiled quickly: where a run's files count and not its numbers."""
+    compile = jax.stages.Lowered.compile
+    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda lowered: compile(lowered, dict(QUICK)))
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ The references' losses take logits. With the identity as prototypes, bottlenecks
 go through `method.objective` as it is.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -34,7 +35,9 @@ class Problem(NamedTuple):
     def loss(self, centers: Centers, weights: TermWeights, temp: float, masked: bool = True) -> tuple[Result, tuple]:
         """The objective's result, and its gradient for the student's views."""
 
-        def objective(student: tuple[Views, ...]) -> tuple[Array, Result]:
+        @jax.jit
+        @functools.partial(jax.grad, has_aux=True)
+        def gradient_of(student: tuple[Views, ...], centers: Centers, temp: float) -> tuple[Array, Result]:
             result = cmd_objective(
                 student,
                 self.prototypes,
@@ -51,7 +54,7 @@ class Problem(NamedTuple):
             )
             return result.loss, result
 
-        gradient, result = jax.grad(objective, has_aux=True)(self.student)
+        gradient, result = gradient_of(self.student, centers, temp)
         return result, gradient
 
 
@@ -252,11 +255,12 @@ def check_paper(fixture: Fixture) -> None:
         )
         return result.loss, result
 
-    gradients, result = jax.grad(objective, argnums=(0, 1, 2), has_aux=True)(student, prototypes, teacher.mil_weights)
+    gradients_of = jax.jit(jax.grad(objective, argnums=(0, 1, 2), has_aux=True))
+    gradients, result = gradients_of(student, prototypes, teacher.mil_weights)
     fixture.check("loss", result.loss, LOSS)
     for name, term in result.terms.items():
         fixture.check(f"term_{name}", term, LOSS)
-    _, uniform = objective(student, prototypes, teacher.mil_weights, "uniform")
+    _, uniform = jax.jit(functools.partial(objective, region_weights="uniform"))(student, prototypes, teacher.mil_weights)
     fixture.check("term_intra_region_uniform", uniform.terms["intra_region"], LOSS)
     for level, center in result.centers._asdict().items():
         fixture.check(f"new_{level}_center", center, CENTER)

@@ -33,12 +33,12 @@ class Run(NamedTuple):
     shardings: Shardings
     train_step: jax.stages.Wrapped
     steps: int
+    shapes: TrainState  # of the state; to trace its initialisation takes a tenth of a start
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state; nothing is computed."""
-        shapes = jax.eval_shape(lambda: init_state(self.config, self.network, self.optimizer))
         place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-        return jax.tree.map(place, shapes, self.shardings.of_state(shapes))
+        return jax.tree.map(place, self.shapes, self.shardings.of_state(self.shapes))
 
     def place(self, batch: Batch) -> Batch:
         """A batch on the devices: this process's rows of it (`loader.share_of`) become a part of the whole."""
@@ -109,7 +109,7 @@ def build_run(config: ConfigDict, source: Source, hardware: Hardware, devices: S
         out_shardings=(of_state, shardings.replicated),
         donate_argnums=0,
     )
-    return Run(config, source, network, optimizer, shardings, train_step, total_steps(config, len(source)))
+    return Run(config, source, network, optimizer, shardings, train_step, total_steps(config, len(source)), shapes)
 
 
 def describe(config: ConfigDict) -> str:
