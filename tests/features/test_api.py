@@ -248,11 +248,12 @@ def test_the_documented_example_runs(finished, photo_folder, trained, tmp_path, 
     (tmp_path / "photos").symlink_to(photo_folder)
     monkeypatch.chdir(tmp_path)
     embed_folder(trained, "photos/train", "features.parquet")
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text(), re.DOTALL)
+    pages = "".join((ROOT / "docs" / name).read_text() for name in ("api.md", "features.md"))
+    blocks = re.findall(r"```python\n(.*?)```", pages, re.DOTALL)
     assert len(blocks) == 2
     names = {}
     for block in blocks:
-        exec(compile(block, "docs/api.md", "exec"), names)  # the page is the program under test
+        exec(compile(block, "docs", "exec"), names)  # the page is the program under test
     assert "vit_micro/8 at 16 px" in capsys.readouterr().out
     assert names["nearest"].shape == (5,)
     assert all("a class" in sorted(names["paths"])[index] for index in names["nearest"][:1])
