@@ -92,7 +92,7 @@ def comparison_page(runs: list[RunFiles]) -> str:
         numbers=number_table(runs),
         charts=charts,
         differences=differences(runs),
-        data={"charts": [{key: chart[key] for key in ("id", "unit", "traces")} for chart in charts]},
+        data={"charts": [{key: chart[key] for key in ("id", "traces")} for chart in charts]},
     )
 
 

@@ -59,8 +59,8 @@ def charts(runs: list[tuple[str, dict[str, Curve]]]) -> list[dict[str, Any]]:
         runs: names and curves.
 
     Returns:
-        For each chart with data: id, title, unit, legend, traces (label, colour number, x, y), and a table of
-        selected steps (head, rows). One run: a trace a key. Several: a chart a key and a trace a run.
+        For each chart with data: id, title, unit, keys, whether it needs a legend, traces (label, colour number, x, y), a
+        summary in words, and a table of some steps (head, rows). One run: a trace a key. Several: a chart a key, a trace a run.
     """
     found, several = [], len(runs) > 1
     for title, unit, keys in _groups(sorted({key for _, curves in runs for key in curves})):
@@ -83,6 +83,7 @@ def charts(runs: list[tuple[str, dict[str, Curve]]]) -> list[dict[str, Any]]:
                     "title": part,
                     "unit": unit,
                     "keys": chosen,
+                    "legend": several or len(traces) > 1,
                     "traces": traces,
                     "summary": "; ".join(f"{label} {_course(curve)}" for label, curve in series),
                     "table": _table(series),

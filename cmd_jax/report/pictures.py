@@ -1,51 +1,45 @@
 """A sheet of images beside the teacher's MIL weights, as a PNG for documents."""
 
 import io
-from collections.abc import Callable
-from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from cmd_jax.config import ConfigDict
 from cmd_jax.evaluation.patches import Patches
+from cmd_jax.report.exhibit import Exhibit
 from cmd_jax.report.overlays import cell, heat_overlay, shown_crop
 
 PANEL_PX = 192
 IMAGES_A_ROW = 3
 
 
-def overlay_sheet(
-    step: int, shown: Any, rows: np.ndarray, patches: Patches, name: Callable[[int], str], config: ConfigDict
-) -> bytes:
+def overlay_sheet(step: int, exhibit: Exhibit, rows: np.ndarray, patches: Patches) -> bytes:
     """Images, each beside its MIL weights; boxes are the discriminative parts, the ring is the most weighted patch.
 
     Args:
         step: of the teacher.
-        shown: a `page.Shown`.
+        exhibit: of the run.
         rows: [N] of its images.
         patches: of these images.
-        name: label -> name of the class.
-        config: resolved.
 
     Returns:
         A PNG.
     """
+    patch_side = cell(exhibit.config)
     count = -(-len(rows) // IMAGES_A_ROW)
     figure, axes = _grid(count, 2 * IMAGES_A_ROW)
     figure.suptitle(f"MIL weights of the teacher, step {step}: bright is a large weight, the ring the largest")
     for number, row in enumerate(rows.tolist()):
         plain, overlay = axes.flat[2 * number], axes.flat[2 * number + 1]
-        pixels, weights = shown_crop(shown.source, row, config, PANEL_PX), patches.mil_weights[number]
-        side, patch = round(len(weights) ** 0.5), cell(config) * PANEL_PX
+        pixels, weights = shown_crop(exhibit.source, row, exhibit.config, PANEL_PX), patches.mil_weights[number]
+        side, patch = round(len(weights) ** 0.5), patch_side * PANEL_PX
         plain.imshow(pixels)
-        plain.set_title(caption(name(shown.features.labels[row])), fontsize=8)
-        overlay.imshow(heat_overlay(pixels, weights, cell(config)))
+        plain.set_title(caption(exhibit.name(exhibit.features.labels[row])), fontsize=8)
+        overlay.imshow(heat_overlay(pixels, weights, patch_side))
         overlay.set(xlim=(0, PANEL_PX), ylim=(PANEL_PX, 0))  # the last patches of a Swin may reach beyond the crop
-        for ymin, xmin, ymax, xmax in shown.features.boxes[row] * PANEL_PX:
+        for ymin, xmin, ymax, xmax in exhibit.features.boxes[row] * PANEL_PX:
             if ymax > ymin and xmax > xmin:
                 overlay.add_patch(Rectangle((xmin, ymin), xmax - xmin, ymax - ymin, fill=False, edgecolor="white", linewidth=1))
         top, left = divmod(int(np.argmax(weights)), side)
@@ -67,11 +61,7 @@ def _grid(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
         figure = Figure(figsize=(1.7 * columns, 1.85 * rows + 0.5), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
-        _bare(axis)
+        axis.set(xticks=[], yticks=[])
+        for spine in axis.spines.values():
+            spine.set_visible(False)
     return figure, axes
-
-
-def _bare(axis: Axes) -> None:
-    axis.set(xticks=[], yticks=[])
-    for spine in axis.spines.values():
-        spine.set_visible(False)

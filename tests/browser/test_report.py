@@ -37,8 +37,9 @@ def test_both_themes_and_the_switch(show, run_page):
     assert light.get_by_role("button", name="Theme: dark").count() == 1
 
 
-@pytest.mark.parametrize("name", ["run_page", "unlabelled_page", "comparison"])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(
+    ("name", "scheme"), [("run_page", "light"), ("run_page", "dark"), ("unlabelled_page", "light"), ("comparison", "dark")]
+)
 def test_accessibility_and_width(show, name, scheme, request):
     path = request.getfixturevalue(name)
     page = show(path, color_scheme=scheme, reduced_motion="reduce").page

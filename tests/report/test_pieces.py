@@ -3,14 +3,17 @@
 import itertools
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cmd_jax.evaluation.features import eval_images, normalized
 from cmd_jax.evaluation.patches import BATCH, Patches, class_attention, inspect_patches, make_inspector
 from cmd_jax.report.curves import HIDDEN, POINTS, Curve, charts, read_curves
-from cmd_jax.report.explorer import matches, nearest, short
+from cmd_jax.report.exhibit import short
 from cmd_jax.report.facts import duration, source_commit
+from cmd_jax.report.matching import matches, nearest
 from cmd_jax.report.overlays import colour_patches, heat_overlay, sprite, stretch
 from cmd_jax.report.projections import feature_map, patch_colours, principal
 
@@ -83,9 +86,9 @@ def test_the_inspector_agrees_with_the_network_and_with_the_evaluation(measured)
     patches = inspect_patches(make_inspector(config, network), teacher, splits.train, config, rows)
     np.testing.assert_allclose(patches.mil_weights, evaluation.gallery.mil_weights[rows], atol=1e-5)
     np.testing.assert_allclose(patches.attention.sum(1), 1, rtol=1e-5)
-    bags = np.einsum("np,npd->nd", patches.mil_weights, patches.tokens)  # the run's features are those of MIL
-    bags /= np.linalg.norm(bags, axis=1, keepdims=True)
-    np.testing.assert_allclose(bags, evaluation.gallery.features[rows], atol=1e-4)
+    crops = np.stack([crop for crop, *_ in eval_images(splits.train, config, [0, 17])])
+    encode = jax.jit(lambda images: network.apply({"params": teacher}, normalized(images, config)).patch_tokens)
+    np.testing.assert_allclose(patches.tokens[[0, 17]], encode(crops), atol=1e-4)
     np.testing.assert_array_equal(patches.take([3]).tokens, patches.tokens[3:4])
 
 

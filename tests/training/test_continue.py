@@ -81,7 +81,7 @@ def test_a_run_asked_to_stop_saves_and_ends_as_one_that_was_not(finished, config
     free = ("images_per_s", "data_wait_s")
     ours, others = ([{k: v for k, v in line.items() if k not in free} for line in _lines(d)] for d in (tmp_path, finished[0]))
     assert ours == others
-    assert (tmp_path / "report" / "retrieval.png").exists()
+    assert (tmp_path / "report" / "index.html").exists()
 
 
 def test_an_evaluation_that_lost_its_line_gets_it_back(finished, config, tmp_path):
