@@ -99,7 +99,7 @@ class Model:
         model = f"{self.config.model.name}/{self.config.model.patch_size}"
         step = "" if self.step is None else f", step {self.step:,}"
         what = f"{self.config.eval.features} features of {self.feature_width}"
-        return f"<cmd_jax.Model {model} at {self.crop_px} px, {what}{step}, from {self.source}>"
+        return f"<cmd_jax model {model} at {self.crop_px} px, {what}{step}, from {self.source}>"
 
     def embed(self, images: Any) -> np.ndarray:
         """Features: [N, F] float32, rows of unit norm; their products are cosine similarities."""

@@ -38,7 +38,7 @@ EXIT_CODES: dict[type[Exception], int] = {
 }
 LESS_MEMORY = (
     "raise train.accumulate, set model.remat=full or model.dtype=bfloat16, lower method.prototype_chunk, views.local_count or "
-    "train.batch_size (in an evaluation eval.batch_size)"
+    "train.batch_size (in an evaluation eval.batch_size, in cmd_jax.embed --batch_size)"
 )
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _PATH = {  # errors of the system that a path on the command line or in the configuration causes, with the remedy

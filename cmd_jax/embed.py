@@ -43,14 +43,14 @@ def main() -> None:
         raise ConfigError("--images=DIR is missing (or --query=IMAGE, to search in --out)")
     if _SHEET.value is not None and (_IMAGES.value is None or _QUERY.value is None):
         raise ConfigError("--sheet draws what --query finds below --images; pass both")
-    from cmd_jax.features import job  # imported after the flags are checked: it loads jax
+    from cmd_jax.features import commands  # imported after the flags are checked: it loads jax
 
     network = (_CHECKPOINT.value, _STEP.value, _FEATURES.value, _MODEL.value, _IMAGE_PX.value)
     if _QUERY.value is None:
-        print("\n".join(job.write(network, _IMAGES.value, _OUT.value, _BATCH.value, _PATCHES.value)))
+        print("\n".join(commands.write(network, _IMAGES.value, _OUT.value, _BATCH.value, _PATCHES.value)))
     else:
         asked = (_QUERY.value, _TOP.value, _PATCHES.value, _PATCH.value)
-        print("\n".join(job.find(network, _OUT.value, *asked, _SHEET.value, _IMAGES.value)))
+        print("\n".join(commands.find(network, _OUT.value, *asked, _SHEET.value, _IMAGES.value)))
 
 
 if __name__ == "__main__":

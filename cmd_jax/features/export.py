@@ -98,7 +98,7 @@ def public_config(config: ConfigDict) -> ConfigDict:
     for section, key in (("data", "folder"), ("data", "eval_folder"), ("init", "weights")):
         value = public[section][key]
         if value and not value.startswith("hf:"):
-            public[section][key] = os.path.basename(os.path.normpath(value))
+            public[section][key] = os.path.basename(os.path.normpath(value)) or "folder"
     return public
 
 

@@ -71,49 +71,37 @@ def embed_folder(trained: Trained, folder: str, out: str, batch_size: int = 64, 
     job = _job(trained, folder, paths, {"batch_size": batch_size, "columns": columns})
     if os.path.exists(out):
         return _finished(out, job)
-    parts = f"{out}.partial"
-    _open_parts(parts, job)
+    directory = f"{out}.partial"
+    _open_parts(directory, job)
     row_bytes = sum(width * np.dtype(store.DTYPES[name]).itemsize for name, width in flat.items())
     size = max(1, min(PART_IMAGES, PART_BYTES // row_bytes) // batch_size) * batch_size
-    written, done, computed = [], [], 0
-    progress = None
-    encoder = make_encoder(trained.config, trained.params, columns)
-    with ThreadPoolExecutor(trained.config.data.decode_threads) as pool:
-        for number, start in enumerate(range(0, len(paths), size)):
-            part, chunk = os.path.join(parts, f"{number:06d}.parquet"), paths[start : start + size]
-            written.append(part)
-            if store.count_rows(part) is None or not os.path.exists(f"{part}.bad"):
-                if progress is None:
-                    progress = Progress(f"embedding {printable(folder)}", len(paths), "images", start)
-                _write_part(part, chunk, _encoded(trained, encoder, columns, folder, chunk, batch_size, pool, progress))
-                computed += len(chunk)
-            done.append(_read_bad(part))
-    if progress is not None:
-        progress.close()
-    bad = [line for lines in done for line in lines]
+    parts = [os.path.join(directory, f"{number:06d}.parquet") for number in range(-(-len(paths) // size))]
+    chunks = [paths[start : start + size] for start in range(0, len(paths), size)]
+    computed = _write_parts(trained, folder, columns, batch_size, parts, chunks)
+    bad = [line for part in parts for line in files.read(f"{part}.bad").splitlines()]
     bad_list = _list_bad(out, bad)
     if len(bad) > MAX_BAD_SHARE * len(paths):
-        shutil.rmtree(parts)
+        shutil.rmtree(directory)
         raise DatasetError(
             f"{folder}: {len(bad):,} of {len(paths):,} images are bad, more than half; repair or remove "
             f"them, {bad_list} lists them with the reason"
         )
     meta = Meta(
-        __version__,
-        trained.source,
-        trained.step,
-        trained.fingerprint,
-        _digest(job),
-        trained.config.eval.features,
-        trained.config.eval.crop_px,
-        grid_side(trained.config),
-        flat,
-        len(paths) - len(bad),
+        version=__version__,
+        checkpoint=trained.source,
+        step=trained.step,
+        fingerprint=trained.fingerprint,
+        job=_digest(job),
+        features=trained.config.eval.features,
+        crop_px=trained.config.eval.crop_px,
+        grid=grid_side(trained.config),
+        widths=flat,
+        images=len(paths) - len(bad),
     )
-    whole = os.path.join(parts, f"whole{os.path.splitext(out)[1]}")
-    store.join_parts([part for part in written if store.count_rows(part)], whole, meta)
+    whole = os.path.join(directory, f"whole{os.path.splitext(out)[1]}")
+    store.join_parts([part for part in parts if store.count_rows(part)], whole, meta)
     os.replace(whole, out)
-    shutil.rmtree(parts)
+    shutil.rmtree(directory)
     return Summary(meta.images, len(bad), computed, bad_list)
 
 
@@ -171,6 +159,28 @@ def _open_parts(parts: str, job: dict[str, Any]) -> None:
     files.write(path, json.dumps(job))
 
 
+def _write_parts(
+    trained: Trained, folder: str, columns: list[str], batch_size: int, parts: list[str], chunks: list[list[str]]
+) -> int:
+    """Writes the parts that are not there yet, each with the paths of its chunk; returns the number of images in them."""
+    missing = [number for number, part in enumerate(parts) if not _is_whole(part)]
+    images, todo = sum(map(len, chunks)), sum(len(chunks[number]) for number in missing)
+    if not missing:
+        return 0
+    encoder = make_encoder(trained.config, trained.params, columns)
+    progress = Progress(f"embedding {printable(folder)}", images, "images", images - todo)
+    with ThreadPoolExecutor(trained.config.data.decode_threads) as pool:
+        for number in missing:
+            batches = _encoded(trained, encoder, columns, folder, chunks[number], batch_size, pool, progress)
+            _write_part(parts[number], batches)
+    progress.close()
+    return todo
+
+
+def _is_whole(part: str) -> bool:
+    return store.count_rows(part) is not None and os.path.exists(f"{part}.bad")
+
+
 def _encoded(
     trained: Trained,
     encoder: Any,
@@ -202,7 +212,7 @@ def _encoded(
         progress.advance(len(names) + len(bad))
 
 
-def _write_part(part: str, paths: list[str], batches: Iterator[tuple[list[str], dict[str, np.ndarray], list[str]]]) -> None:
+def _write_part(part: str, batches: Iterator[tuple[list[str], dict[str, np.ndarray], list[str]]]) -> None:
     names, pieces, bad = [], [], []
     for good, columns, lines in batches:
         names += [_text(path) for path in good]
@@ -212,10 +222,6 @@ def _write_part(part: str, paths: list[str], batches: Iterator[tuple[list[str], 
     joined = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]} if pieces else {}
     files.write(f"{part}.bad", "".join(f"{line}\n" for line in bad))
     store.write_part(part, names, joined)
-
-
-def _read_bad(part: str) -> list[str]:
-    return files.read(f"{part}.bad").splitlines()
 
 
 def _list_bad(out: str, bad: list[str]) -> str | None:

@@ -4,6 +4,7 @@ Columns of a parquet file, arrays of an npz: path (text), features [F] float32; 
 and, of a network with a MIL scorer, mil_weights [P] float32, patches row-major. `metadata` is a JSON object, see `Meta`.
 """
 
+import contextlib
 import json
 import os
 import zipfile
@@ -21,7 +22,7 @@ KEY = b"cmd_jax"
 SCHEMA = 1
 CHUNK = 1024  # rows that are read at a time
 DTYPES = {"features": np.float32, "patch_tokens": np.float16, "mil_weights": np.float32}
-_REMEDY = "make it again with python -m cmd_jax.embed"
+_REMEDY = "remove it and make it with python -m cmd_jax.embed"
 
 
 class Meta(NamedTuple):
@@ -107,7 +108,8 @@ def _join_npz(parts: Sequence[str], path: str, meta: Meta) -> None:
 
         def write(name: str, dtype: Any, shape: tuple[int, ...], pieces: Iterator[np.ndarray]) -> None:
             header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+            entry = zipfile.ZipInfo(f"{name}.npy")  # without the time of day: the same rows are the same bytes
+            with archive.open(entry, "w", force_zip64=True) as file:
                 np.lib.format.write_array_header_1_0(file, header)
                 for piece in pieces:
                     file.write(np.ascontiguousarray(piece, dtype).tobytes())
@@ -136,7 +138,7 @@ def read_meta(path: str) -> Meta:
     Raises:
         DatasetError: it is missing, damaged, or no file of features.
     """
-    with _Damage(path):
+    with _reading(path):
         if path.endswith(".parquet"):
             file = pq.ParquetFile(path)
             try:
@@ -199,7 +201,7 @@ def rows(path: str, meta: Meta, columns: Sequence[str]) -> Iterator[tuple[list[s
     Raises:
         DatasetError: it is damaged, or has numbers that are not finite.
     """
-    with _Damage(path):
+    with _reading(path):
         if path.endswith(".parquet"):
             with pq.ParquetFile(path) as file:
                 for batch in file.iter_batches(CHUNK, columns=["path", *columns]):
@@ -226,19 +228,15 @@ def _texts(names: list[Any]) -> list[str]:
     return names
 
 
-class _Damage:
+@contextlib.contextmanager
+def _reading(path: str) -> Iterator[None]:
     """Whatever reading damaged bytes raises becomes one DatasetError that names the file."""
-
-    def __init__(self, path: str):
-        self._path = path
-
-    def __enter__(self) -> None:
-        if not self._path.endswith(SUFFIXES):
-            raise DatasetError(f"{self._path} is no file of features; it ends in {' or '.join(SUFFIXES)}")
-        if not os.path.isfile(self._path):
-            raise DatasetError(f"{self._path} does not exist; {_REMEDY}")
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Exception) and not isinstance(error, DatasetError):
-            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-            raise DatasetError(f"{self._path} is damaged or no file of features ({reason[:200]}); {_REMEDY}") from error
+    if not path.endswith(SUFFIXES):
+        raise DatasetError(f"{path} is no file of features; it ends in {' or '.join(SUFFIXES)}")
+    if not os.path.isfile(path):
+        raise DatasetError(f"{path} does not exist; make it with python -m cmd_jax.embed")
+    try:
+        yield
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise DatasetError(f"{path} is damaged or no file of features ({reason[:200]}); {_REMEDY}") from error

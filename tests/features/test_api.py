@@ -136,7 +136,7 @@ def test_a_bad_image_is_named_and_never_left_out(model, pictures, tmp_path):
 
 def test_what_was_loaded_is_said(model, finished):
     assert (model.step, model.crop_px, model.grid, model.feature_width, model.patch_width) == (6, 16, (2, 2), 96, 96)
-    assert repr(model) == f"<cmd_jax.Model vit_micro/8 at 16 px, mil features of 96, step 6, from {finished[0]}>"
+    assert repr(model) == f"<cmd_jax model vit_micro/8 at 16 px, mil features of 96, step 6, from {finished[0]}>"
     assert cmd_jax.load(finished[0], step=3).fingerprint != model.fingerprint
 
 

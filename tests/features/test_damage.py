@@ -58,7 +58,8 @@ def test_damaged_features(suffix, whole, tmp_path, record_property):
     damage()
     assert all(str(path) in message and "\n" not in message for message in messages)
     assert report(record_property, f"damaged {suffix} files", outcomes) >= CASES
-    assert min(outcomes["DatasetError"], outcomes["rows"]) > 10
+    assert outcomes["DatasetError"] > 100
+    assert outcomes["rows"] > 3  # damage that reaches no number: a zip entry has a checksum
 
 
 def test_damaged_weights(exported, tmp_path, record_property):

@@ -90,14 +90,13 @@ def stablehlo(finished, tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("count", [1, 5])
-def test_stablehlo_gives_our_features_in_a_process_without_us(count, stablehlo, finished, photo_folder, tmp_path):
-    paths = sorted((photo_folder / "test").rglob("*.png"))[:count]
+def test_stablehlo_gives_our_features_in_a_process_without_us(stablehlo, finished, photo_folder, tmp_path):
+    paths = sorted((photo_folder / "test").rglob("*.png"))[:5]
     found = run_card(f"{stablehlo}.md", tmp_path / "out.npz", paths)
     model = cmd_jax.load(finished[0])
     np.testing.assert_array_equal(found["images"], np.stack([model.crop(path) for path in paths]))
     np.testing.assert_allclose(found["features"], model.embed(paths), atol=1e-5)
-    np.testing.assert_allclose(found["weights"], model.mil_weights(paths).reshape(count, -1), atol=1e-5)
+    np.testing.assert_allclose(found["weights"], model.mil_weights(paths).reshape(5, -1), atol=1e-5)
 
 
 def test_a_program_names_its_platforms_and_any_batch(stablehlo):
@@ -126,10 +125,10 @@ def test_other_networks_are_programs_too(network, tmp_path):
         gray = images
     expected = jax.jit(lambda x: encode(network.config, make_backbone(network.config), network.params, x))(gray)
     assert grid_side(network.config) ** 2 == expected["mil_weights"].shape[1]
-    for given in (images, gray):
-        outputs = program.call(given)
+    for given, count in ((images, 3), (gray, 1)):
+        outputs = program.call(given[:count])
         for name in programs.OUTPUTS:
-            np.testing.assert_allclose(outputs[name], expected[name], atol=1e-5, err_msg=name)
+            np.testing.assert_allclose(outputs[name], expected[name][:count], atol=1e-5, err_msg=name)
     assert np.std(expected["features"], axis=0).max() > 1e-2
 
 

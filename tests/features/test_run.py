@@ -112,6 +112,11 @@ def interrupted(trained, folder, tmp_path, monkeypatch):
     return out
 
 
+def _same_bytes(path, other):
+    with open(path, "rb") as a, open(other, "rb") as b:
+        assert a.read() == b.read()
+
+
 def test_an_interrupted_job_goes_on_and_ends_with_the_same_bytes(interrupted, trained, folder, tmp_path):
     parts = sorted(name for name in os.listdir(f"{interrupted}.partial") if name.endswith(".parquet"))
     assert parts == ["000000.parquet"]
@@ -120,15 +125,13 @@ def test_an_interrupted_job_goes_on_and_ends_with_the_same_bytes(interrupted, tr
     embed_folder(trained, str(folder), whole, BATCH)
     content = cut.read_bytes()
     assert embed_folder(trained, str(folder), interrupted, BATCH).computed == 36 - 8
-    with open(whole, "rb") as a, open(interrupted, "rb") as b:
-        assert a.read() == b.read()
+    _same_bytes(whole, interrupted)
     os.remove(interrupted)
     cut.parent.mkdir()
     cut.write_bytes(content[:-9])  # what a crash of the machine may leave
     (tmp_path / "a.parquet.partial" / "000000.parquet.bad").write_text("")
     assert embed_folder(trained, str(folder), interrupted, BATCH).computed == 36
-    with open(whole, "rb") as a, open(interrupted, "rb") as b:
-        assert a.read() == b.read()
+    _same_bytes(whole, interrupted)
 
 
 def test_parts_of_another_job_are_refused(interrupted, trained, finished, folder):

@@ -10,7 +10,7 @@ from PIL import Image
 import cmd_jax
 from cmd_jax.config import ConfigError
 from cmd_jax.data.errors import DatasetError
-from cmd_jax.features import job, store
+from cmd_jax.features import commands, store
 from cmd_jax.features.run import embed_folder
 from cmd_jax.features.search import search
 from cmd_jax.features.sheet import write_sheet
@@ -93,9 +93,9 @@ def test_what_cannot_be_compared_is_refused(gallery, trained, finished, query, p
         search(trained, plain, store.read_meta(plain), query, patches=True)
     network = (str(finished[0]), None, "cls", None, None)
     with pytest.raises(ConfigError, match=r"--features=cls, but .*plain\.npz holds mil; leave the flag out"):
-        job.find(network, plain, query, 3, False, None, None, None)
+        commands.find(network, plain, query, 3, False, None, None, None)
     with pytest.raises(ConfigError, match="--patch=1,x is no place; give ROW,COLUMN"):
-        job.find((str(finished[0]), None, None, None, None), plain, query, 3, False, ["1", "x"], None, None)
+        commands.find((str(finished[0]), None, None, None, None), plain, query, 3, False, ["1", "x"], None, None)
     without = trained._replace(params={"backbone": trained.params["backbone"]})
     with pytest.raises(ConfigError, match="has no MIL scorer that would choose a patch; name one: --patch=ROW,COLUMN"):
         search(without, path, meta, query, patches=True)
@@ -104,7 +104,7 @@ def test_what_cannot_be_compared_is_refused(gallery, trained, finished, query, p
 def test_the_lines_that_are_printed(gallery, exported, query, photo_folder, tmp_path):
     sheet = str(tmp_path / "new" / "sheet.png")
     arguments = (gallery[".parquet"][0], query, 3, True, ["0", "1"], sheet, str(photo_folder / "train"))
-    lines = job.find((str(exported), None, None, None, None), *arguments)  # the file exported from the run may search too
+    lines = commands.find((str(exported), None, None, None, None), *arguments)  # the file exported from the run may search too
     assert lines[0] == f"patch (0, 1) of {query}"
     assert [line.split()[0] for line in lines[1:4]] == ["1", "2", "3"]
     assert all(line.endswith(".png") for line in lines[1:4])
@@ -175,7 +175,7 @@ def test_a_file_that_was_packed_is_refused(tmp_path):
         np.savez_compressed(tmp_path / "b.npz", **arrays)
     with pytest.raises(DatasetError, match="its arrays are compressed"):
         store.read_meta(str(tmp_path / "b.npz"))
-    with pytest.raises(DatasetError, match=r"c\.npz does not exist; make it again"):
+    with pytest.raises(DatasetError, match=r"c\.npz does not exist; make it with"):
         store.read_meta(str(tmp_path / "c.npz"))
     with pytest.raises(DatasetError, match=r"c\.csv is no file of features"):
         store.read_meta(str(tmp_path / "c.csv"))
