@@ -10,7 +10,8 @@ from cmd_jax import config as config_lib
 from cmd_jax import files
 from cmd_jax.config import ConfigDict, ConfigError
 from cmd_jax.models.network import Network
-from cmd_jax.training.checkpoint import CheckpointError, Checkpoints
+from cmd_jax.training.checkpoint import Checkpoints
+from cmd_jax.training.errors import CheckpointError
 from cmd_jax.training.state import Params, TrainState, init_params, make_backbone, make_network
 from cmd_jax.validation import validate
 from cmd_jax.weights.export import write_hugging_face, write_timm
