@@ -81,7 +81,7 @@ benchmarks: setup $(VENV_INTEROP)/.installed
 	$(RUN) -m benchmarks.step
 	$(RUN) -m benchmarks.input_pipeline
 
-# The train step compiled for TPU slices that are not here: does it fit their memory? Fails if it does not. Takes long.
+# The train step compiled for TPU slices that are not here: does it fit their memory? Fails if it does not. More than ten minutes a case.
 tpu-compile: $(VENV_TPU)/.installed
 	$(RUN_TPU) -m benchmarks.tpu_compile
 

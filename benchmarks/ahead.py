@@ -60,9 +60,10 @@ def topology_devices(name: str) -> Sequence[jax.Device]:
     Raises:
         NoTopology: libtpu is missing, or has no such slice.
     """
-    # Without these libtpu asks a metadata server which machine it is on, and writes logs to /tmp.
+    # Without these libtpu asks a metadata server which machine it is on, writes logs to /tmp, and refuses a second process.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_LOG_DIR", "disabled")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     jax.config.update("jax_platforms", "cpu")
     from jax.experimental import topologies  # it loads the compiler
 

@@ -18,7 +18,7 @@ from cmd_jax.config import ConfigDict, ConfigError
 from cmd_jax.data.errors import BadImage, DatasetError
 from cmd_jax.data.text import printable
 from cmd_jax.training import processes
-from cmd_jax.training.checkpoint import CheckpointError, SaveError
+from cmd_jax.training.errors import CheckpointError, SaveError
 from cmd_jax.training.health import Collapsed, NonFinite
 from cmd_jax.training.preemption import Preempted
 from cmd_jax.weights.errors import WeightsError

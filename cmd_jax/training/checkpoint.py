@@ -25,6 +25,7 @@ from orbax.checkpoint import options as orbax_options
 
 from cmd_jax import files
 from cmd_jax.config import BEST_METRICS, ConfigDict
+from cmd_jax.training.errors import CheckpointError, SaveError
 from cmd_jax.training.fingerprint import describe, differences, digest, fingerprints
 from cmd_jax.training.state import Params, TrainState
 from cmd_jax.weights.trees import unflatten
@@ -32,14 +33,6 @@ from cmd_jax.weights.trees import unflatten
 SCHEMA = 2
 TRASH = ".trash"
 DAMAGED = ".damaged-"
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that is missing, unreadable or of another model."""
-
-
-class SaveError(RuntimeError):
-    """A checkpoint that could not be written; the steps before it are whole."""
 
 
 class _Damaged(Exception):

@@ -16,7 +16,8 @@ from cmd_jax.data.loader import CanvasCache, Prefetch, batches
 from cmd_jax.evaluation import evaluate as evaluation_lib
 from cmd_jax.report.page import write_report
 from cmd_jax.training import processes
-from cmd_jax.training.checkpoint import Checkpoints, SaveError, compile_fingerprints, free_space
+from cmd_jax.training.checkpoint import Checkpoints, compile_fingerprints, free_space
+from cmd_jax.training.errors import SaveError
 from cmd_jax.training.health import Collapsed, CollapseWatch, read_bad_step, watched_from
 from cmd_jax.training.metrics import MetricsWriter, Progress
 from cmd_jax.training.preemption import Asked, Preempted, Preemption

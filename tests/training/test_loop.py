@@ -13,7 +13,8 @@ from cmd_jax.data.cache import Batch
 from cmd_jax.evaluation import agreement
 from cmd_jax.evaluation.restore import evaluate_run
 from cmd_jax.training import loop
-from cmd_jax.training.checkpoint import CheckpointError, Checkpoints
+from cmd_jax.training.checkpoint import Checkpoints
+from cmd_jax.training.errors import CheckpointError
 from cmd_jax.training.run import Run, describe, prepare_run
 from cmd_jax.training.sharding import mesh_shape
 from cmd_jax.validation import validate

@@ -11,7 +11,8 @@ from cmd_jax.config import ConfigError
 from cmd_jax.evaluation.restore import evaluate_run
 from cmd_jax.features.export import export_run
 from cmd_jax.training import loop
-from cmd_jax.training.checkpoint import CheckpointError, Checkpoints
+from cmd_jax.training.checkpoint import Checkpoints
+from cmd_jax.training.errors import CheckpointError
 from cmd_jax.training.run import describe, prepare_run
 from cmd_jax.training.state import init_params, make_network
 from cmd_jax.training.transfer import import_run, initial_weights, start_from
