@@ -66,8 +66,11 @@ def protocols_at(config: ConfigDict, step: int, steps: int) -> tuple[str, ...]:
 
 
 def measurable(protocols: Sequence[str], splits: Splits) -> tuple[str, ...]:
-    """Those protocols that the data allows."""
-    return tuple(name for name in protocols if splits.labelled() or name == "label_free")
+    """Those protocols that the data allows: without labels "label_free" alone, without part boxes no "pointing"."""
+    if not splits.labelled():
+        return tuple(name for name in protocols if name == "label_free")
+    parts = len(splits.test[0].part_boxes)
+    return tuple(name for name in protocols if parts or name != "pointing")
 
 
 def evaluate(

@@ -52,9 +52,10 @@ def evaluate_run(
     if best and config.train.best_metric is None:
         raise ConfigError(f"--best needs a run with train.best_metric, and {workdir} has none; use --step or the newest")
     splits, reason = evaluation_lib.open_splits(config)
-    if not evaluation_lib.measurable(config.eval.protocols, splits):
-        raise ConfigError(f"{', '.join(config.eval.protocols)}: {reason}; or measure label_free")
     data = evaluation_lib.data_name(config)
+    if not evaluation_lib.measurable(config.eval.protocols, splits):
+        lacks = reason or f"{data} has no part boxes"
+        raise ConfigError(f"cannot measure {', '.join(config.eval.protocols)}: {lacks}; or choose --protocols=label_free")
     other = None if data == own_data else f"on_{re.sub(r'[^A-Za-z0-9.-]+', '_', data).strip('_')}"
     network = make_network(config)
     everywhere = data_parallel(jax.devices())

@@ -96,10 +96,12 @@ def _train(config: ConfigDict, workdir: str, preemption: Preemption) -> None:
     train_step = run.compile()
 
     def evaluate(step: int) -> None:
+        protocols = evaluation_lib.measurable(evaluation_lib.protocols_at(config, step, run.steps), splits)
+        if not protocols:
+            return
         read_unread()
         if processes.of_first(evaluation_lib.load_metrics(workdir, step) is None):
             teacher = local_copy(state.teacher, run.shardings)
-            protocols = evaluation_lib.protocols_at(config, step, run.steps)
             evaluation = evaluation_lib.evaluate(config, run.network, teacher, step, splits, preemption.poll, protocols)
             if not lead:
                 return
