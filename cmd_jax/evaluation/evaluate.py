@@ -14,11 +14,9 @@ from cmd_jax.evaluation import agreement, breakdown, knn, label_free, linear, lo
 from cmd_jax.evaluation.breakdown import Confusion
 from cmd_jax.evaluation.features import Features, extract_features, make_extractor
 from cmd_jax.evaluation.protocol import Row, Subject
-from cmd_jax.evaluation.splits import NoLabels, Splits, open_labelled_splits, open_splits
+from cmd_jax.evaluation.splits import Splits
 from cmd_jax.models.network import Network
 from cmd_jax.training.state import Params
-
-__all__ = ["Evaluation", "NoLabels", "Row", "Splits", "evaluate", "open_labelled_splits", "open_splits"]
 
 PROTOCOLS: dict[str, Callable[[Subject], list[Row]]] = {
     "knn": knn.rows,

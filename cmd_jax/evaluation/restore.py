@@ -10,6 +10,7 @@ from cmd_jax import config as config_lib
 from cmd_jax.config import ConfigError
 from cmd_jax.evaluation import breakdown
 from cmd_jax.evaluation import evaluate as evaluation_lib
+from cmd_jax.evaluation.splits import open_splits
 from cmd_jax.report.pictures import write_pictures
 from cmd_jax.training import processes
 from cmd_jax.training.checkpoint import Checkpoints
@@ -54,7 +55,7 @@ def evaluate_run(
     validate(config)
     if best and config.train.best_metric is None:
         raise ConfigError(f"--best needs a run with train.best_metric, and {workdir} has none; use --step or the newest")
-    splits, reason = evaluation_lib.open_splits(config)
+    splits, reason = open_splits(config)
     data = evaluation_lib.data_name(config)
     if not evaluation_lib.measurable(config.eval.protocols, splits):
         lacks = reason or f"{data} has no part boxes"

@@ -13,7 +13,8 @@ from cmd_jax import files
 from cmd_jax.config import ConfigDict, token_px
 from cmd_jax.data.decode import decode_record, eval_crop
 from cmd_jax.data.sources import Source
-from cmd_jax.evaluation.evaluate import Evaluation, Splits
+from cmd_jax.evaluation.evaluate import Evaluation
+from cmd_jax.evaluation.splits import Splits
 
 OVERLAYS = 12
 QUERIES, NEIGHBOURS = 8, 6

@@ -14,6 +14,7 @@ from cmd_jax import files
 from cmd_jax.config import ConfigDict, ConfigError
 from cmd_jax.data.loader import CanvasCache, Prefetch, batches
 from cmd_jax.evaluation import evaluate as evaluation_lib
+from cmd_jax.evaluation.splits import Splits, open_splits
 from cmd_jax.report.pictures import write_pictures
 from cmd_jax.training import processes
 from cmd_jax.training.checkpoint import Checkpoints, SaveError, compile_fingerprints, free_space
@@ -185,8 +186,8 @@ def _train(config: ConfigDict, workdir: str, preemption: Preemption) -> None:
         checkpoints.close()
 
 
-def _open_splits(config: ConfigDict, say: Callable[[str], None]) -> evaluation_lib.Splits:
-    splits, reason = evaluation_lib.open_splits(config)
+def _open_splits(config: ConfigDict, say: Callable[[str], None]) -> Splits:
+    splits, reason = open_splits(config)
     if reason and (config.train.best_metric or "").startswith("eval_"):
         raise ConfigError(
             f"train.best_metric is {config.train.best_metric!r}, but {reason}; or set it to feature_std"

@@ -9,8 +9,9 @@ from PIL import Image
 from cmd_jax import config as config_lib
 from cmd_jax.data.augment import resized_crop
 from cmd_jax.evaluation import linear
-from cmd_jax.evaluation.evaluate import evaluate, open_splits
+from cmd_jax.evaluation.evaluate import evaluate
 from cmd_jax.evaluation.linear import Probe, held_out, start, step, training_crop
+from cmd_jax.evaluation.splits import open_splits
 from cmd_jax.training.state import init_params, make_network
 from tests.conftest import tiny
 
