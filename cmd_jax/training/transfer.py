@@ -9,14 +9,9 @@ from cmd_jax import config as config_lib
 from cmd_jax import files
 from cmd_jax.config import ConfigDict
 from cmd_jax.models.network import Network
-<<<<<<< HEAD
-from cmd_jax.training.checkpoint import CheckpointError, Checkpoints
-from cmd_jax.training.state import Params, TrainState, init_params, make_network
-=======
 from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.errors import CheckpointError
-from cmd_jax.training.state import Params, TrainState, init_params, make_backbone, make_network
->>>>>>> tpu
+from cmd_jax.training.state import Params, TrainState, init_params, make_network
 from cmd_jax.validation import validate
 from cmd_jax.weights.fit import Fitted, fit
 from cmd_jax.weights.read import read_source

@@ -9,7 +9,9 @@ ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 STARTS = ("make", "pip", "tfds", "taskset", "launch/", "gcloud", ".venv/bin/python", "python")
 # What a comment behind a command may say that a test cannot have.
-NEEDS = re.compile(r"needs (a cloud|a GPU|a cluster|a download|CUB|DINO's file|the extra onnx|a run with train.best_metric|minutes)")
+NEEDS = re.compile(
+    r"needs (a cloud|a GPU|a cluster|a download|CUB|DINO's file|the extra onnx|a run with train.best_metric|minutes)"
+)
 
 
 class Command(NamedTuple):
