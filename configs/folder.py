@@ -3,7 +3,7 @@
     python -m cmd_jax.main --config=configs/folder.py --config.data.folder=PHOTOS --workdir=runs/photos
 
 PHOTOS holds train/CLASS/* and test/CLASS/* (evaluated with k-NN and retrieval), or images at any depth without labels
-(trained without evaluation). ViT-S/16 at 224 px wants a GPU or TPU; on a CPU use the preset:
+(evaluated by label-free numbers alone). ViT-S/16 at 224 px wants a GPU or TPU; on a CPU use the preset:
 
     python -m cmd_jax.main --config=configs/folder.py:small --config.data.folder=PHOTOS --workdir=runs/photos
 

@@ -233,7 +233,7 @@ from cmd_jax import cli
 from cmd_jax.config import ConfigError
 from cmd_jax.data.decode import BadImage
 from cmd_jax.data.errors import DatasetError
-from cmd_jax.evaluation.evaluate import NoLabels
+from cmd_jax.evaluation.splits import NoLabels
 from cmd_jax.training.checkpoint import CheckpointError
 from cmd_jax.training.health import Collapsed, NonFinite
 from cmd_jax.weights.errors import WeightsError

@@ -174,7 +174,7 @@ def test_every_key_refuses_every_kind_of_bad_value(key):
     usual = keys(default())[key]
     kind = (default()[section[0]] if section else default()).get_type(name).__name__
     refused = BAD_VALUES[kind] + ([] if usual is None else [None])
-    if key == "eval.knn_k":  # of any length
+    if key in ("eval.knn_k", "eval.fractions", "eval.linear_lrs"):  # of any length
         refused.remove((1.0,) * 3)
     for value in refused:
         config = default()

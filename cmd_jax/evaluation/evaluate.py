@@ -14,11 +14,9 @@ from cmd_jax.evaluation import agreement, breakdown, knn, label_free, linear, lo
 from cmd_jax.evaluation.breakdown import Confusion
 from cmd_jax.evaluation.features import Features, extract_features, make_extractor
 from cmd_jax.evaluation.protocol import Row, Subject
-from cmd_jax.evaluation.splits import NoLabels, Splits, open_labelled_splits, open_splits
+from cmd_jax.evaluation.splits import Splits
 from cmd_jax.models.network import Network
 from cmd_jax.training.state import Params
-
-__all__ = ["Evaluation", "NoLabels", "Row", "Splits", "evaluate", "open_labelled_splits", "open_splits"]
 
 PROTOCOLS: dict[str, Callable[[Subject], list[Row]]] = {
     "knn": knn.rows,
@@ -66,8 +64,11 @@ def protocols_at(config: ConfigDict, step: int, steps: int) -> tuple[str, ...]:
 
 
 def measurable(protocols: Sequence[str], splits: Splits) -> tuple[str, ...]:
-    """Those protocols that the data allows."""
-    return tuple(name for name in protocols if splits.labelled() or name == "label_free")
+    """Those protocols that the data allows: without labels "label_free" alone, without part boxes no "pointing"."""
+    if not splits.labelled():
+        return tuple(name for name in protocols if name == "label_free")
+    parts = len(splits.test[0].part_boxes)
+    return tuple(name for name in protocols if parts or name != "pointing")
 
 
 def evaluate(

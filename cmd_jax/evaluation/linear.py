@@ -170,7 +170,7 @@ def _blocks(subject: Subject, of_crops: Callable, source: Source) -> np.ndarray:
 def rows(subject: Subject) -> list[Row]:
     """Top-1 and top-5 of the last epoch, at the rate that does best on the held-out training images."""
     config, labels = subject.config, subject.gallery.labels
-    hidden, names = held_out(labels, config.seed), subject.splits.train.class_names
+    hidden = held_out(labels, config.seed)
     of_training, of_crops = make_encoders(config, subject.network)
     given = np.array(sorted(config.eval.linear_lrs), np.float32)
     count = batch_size(config, len(labels))
@@ -178,7 +178,7 @@ def rows(subject: Subject) -> list[Row]:
     judged, tested = (jax.tree.map(lambda x, part=part: x[part], layers) for part in np.split(np.arange(2 * len(given)), 2))
     best = 0
     if hidden.any():
-        validation = _blocks(subject, of_crops, Part(subject.splits.train, np.flatnonzero(hidden), names))
+        validation = _blocks(subject, of_crops, Part(subject.splits.train, np.flatnonzero(hidden)))
         right = jnp.argmax(judged.logits(validation), axis=-1) == labels[hidden].astype(np.int32)
         best = int(jnp.argmax(jnp.mean(right, axis=1)))  # the smallest of equals
     logits = np.asarray(tested.logits(_blocks(subject, of_crops, subject.splits.test)))[best]

@@ -43,25 +43,32 @@ def fit_predict(
     folds = order_within_class(labels, seed) % FOLDS
     right = np.zeros(len(STRENGTHS))
     for fold in range(FOLDS):
-        held = folds == fold
-        for index, strength in enumerate(STRENGTHS):
-            between()
-            if np.any(held):  # the last folds are empty where every class has fewer images than there are folds
-                right[index] += np.sum(_fit(train[~held], labels[~held], train[held], strength) == labels[held])
+        held = folds == fold  # empty in the last folds where every class has fewer images than there are folds
+        found = _predictions(train[~held], labels[~held], train[held], STRENGTHS, between)
+        right += np.sum(found == labels[held], axis=1)
     best = STRENGTHS[int(np.argmax(right))]  # the most regularised of equals
-    between()
-    return _fit(train, labels, test, best), best
+    return _predictions(train, labels, test, (best,), between)[0], best
 
 
-def _fit(train: np.ndarray, labels: np.ndarray, test: np.ndarray, strength: float) -> np.ndarray:
-    if not len(labels) or np.all(labels == labels[0]):  # nothing to tell apart
-        return np.full(len(test), labels[0] if len(labels) else -1)
-    scaler = StandardScaler().fit(train)
-    model = LogisticRegression(C=strength, max_iter=MAX_ITERATIONS, tol=TOLERANCE)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # weak regularisation stops at the limit, and loses in the choice
-        model.fit(scaler.transform(train), labels)
-    return model.predict(scaler.transform(test))
+def _predictions(
+    train: np.ndarray, labels: np.ndarray, test: np.ndarray, strengths: tuple[float, ...], between: Callable[[], None]
+) -> np.ndarray:
+    """One fit for each C, ascending, each from the last one's solution: [strengths, Q] classes."""
+    model = LogisticRegression(max_iter=MAX_ITERATIONS, tol=TOLERANCE, warm_start=True)
+    found = np.full((len(strengths), len(test)), labels[0] if len(labels) else -1)
+    learns = len(test) > 0 and len(np.unique(labels)) > 1  # else there is nothing to tell apart
+    if learns:
+        scaler = StandardScaler().fit(train)
+        train, test = scaler.transform(train), scaler.transform(test)
+    for index, strength in enumerate(strengths):
+        between()
+        if learns:
+            with warnings.catch_warnings():
+                # Weak regularisation stops at the limit, and loses in the choice.
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                model.set_params(C=strength).fit(train, labels)
+            found[index] = model.predict(test)
+    return found
 
 
 def fraction_of(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:

@@ -10,12 +10,15 @@ from cmd_jax import config as config_lib
 from cmd_jax.config import ConfigError
 from cmd_jax.evaluation import breakdown
 from cmd_jax.evaluation import evaluate as evaluation_lib
+from cmd_jax.evaluation.splits import open_splits
 from cmd_jax.report.page import write_report
 from cmd_jax.training import processes
 from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.sharding import data_parallel, local_copy
 from cmd_jax.training.state import init_params, make_network
 from cmd_jax.validation import validate
+
+MAX_NAME = 100  # characters of the folder for other data; those of its end say most
 
 
 def evaluate_run(
@@ -43,19 +46,21 @@ def evaluate_run(
     """
     processes.agree(workdir=workdir, step=step, best=best, protocols=protocols, source=source, folder=folder)
     config = config_lib.load(os.path.join(workdir, "config.json"))
+    validate(config)  # it may have been edited
     own_data = evaluation_lib.data_name(config)
     if protocols is not None:
         config.eval.protocols = tuple(protocols)
     if source or folder:
         config.data.eval_source, config.data.eval_folder = source, folder
-    validate(config)  # it may have been edited
+    validate(config)
     if best and config.train.best_metric is None:
         raise ConfigError(f"--best needs a run with train.best_metric, and {workdir} has none; use --step or the newest")
-    splits, reason = evaluation_lib.open_splits(config)
-    if not evaluation_lib.measurable(config.eval.protocols, splits):
-        raise ConfigError(f"{', '.join(config.eval.protocols)}: {reason}; or measure label_free")
+    splits, reason = open_splits(config)
     data = evaluation_lib.data_name(config)
-    other = None if data == own_data else f"on_{re.sub(r'[^A-Za-z0-9.-]+', '_', data).strip('_')}"
+    if not evaluation_lib.measurable(config.eval.protocols, splits):
+        lacks = reason or f"{data} has no part boxes"
+        raise ConfigError(f"cannot measure {', '.join(config.eval.protocols)}: {lacks}; or choose --protocols=label_free")
+    other = None if data == own_data else "on_" + re.sub(r"[^A-Za-z0-9.-]+", "_", data).strip("_")[-MAX_NAME:]
     network = make_network(config)
     everywhere = data_parallel(jax.devices())
     shapes = jax.eval_shape(lambda: init_params(config, network))

@@ -14,6 +14,7 @@ from cmd_jax import files
 from cmd_jax.config import ConfigDict, ConfigError
 from cmd_jax.data.loader import CanvasCache, Prefetch, batches
 from cmd_jax.evaluation import evaluate as evaluation_lib
+from cmd_jax.evaluation.splits import Splits, open_splits
 from cmd_jax.report.page import write_report
 from cmd_jax.training import processes
 from cmd_jax.training.checkpoint import Checkpoints, SaveError, compile_fingerprints, free_space
@@ -96,10 +97,12 @@ def _train(config: ConfigDict, workdir: str, preemption: Preemption) -> None:
     train_step = run.compile()
 
     def evaluate(step: int) -> None:
+        protocols = evaluation_lib.measurable(evaluation_lib.protocols_at(config, step, run.steps), splits)
+        if not protocols:
+            return
         read_unread()
         if processes.of_first(evaluation_lib.load_metrics(workdir, step) is None):
             teacher = local_copy(state.teacher, run.shardings)
-            protocols = evaluation_lib.protocols_at(config, step, run.steps)
             evaluation = evaluation_lib.evaluate(config, run.network, teacher, step, splits, preemption.poll, protocols)
             if not lead:
                 return
@@ -183,8 +186,8 @@ def _train(config: ConfigDict, workdir: str, preemption: Preemption) -> None:
         checkpoints.close()
 
 
-def _open_splits(config: ConfigDict, say: Callable[[str], None]) -> evaluation_lib.Splits:
-    splits, reason = evaluation_lib.open_splits(config)
+def _open_splits(config: ConfigDict, say: Callable[[str], None]) -> Splits:
+    splits, reason = open_splits(config)
     if reason and (config.train.best_metric or "").startswith("eval_"):
         raise ConfigError(
             f"train.best_metric is {config.train.best_metric!r}, but {reason}; or set it to feature_std"

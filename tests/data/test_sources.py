@@ -16,7 +16,7 @@ from cmd_jax.data import sources
 from cmd_jax.data.decode import decode_record
 from cmd_jax.data.errors import BadImage, DatasetError
 from cmd_jax.data.sources import UNLABELLED, FolderSource, eval_section, fingerprint, open_source
-from cmd_jax.evaluation.evaluate import NoLabels, open_labelled_splits
+from cmd_jax.evaluation.splits import NoLabels, open_labelled_splits
 
 
 def test_labelled_folder(photo_folder):

@@ -1,11 +1,10 @@
-"""Intervals, accuracy of classes, confused pairs and parts with equal shares of all classes."""
+"""Intervals, accuracy of classes and confused pairs."""
 
 import numpy as np
 import pytest
 
 from cmd_jax.evaluation.bootstrap import interval
 from cmd_jax.evaluation.breakdown import PAIRS, Confusion, confusion_table, confusions, per_class
-from cmd_jax.evaluation.splits import order_within_class, spread
 
 
 def test_the_interval_is_the_one_of_the_normal_approximation_where_that_holds():
@@ -50,18 +49,3 @@ def test_classes_and_confusions_by_hand():
 def test_the_tail_of_the_confusions_is_cut():
     labels = np.arange(200)
     assert len(confusions((labels + 1) % 200, labels, tuple(map(str, labels)))) == PAIRS
-
-
-def test_places_within_a_class_are_a_random_order_of_it():
-    labels = np.array([2, 0, 2, 5, 0, 2, 2])
-    places = order_within_class(labels, 3)
-    assert {label: sorted(places[labels == label]) for label in (0, 2, 5)} == {0: [0, 1], 2: [0, 1, 2, 3], 5: [0]}
-    np.testing.assert_array_equal(places, order_within_class(labels, 3))
-    first = {int(np.flatnonzero((labels == 2) & (order_within_class(labels, seed) == 0))[0]) for seed in range(40)}
-    assert first == {0, 2, 5, 6}  # any image of a class may come first
-
-
-def test_indices_are_spread_over_all_images():
-    np.testing.assert_array_equal(spread(9, 5), [0, 2, 4, 6, 8])
-    np.testing.assert_array_equal(spread(3, 5), [0, 1, 2])
-    assert spread(1, 5).tolist() == [0]

@@ -165,7 +165,7 @@ def test_unlabelled_images_are_trained_on_and_evaluated_without_labels(config, p
     evaluation = evaluate_run(str(tmp_path), None)
     assert evaluation.metrics() == pytest.approx(stored["metrics"], rel=1e-5)
     assert (evaluation.queries, evaluation.predictions, len(evaluation.gallery.labels)) == (None, None, 24)
-    with pytest.raises(ConfigError, match=r"knn, linear: .* has no labels; .* or measure label_free"):
+    with pytest.raises(ConfigError, match=r"knn, linear: .* has no labels; .* or choose --protocols=label_free"):
         evaluate_run(str(tmp_path), None, protocols=("knn", "linear"))
 
 

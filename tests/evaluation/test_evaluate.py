@@ -1,0 +1,183 @@
+"""What is measured, what is written, and what is printed."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cmd_jax import config as config_lib
+from cmd_jax.config import EVAL_PROTOCOLS, ConfigError, default
+from cmd_jax.evaluation import evaluate as evaluation_lib
+from cmd_jax.evaluation.evaluate import PROTOCOLS, Evaluation, protocols_at, save, table
+from cmd_jax.evaluation.protocol import Row
+from cmd_jax.evaluation.restore import evaluate_run
+from cmd_jax.validation import validate
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def workdir(finished, tmp_path):
+    """A copy of a finished run that may be written to."""
+    shutil.copytree(finished[0], tmp_path / "run")
+    return tmp_path / "run"
+
+
+def _stored(workdir, *parts):
+    return json.loads((workdir / "eval" / Path(*parts) / "metrics.json").read_text())
+
+
+def test_the_names_of_the_configuration_are_those_of_the_protocols():
+    assert sorted(EVAL_PROTOCOLS) == sorted(PROTOCOLS)
+
+
+def test_everything_but_the_slow_probe_on_a_run(workdir, photo_folder, capsys):
+    names = tuple(name for name in EVAL_PROTOCOLS if name != "linear")
+    evaluation = evaluate_run(str(workdir), None, protocols=names)
+    text, stored = capsys.readouterr().out, _stored(workdir, "6")
+    headlines = [*(f"knn{k}_top1" for k in (10, 20)), "rank1", "map", "ratio_rank1", "ratio_map", "logistic_top1"]
+    headlines += ["fraction20_top1", "fraction50_top1"]
+    assert set(stored["interval"]) == set(headlines)
+    for key in headlines:
+        low, high = stored["interval"][key]
+        assert 0 <= low <= stored["metrics"][key] <= high <= 100
+    assert stored["metrics"] == evaluation.metrics()
+    for part in ("title", "unit", "protocol"):
+        assert set(stored[part]) == set(stored["metrics"])
+    assert {key for key, unit in stored["unit"].items() if unit == ""} == {
+        "rankme",
+        "alpha_req",
+        "uniformity",
+        "alignment",
+        "teacher_entropy",
+        "marginal_entropy",
+    }
+    assert stored["data"] == str(photo_folder)
+    assert "k=100, 200 left out, there are 24 train images" in stored["protocol"]["knn10_top1"]
+    assert "20 % of each class's labels: 6 train images" in stored["protocol"]["fraction20_top1"]
+    # the breakdown is that of the predictions
+    right = evaluation.predictions == evaluation.queries.labels
+    assert stored["metrics"]["knn20_top1"] == pytest.approx(100 * right.mean())
+    assert np.mean(list(stored["per_class_top1"]["percent"].values())) == pytest.approx(100 * right.mean())  # equal classes
+    assert stored["per_class_top1"]["protocol"] == "k-NN top-1, k=20"
+    assert sum(pair["count"] for pair in stored["confusions"]) == np.sum(~right)
+    # what the run did not measure before training has a dash
+    line = next(line for line in text.splitlines() if line.startswith("Logistic top-1  "))
+    assert line.split()[2] == "-"
+    line = next(line for line in text.splitlines() if line.startswith("k-NN top-1 (k=10)"))
+    assert f"{evaluation.metrics()['knn10_top1']:.1f} [" in line
+    assert "most confused" in text
+    # protocols of an earlier evaluation are kept, and one measured anew is written over
+    again = evaluate_run(str(workdir), None, protocols=("retrieval",))
+    assert set(again.metrics()) < set(stored["metrics"])
+    assert _stored(workdir, "6") == stored
+
+
+def test_a_k_of_more_than_all_training_images_is_all_of_them(finished, workdir):
+    config = config_lib.load(str(workdir / "config.json"))
+    with config.unlocked():
+        config.eval.knn_k = (500, 100)
+    config_lib.save(config, str(workdir / "config.json"))
+    evaluation = evaluate_run(str(workdir), None, protocols=("knn",))
+    assert [row.key for row in evaluation.rows] == ["knn100_top1", "knn100_top5"]
+    assert evaluation.rows[0].protocol.startswith("k=24, all there are, T=0.07")
+
+
+def test_other_data_have_a_place_of_their_own_and_leave_the_run_as_it_is(workdir, photo_folder, tmp_path):
+    other = tmp_path / "other photos"
+    shutil.copytree(photo_folder, other)
+    shutil.rmtree(other / "train" / "<script>")
+    shutil.rmtree(other / "test" / "<script>")
+    before = _stored(workdir, "6")
+    pictures = {path: path.stat().st_mtime_ns for path in (workdir / "report").iterdir()}
+    command = [sys.executable, "-m", "cmd_jax.eval", f"--workdir={workdir}", "--protocols=knn", f"--folder={other}"]
+    out = subprocess.run(command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    assert "8 test queries, 16 train images; chance 50.0" in out.stdout
+    assert "Retrieval" not in out.stdout
+    assert "untrained" not in out.stdout
+    (folder,) = [path.name for path in (workdir / "eval" / "6").iterdir() if path.is_dir()]
+    assert folder.startswith("on_")
+    assert folder.endswith("other_photos")
+    assert _stored(workdir, "6", folder)["data"] == str(other)
+    assert _stored(workdir, "6") == before
+    assert {path: path.stat().st_mtime_ns for path in (workdir / "report").iterdir()} == pictures
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"protocols": ("knn", "svm")}, r"eval.protocols is \('knn', 'svm'\); it must be one or more of knn, retrieval"),
+        ({"protocols": ()}, r"eval.protocols is \(\); it must be one or more of"),
+        ({"protocols": ("knn", "knn")}, "each once"),
+        ({"protocols": ("pointing",)}, "cannot measure pointing: .* has no part boxes; or choose --protocols=label_free"),
+        ({"source": "birds"}, "data.eval_source is 'birds'; choose one of"),
+        ({"folder": "/nowhere"}, "data.folder '/nowhere' is not a directory"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(finished, change, message):
+    with pytest.raises(ConfigError, match=message):
+        evaluate_run(str(finished[0]), None, **change)
+
+
+def test_training_measures_the_slow_probe_at_its_end_alone():
+    config = default()
+    config.eval.protocols, config.eval.protocols_between = ("knn", "linear"), ("retrieval",)
+    assert [protocols_at(config, step, 9) for step in (0, 4, 9)] == [("knn",), ("retrieval",), ("knn", "linear")]
+
+
+def test_the_best_step_needs_its_number_at_every_evaluation():
+    config = default()
+    config.train.best_metric, config.eval.protocols_between = "eval_map", ("knn",)
+    with pytest.raises(ConfigError, match=r"'eval_map', but eval.protocols_between is \('knn',\); add 'retrieval'"):
+        validate(config)
+
+
+@pytest.mark.parametrize(
+    ("method", "model", "features"),
+    [
+        ("cmd", "vit_small", "cls+mean+mil"),
+        ("cmd", "swin_tiny", "mean+mil"),
+        ("dino", "vit_small", "cls"),
+        ("esvit", "swin_tiny", "mean"),
+    ],
+)
+def test_features_are_the_best_for_cmd_and_the_references_own_for_them(method, model, features):
+    config = default()
+    config.method.name, config.model.name = method, model
+    assert config_lib.resolve(config, 100).eval.features == features
+
+
+def _evaluation(*rows):
+    return Evaluation(5, list(rows), {}, [], None, None, None)
+
+
+def test_a_table_has_intervals_dashes_and_numbers_without_unit():
+    rows = (
+        Row("a", "First", 45.0, "how", low=40.64, high=49.4),
+        Row("b", "Second", 1.25, "so"),
+        Row("c", "Rank", 12.345, "", ""),
+    )
+    lines = table(_evaluation(*rows), {"a": 30.0, "old": 1.0}).splitlines()
+    assert lines[0].split() == ["percent", "untrained", "step", "5", "protocol"]
+    assert lines[1].split() == ["First", "30.0", "45.0", "[40.6,", "49.4]", "how"]
+    assert lines[2].split() == ["Second", "-", "1.2", "so"]
+    assert lines[3].split() == ["label-free", "untrained", "step", "5", "protocol"]
+    assert lines[4].split() == ["Rank", "-", "12.35"]
+    assert "untrained" not in table(_evaluation(*rows))
+    assert len({line.index("protocol") for line in lines if "protocol" in line} | {lines[1].index("how")}) == 1
+
+
+def test_the_agreement_is_that_of_all_evaluated_steps(tmp_path):
+    config = default()
+    for step, value in enumerate((3.0, 1.0, 2.0, 5.0)):
+        rows = (Row("knn20_top1", "", value, ""), Row("rankme", "", 10 + value, "", ""), Row("alignment", "", -value, "", ""))
+        save(_evaluation(*rows)._replace(step=step), config, str(tmp_path))
+        text = evaluation_lib.agreement_text(str(tmp_path), config)
+        assert (text is None) == (step < 3)
+    assert text.endswith("with knn20_top1 over the evaluated steps: rankme +1.00, alignment -1.00")
