@@ -31,7 +31,6 @@ class Number(NamedTuple):
         change: from there, with its sign, or "".
         interval: 95 % interval, or "".
         protocol: how it was measured.
-        raw: the number itself.
     """
 
     key: str
@@ -41,7 +40,6 @@ class Number(NamedTuple):
     change: str
     interval: str
     protocol: str
-    raw: float
 
 
 def numbers(content: dict[str, Any], before: dict[str, float] | None) -> list[Number]:
@@ -65,7 +63,6 @@ def numbers(content: dict[str, Any], before: dict[str, float] | None) -> list[Nu
                 "" if old is None or None in (value, old) else f"{value - old:+.2f}".replace("-", "\N{MINUS SIGN}"),
                 "" if ends is None else f"{text(ends[0], unit)} to {text(ends[1], unit)}",
                 content.get("protocol", {}).get(key, ""),
-                value,
             )
         )
     return found

@@ -48,7 +48,7 @@ def test_accessibility_and_width(show, name, scheme, request):
     assert results.violations_count == 0, results.generate_report()
     page.set_viewport_size(PHONE["viewport"])
     assert page.evaluate("document.documentElement.scrollWidth") == 400
-    page.wait_for_function("[...document.querySelectorAll('.main-svg')].every(chart => chart.clientWidth < 400)")
+    page.wait_for_function("() => [...document.querySelectorAll('.main-svg')].every(chart => chart.clientWidth < 400)")
 
 
 def test_every_chart_is_drawn_and_has_its_table(show, run_page):
@@ -162,7 +162,7 @@ def test_the_policy_stops_what_is_no_part_of_the_page(chromium, run_page):
     page.goto(run_page.as_uri())
     page.evaluate("document.body.append(Object.assign(document.createElement('script'), {textContent: 'window.ran = true'}))")
     page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=\"http://localhost:1/x.png\">')")
-    page.wait_for_function("performance.now() > 0")
+    page.wait_for_function("() => performance.now() > 0")
     assert page.evaluate("window.ran") is None
     assert any("Content Security Policy" in text for text in said)
     page.close()
