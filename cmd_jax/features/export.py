@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from cmd_jax import files
-from cmd_jax.config import ConfigDict, ConfigError
+from cmd_jax.config import ConfigDict, ConfigError, default
 from cmd_jax.data.errors import DatasetError
 from cmd_jax.features.extract import grid_side, widths
 from cmd_jax.features.programs import check_onnx, write_onnx, write_stablehlo
@@ -17,8 +17,6 @@ from cmd_jax.weights.export import write_hugging_face, write_timm
 from cmd_jax.weights.names import Arrays
 from cmd_jax.weights.single import Single, write_single
 from cmd_jax.weights.trees import flatten
-
-_OF_THIS_MACHINE = ("data_dir", "manual_dir", "cache_dir")  # of a configuration's section data
 
 
 class Format(NamedTuple):
@@ -69,6 +67,7 @@ def export_run(workdir: str, step: int | None, network: str, form: str, out: str
         CheckpointError: there is no such step.
         ConfigError: `out` is not what the format writes, or the format's converter is not installed.
         WeightsError: the format has no place for this network.
+        DatasetError: the evaluation of the step is damaged.
     """
     ending = FORMATS[form].ending
     if not (out.endswith(ending) if ending else not out.endswith((".safetensors", ".stablehlo", ".onnx"))):
@@ -77,11 +76,12 @@ def export_run(workdir: str, step: int | None, network: str, form: str, out: str
     if form == "onnx":
         check_onnx()
     trained = read_trained(workdir, step, network=network)
-    files.make_directory(os.path.dirname(os.path.abspath(out)))
-    FORMATS[form].write(out, trained)
     part = _backbone(trained) if form in BACKBONE_ALONE else flatten(trained.params)
     scalars = sum(array.size for array in part.values())
-    files.write(card_path(form, out), _card(form, out, trained, scalars, workdir))
+    card = _card(form, out, trained, scalars, workdir)
+    files.make_directory(os.path.dirname(os.path.abspath(out)))
+    FORMATS[form].write(out, trained)
+    files.write(card_path(form, out), card)
     return trained.step, scalars
 
 
@@ -93,8 +93,7 @@ def card_path(form: str, out: str) -> str:
 def public_config(config: ConfigDict) -> ConfigDict:
     """The configuration without the paths of this machine: folders by their last name alone."""
     public = config.copy_and_resolve_references()
-    for key in _OF_THIS_MACHINE:
-        public.data[key] = "" if key != "data_dir" else os.path.join("~", "tensorflow_datasets")
+    public.data.update({"data_dir": default().data.data_dir, "manual_dir": "", "cache_dir": ""})
     for section, key in (("data", "folder"), ("data", "eval_folder"), ("init", "weights")):
         value = public[section][key]
         if value and not value.startswith("hf:"):

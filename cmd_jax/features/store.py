@@ -99,11 +99,11 @@ def _join_parquet(parts: Sequence[str], path: str, meta: Meta) -> None:
     schema = pa.schema(fields, {KEY: _to_json(meta)})
     with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
         for part in parts:
-            writer.write_table(pq.read_table(part).cast(schema))
+            writer.write_table(_table(part).cast(schema))
 
 
 def _join_npz(parts: Sequence[str], path: str, meta: Meta) -> None:
-    longest = max(max(map(len, pq.read_table(part, columns=["path"])["path"].to_pylist()), default=1) for part in parts)
+    longest = max(max(map(len, _names(part))) for part in parts)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
 
         def write(name: str, dtype: Any, shape: tuple[int, ...], pieces: Iterator[np.ndarray]) -> None:
@@ -115,11 +115,20 @@ def _join_npz(parts: Sequence[str], path: str, meta: Meta) -> None:
                     file.write(np.ascontiguousarray(piece, dtype).tobytes())
 
         write("metadata", np.dtype(f"U{len(_to_json(meta))}"), (), iter([np.array(_to_json(meta).decode())]))
-        names = (pq.read_table(part, columns=["path"])["path"].to_pylist() for part in parts)
-        write("path", np.dtype(f"U{longest}"), (meta.images,), (np.array(piece, f"U{longest}") for piece in names))
+        write("path", np.dtype(f"U{longest}"), (meta.images,), (np.array(_names(part), f"U{longest}") for part in parts))
         for name, width in meta.widths.items():
-            pieces = (_column(pq.read_table(part, columns=[name])[name], width) for part in parts)
+            pieces = (_column(_table(part, [name])[name], width) for part in parts)
             write(name, DTYPES[name], (meta.images, width), pieces)
+
+
+def _table(part: str, columns: list[str] | None = None) -> pa.Table:
+    # Not pq.read_table, which makes a column of a directory that is called step=3.
+    with pq.ParquetFile(part) as file:
+        return file.read(columns)
+
+
+def _names(part: str) -> list[str]:
+    return _table(part, ["path"])["path"].to_pylist()
 
 
 def _column(column: pa.ChunkedArray, width: int) -> np.ndarray:

@@ -36,10 +36,10 @@ def _read(path, columns):
 
 @pytest.mark.parametrize("suffix", store.SUFFIXES)
 def test_every_row_is_what_the_api_says_of_the_image(suffix, trained, finished, photo_folder, tmp_path):
-    out = str(tmp_path / "new" / f"features{suffix}")
+    out = str(tmp_path / "step=3" / f"features{suffix}")
     summary = embed_folder(trained, str(photo_folder), out, BATCH, patches=True)
     assert summary == Summary(images=36, bad=0, computed=36, bad_list=None)
-    assert os.listdir(tmp_path / "new") == [f"features{suffix}"]
+    assert os.listdir(tmp_path / "step=3") == [f"features{suffix}"]
     meta, names, columns = _read(out, ["features", "patch_tokens", "mil_weights"])
     assert names == sorted(str(path.relative_to(photo_folder)) for path in photo_folder.rglob("*.png"))
     assert (meta.step, meta.features, meta.crop_px, meta.grid, meta.images) == (6, "mil", 16, 2, 36)
