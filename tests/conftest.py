@@ -58,6 +58,7 @@ def tiny():
     config.train.checkpoint_every_epochs = 1.0
     config.optim.warmup_epochs = 0.5
     config.eval.batch_size = 8
+    config.eval.features = "mil"
     config.eval.protocols = config.eval.protocols_between = ("knn", "retrieval")  # the others compile programs of their own
     return config
 

@@ -149,6 +149,7 @@ def _of_others(source: str, features: str | None, model: str | None, image_px: i
     config.views.local_count = 0
     config.views.local_px = image_px
     config.method.image_pool = "mean" if model in swin.SIZES else "cls"
+    config.eval.features = config.method.image_pool
     _read_shapes(config, arrays, source)
     config = _checked(config, features)
     _no_scorer(source, config.eval.features)
