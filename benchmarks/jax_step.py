@@ -32,7 +32,16 @@ from cmd_jax.training.optimizer import adamw
 from cmd_jax.training.schedules import make_schedules
 from cmd_jax.training.sharding import all_hardware
 from cmd_jax.training.state import TrainState, count_parameters, init_state, make_network, with_dtype
-from cmd_jax.training.step import ema, encode_views, make_apply, make_gradients, make_streaming, make_train_step, term_weights
+from cmd_jax.training.step import (
+    ema,
+    encode_views,
+    make_apply,
+    make_gradients,
+    make_streaming,
+    make_teach,
+    make_train_step,
+    term_weights,
+)
 from cmd_jax.validation import validate
 
 IMAGES = 100_000  # of the imagined data set: schedules alone depend on it
@@ -105,9 +114,11 @@ class Setup:
         if augment:
             step, data = make_train_step(self.config, self.network, self.optimizer, self.schedules), self.batch()
         else:
-            gradients = make_gradients(self.config, self.network, self.schedules)
+            gradients, teach = make_gradients(self.config, self.network, self.schedules), make_teach(self.config, self.network)
             apply, data = make_apply(self.optimizer, self.schedules), self.views()
-            step = lambda state, views: apply(state, *gradients(state, views, jax.random.key(0)))
+            step = lambda state, views: apply(
+                state, *gradients(state, views, teach(state.teacher, views[0]), jax.random.key(0))
+            )
         compiled = jax.jit(step, donate_argnums=0).lower(self.state, data).compile()
         return_free_memory()  # as the training loop does
         return compiled, data

@@ -135,6 +135,8 @@ def default() -> ConfigDict:
     config.views.local_px = 96
     config.views.local_scale = (0.05, 0.4)
     config.views.local_count = 8
+    # Of the local views, those that are placed where the teacher's MIL weights lie in the global views; the others anywhere.
+    config.views.key_patch_share = 0.0
     config.views.jitter_prob = 0.8
     config.views.brightness = 0.4
     config.views.contrast = 0.4

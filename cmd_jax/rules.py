@@ -165,6 +165,7 @@ RULES: dict[str, Rule] = {
     "views.local_px": SIDE_PX,
     "views.local_scale": Several(Number(0, 1, open_low=True), 2),
     "views.local_count": Whole(0, 256),
+    "views.key_patch_share": SHARE,
     "views.jitter_prob": SHARE,
     "views.brightness": Number(0, 10),
     "views.contrast": Number(0, 10),

@@ -72,13 +72,14 @@ def normalize(pixels: Array, mode: str) -> Array:
     return detail / jnp.maximum(contrast, FLAT_CONTRAST)
 
 
-def sample_box(uniform: Array, size: Array, scale: tuple[float, float]) -> Array:
+def sample_box(uniform: Array, size: Array, scale: tuple[float, float], focus: Array | None = None) -> Array:
     """Random resized crop: the first of ten boxes that fits, else a central crop of a clamped aspect ratio.
 
     Args:
         uniform: [BOX_NUMBERS] in 0..1, independent.
         size: [2] (height, width) of the picture in pixels.
         scale: range of the area as a share of the picture's.
+        focus: [2] (y, x) in pixels of the canvas, where the box is centred as far as it fits; None, or not finite: anywhere.
 
     Returns:
         [4] float32 (top, left, height, width), whole numbers.
@@ -101,19 +102,29 @@ def sample_box(uniform: Array, size: Array, scale: tuple[float, float]) -> Array
     spare_y, spare_x = height - box_height, width - box_width
     top = jnp.where(found, jnp.floor(uniform[-2] * (spare_y + 1)), jnp.round(spare_y / 2))
     left = jnp.where(found, jnp.floor(uniform[-1] * (spare_x + 1)), jnp.round(spare_x / 2))
+    if focus is not None:
+        around = lambda point, extent, spare: jnp.clip(jnp.round(point - extent / 2), 0, spare)
+        top = jnp.where(jnp.isfinite(focus[0]), around(focus[0], box_height, spare_y), top)
+        left = jnp.where(jnp.isfinite(focus[1]), around(focus[1], box_width, spare_x), left)
     return jnp.stack([top, left, box_height, box_width])
 
 
 def sample_params(
-    key: Array, size: Array, scale: tuple[float, float], blur_prob: Array, solarize_prob: Array, views: ConfigDict
+    key: Array,
+    size: Array,
+    scale: tuple[float, float],
+    blur_prob: Array,
+    solarize_prob: Array,
+    views: ConfigDict,
+    focus: Array | None = None,
 ) -> ViewParams:
-    """Draws the parameters of one view; `views` is the config's section of that name."""
+    """Draws the parameters of one view; `views` is the config's section of that name, `focus` as in `sample_box`."""
     # All numbers at once: every call of the generator is compiled for itself.
     coin, spread, (order, sigma), box = jnp.split(jax.random.uniform(key, (11 + BOX_NUMBERS,)), (5, 9, 11))
     strength = jnp.array([views.brightness, views.contrast, views.saturation, views.hue])
     low, high = views.blur_sigma
     return ViewParams(
-        box=sample_box(box, size, scale),
+        box=sample_box(box, size, scale, focus),
         flip=coin[0] < 0.5,
         jitter=coin[1] < views.jitter_prob,
         factors=(2 * spread - 1) * strength + jnp.array([1.0, 1.0, 1.0, 0.0]),
@@ -240,39 +251,109 @@ def apply_params(
     return normalize(pixels, normalization)
 
 
-def multi_crop(
-    key: Array, canvas: Array, size: Array, index: Array, *, views: ConfigDict, normalization: str
-) -> tuple[Array, Array | None]:
-    """All views of a batch, vectorised over images and over the views of a size.
+class Placed(NamedTuple):
+    """Views of one size and where they lie.
+
+    Attributes:
+        pixels: [B, V, S, S, 3] float32, normalised.
+        box: [B, V, 4] float32 (top, left, height, width) in pixels of the canvas.
+        flip: [B, V] bool.
+    """
+
+    pixels: Array
+    box: Array
+    flip: Array
+
+
+GLOBAL_VIEWS = 2
+
+
+def crop_views(
+    key: Array,
+    canvas: Array,
+    size: Array,
+    index: Array,
+    focus: Array | None = None,
+    *,
+    local: bool,
+    views: ConfigDict,
+    normalization: str,
+) -> Placed:
+    """The global or the local views of a batch, vectorised over images and views.
 
     Args:
         key: of (seed, step); folded with each image's index, then with the view's number.
         canvas: [B, C, C, 3] uint8.
         size: [B, 2] int32, height and width of the picture inside its canvas.
         index: [B] int32, the images' indices in the dataset.
+        focus: [B, V, 2] (y, x) in pixels of the canvas where views are centred as far as they fit; NaN or None: anywhere.
+        local: the `views.local_count` local views, else the two global ones.
         views: the config's section of that name.
         normalization: see `normalize`.
+    """
+    if local:
+        first, out, scale = GLOBAL_VIEWS, views.local_px, views.local_scale
+        blur_probs, solarize_probs = (views.local_blur_prob,) * views.local_count, (0.0,) * views.local_count
+    else:
+        first, out, scale = 0, views.global_px, views.global_scale
+        blur_probs, solarize_probs = views.global_blur_prob, views.global_solarize_prob
+
+    def one(image_key, image, image_size, focus, number, blur, solarize):
+        view_key = jax.random.fold_in(image_key, number)
+        params = sample_params(view_key, image_size, tuple(scale), blur, solarize, views, focus)
+        pixels = apply_params(image, params, out, views.blur_sigma[1], normalization, views.dtype)
+        return Placed(pixels, params.box, params.flip)
+
+    image_keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+    numbers = first + jnp.arange(len(blur_probs))
+    in_focus = None if focus is None else 0
+    of_image = jax.vmap(one, in_axes=(None, None, None, in_focus, 0, 0, 0))
+    of_batch = jax.vmap(of_image, in_axes=(0, 0, 0, in_focus, None, None, None))
+    return of_batch(image_keys, canvas, size, focus, numbers, jnp.array(blur_probs), jnp.array(solarize_probs))
+
+
+def key_points(key: Array, index: Array, weights: Array, shown: Placed, *, patch_side: float, views: ConfigDict) -> Array:
+    """Points of the pictures for local views to look at, drawn where the weights of the global views' patches lie.
+
+    Args:
+        key: as of `crop_views`: the numbers of views go on, one for each point.
+        index: [B] int32, the images' indices in the dataset.
+        weights: [B, V, N] of the square grid's patches, row-major; rows sum to 1.
+        shown: the V global views.
+        patch_side: of a patch, a fraction of the view; the last row and column may reach beyond it.
+        views: the config's section of that name: each of the `local_count` views is placed so with the probability
+            `key_patch_share`.
+
+    Returns:
+        [B, L, 2] (y, x) in pixels of the canvas, uniform in a patch drawn by its weight in a view drawn at random; NaN for a
+        view that may lie anywhere.
+    """
+    side = math.isqrt(weights.shape[-1])
+    numbers = GLOBAL_VIEWS + views.local_count + jnp.arange(views.local_count)
+
+    def point(key: Array, weights: Array, box: Array, flip: Array) -> Array:
+        of_view, of_patch, of_place, of_use = jax.random.split(key, 4)
+        view = jax.random.randint(of_view, (), 0, weights.shape[0])
+        patch = jax.random.categorical(of_patch, jnp.log(weights[view]))
+        place = (jnp.stack([patch // side, patch % side]) + jax.random.uniform(of_place, (2,))) * patch_side
+        y, x = jnp.minimum(place, 1.0)
+        found = box[view, :2] + jnp.stack([y, jnp.where(flip[view], 1 - x, x)]) * box[view, 2:]
+        return jnp.where(jax.random.uniform(of_use) < views.key_patch_share, found, jnp.nan)
+
+    def of_image(index: Array, *image: Array) -> Array:
+        image_key = jax.random.fold_in(key, index)
+        return jax.vmap(lambda number: point(jax.random.fold_in(image_key, number), *image))(numbers)
+
+    return jax.vmap(of_image)(index, weights, shown.box, shown.flip)
+
+
+def multi_crop(
+    key: Array, canvas: Array, size: Array, index: Array, *, views: ConfigDict, normalization: str
+) -> tuple[Array, Array | None]:
+    """All views of a batch, each placed anywhere in its picture; arguments as of `crop_views`.
 
     Returns:
         Global views [B, 2, G, G, 3] and local views [B, L, l, l, 3] (None when L is 0), float32, normalised.
     """
-    image_keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
-
-    def group(first: int, out: int, scale: tuple, blur_probs: tuple, solarize_probs: tuple) -> Array:
-        """Views of numbers first, first + 1, ...: one for each of the probabilities."""
-        numbers = first + jnp.arange(len(blur_probs))
-
-        def one(image_key: Array, image: Array, image_size: Array, number: Array, blur: Array, solarize: Array) -> Array:
-            view_key = jax.random.fold_in(image_key, number)
-            params = sample_params(view_key, image_size, tuple(scale), blur, solarize, views)
-            return apply_params(image, params, out, views.blur_sigma[1], normalization, views.dtype)
-
-        of_image = jax.vmap(one, in_axes=(None, None, None, 0, 0, 0))
-        of_batch = jax.vmap(of_image, in_axes=(0, 0, 0, None, None, None))
-        return of_batch(image_keys, canvas, size, numbers, jnp.array(blur_probs), jnp.array(solarize_probs))
-
-    globals_ = group(0, views.global_px, views.global_scale, views.global_blur_prob, views.global_solarize_prob)
-    if not views.local_count:
-        return globals_, None
-    blur, none = (views.local_blur_prob,) * views.local_count, (0.0,) * views.local_count
-    return globals_, group(2, views.local_px, views.local_scale, blur, none)
+    crop = lambda local: crop_views(key, canvas, size, index, local=local, views=views, normalization=normalization).pixels
+    return crop(False), crop(True) if views.local_count else None

@@ -1,5 +1,6 @@
 """One jitted step: views on the device, both networks, the objective, AdamW, EMA and centers."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -7,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cmd_jax.config import ConfigDict
-from cmd_jax.data.augment import multi_crop
+from cmd_jax.config import ConfigDict, token_px
+from cmd_jax.data.augment import crop_views, key_points
 from cmd_jax.data.loader import Batch
 from cmd_jax.method.chunks import Streaming
 from cmd_jax.method.koleo import koleo
@@ -74,23 +75,63 @@ class Outcome(NamedTuple):
     health: Metrics
 
 
+class Taught(NamedTuple):
+    """What the teacher says of the global views of a batch, as a network gives it and as the objective reads it."""
+
+    encoded: Encoded
+    views: Views
+    prototypes: PrototypePair
+
+
+def prototypes_of(network: Network, params: Params) -> PrototypePair:
+    """W of both levels."""
+    return PrototypePair(*network.apply({"params": params}, method="prototype_rows"))
+
+
+def make_teach(config: ConfigDict, network: Network, shardings: Shardings | None = None) -> Callable[[Params, Array], Taught]:
+    """Builds (teacher's parameters, global views [B, 2, H, W, 3]) -> what it says of them."""
+    teacher_network = with_dtype(network, jnp.dtype(config.model.teacher_dtype))
+
+    def teach(params: Params, images: Array) -> Taught:
+        params = gather(params, shardings)
+        (encoded,), (views,) = encode_views(teacher_network, params, (images,), None)
+        return Taught(encoded, views, prototypes_of(network, params))
+
+    return teach
+
+
+def make_views(config: ConfigDict, teach: Callable) -> Callable[[Params, Batch, Array], tuple[tuple[Array, ...], Taught]]:
+    """Builds (teacher's parameters, batch, key) -> (groups of views [B, V, H, W, 3], what the teacher says of the first).
+
+    With `views.key_patch_share` local views look where the teacher's MIL weights lie, so it reads the global ones first.
+    """
+    views, patch_side = config.views, token_px(config) / config.views.global_px
+
+    def cut(params: Params, batch: Batch, key: Array) -> tuple[tuple[Array, ...], Taught]:
+        crop = functools.partial(crop_views, key, *batch, views=views, normalization=config.data.normalization)
+        shown = crop(local=False)
+        taught = teach(params, shown.pixels)
+        if not views.local_count:
+            return (shown.pixels,), taught
+        focus = None
+        if views.key_patch_share:
+            focus = key_points(key, batch.index, taught.views.mil_weights, shown, patch_side=patch_side, views=views)
+        return (shown.pixels, crop(focus, local=True).pixels), taught
+
+    return cut
+
+
 def make_gradients(
     config: ConfigDict, network: Network, schedules: Schedules, shardings: Shardings | None = None
-) -> Callable[[TrainState, tuple[Array, ...], Array], tuple[Params, Outcome]]:
-    """Builds (state, groups of views [B, V, H, W, 3], key of stochastic depth) -> (gradients for the student, outcome)."""
+) -> Callable[[TrainState, tuple[Array, ...], Taught, Array], tuple[Params, Outcome]]:
+    """Builds (state, groups of views [B, V, H, W, 3], what the teacher says of the first, key of stochastic depth) ->
+    (gradients for the student, outcome)."""
     weights = term_weights(config)
     streaming = make_streaming(config, shardings)
-    teacher_network = with_dtype(network, jnp.dtype(config.model.teacher_dtype))
     center_momentum = scaled_momentum(config.method.center_momentum, config)
 
-    def prototypes(params: Params) -> PrototypePair:
-        return PrototypePair(*network.apply({"params": params}, method="prototype_rows"))
-
-    def gradients(state: TrainState, groups: tuple[Array, ...], drop_key: Array) -> tuple[Params, Outcome]:
-        temp = schedules.teacher_temp(state.step)
-        teacher_params = gather(state.teacher, shardings)
-        (teacher_encoded,), (teacher,) = encode_views(teacher_network, teacher_params, groups[:1], None)
-        teacher_prototypes = prototypes(teacher_params)
+    def gradients(state: TrainState, groups: tuple[Array, ...], taught: Taught, drop_key: Array) -> tuple[Params, Outcome]:
+        temp, teacher = schedules.teacher_temp(state.step), taught.views
 
         def loss_fn(student: Params) -> tuple[Array, Result]:
             student = gather(student, shardings)
@@ -101,9 +142,9 @@ def make_gradients(
             )
             result = cmd_objective(
                 views,
-                prototypes(student),
+                prototypes_of(network, student),
                 teacher,
-                teacher_prototypes,
+                taught.prototypes,
                 inter_teacher_weights,
                 state.centers,
                 weights=weights,
@@ -125,8 +166,8 @@ def make_gradients(
         signs = {
             "teacher_entropy": health.relative_entropy(result.teacher_entropy, config.head.prototypes),
             "marginal_entropy": health.relative_entropy(result.marginal_entropy, config.head.prototypes),
-            "feature_std": health.feature_std(teacher_encoded.image_embedding),
-            "mil_entropy": health.mil_entropy(teacher_encoded.mil_weights),
+            "feature_std": health.feature_std(taught.encoded.image_embedding),
+            "mil_entropy": health.mil_entropy(taught.encoded.mil_weights),
         }
         return of_student, Outcome(result.loss, result.terms, result.centers, signs)
 
@@ -185,15 +226,15 @@ def make_train_step(
     what looks across images (KoLeo, batch statistics in the heads, Sinkhorn), which sees a part at a time.
     """
     gradients, apply = make_gradients(config, network, schedules, shardings), make_apply(optimizer, schedules)
+    cut = make_views(config, make_teach(config, network, shardings))
     parts = config.train.accumulate
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
         def part(number: Array | int, batch: Batch) -> tuple[Params, Outcome]:
-            views = multi_crop(jax.random.fold_in(key, 0), *batch, views=config.views, normalization=config.data.normalization)
-            groups = tuple(group for group in views if group is not None)
-            return gradients(state, groups, jax.random.fold_in(key, 1 + number))
+            groups, taught = cut(state.teacher, batch, jax.random.fold_in(key, 0))
+            return gradients(state, groups, taught, jax.random.fold_in(key, 1 + number))
 
         if parts == 1:
             return apply(state, *part(0, batch))

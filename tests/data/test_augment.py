@@ -305,3 +305,50 @@ def test_local_contrast_ignores_lighting_and_keeps_flat_noise_small(picture):
     assert float(jnp.std(augment.normalize(jnp.asarray(noise), "local_contrast"))) < 0.1
     edge = np.zeros((64, 64, 3)) + 255 * (np.arange(64) >= 32)[None, :, None]
     assert float(jnp.max(augment.normalize(jnp.asarray(edge), "local_contrast"))) > 0.5
+
+
+def test_a_focused_box_is_centred_on_its_point_as_far_as_the_picture_goes():
+    uniform, size = jax.random.uniform(jax.random.key(0), (50, augment.BOX_NUMBERS)), jnp.array([90, 60])
+    focus = jnp.stack([90 * jax.random.uniform(jax.random.key(1), (50,)), 60 * jax.random.uniform(jax.random.key(2), (50,))], 1)
+    sample = jax.vmap(lambda u, f: augment.sample_box(u, size, (0.05, 0.3), f))
+    boxes, anywhere = sample(uniform, focus), sample(uniform, jnp.full((50, 2), jnp.nan))
+    plain = jax.vmap(lambda u: augment.sample_box(u, size, (0.05, 0.3)))(uniform)
+    np.testing.assert_array_equal(anywhere, plain)
+    np.testing.assert_array_equal(boxes[:, 2:], plain[:, 2:])  # the same size
+    low, high = np.zeros(2), np.array(size) - np.asarray(boxes[:, 2:])
+    wanted = np.clip(np.round(np.asarray(focus) - np.asarray(boxes[:, 2:]) / 2), low, high)
+    np.testing.assert_array_equal(boxes[:, :2], wanted)
+
+
+def _key_points(weights, share, flip=False, count=4):
+    """Points of 200 images whose global views show the pixels 10 to 50 down and 20 to 100 across."""
+    views = default().views
+    views.local_count, views.key_patch_share = count, share
+    images = 200
+    box = jnp.tile(jnp.array([10.0, 20.0, 40.0, 80.0]), (images, 2, 1))
+    shown = augment.Placed(None, box, jnp.full((images, 2), flip))
+    weights = jnp.tile(jnp.asarray(weights, jnp.float32), (images, 2, 1))
+    return np.asarray(augment.key_points(jax.random.key(3), jnp.arange(images), weights, shown, patch_side=0.25, views=views))
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_key_points_lie_in_the_patch_that_the_weights_name(flip):
+    points = _key_points(np.eye(16)[6], 1.0, flip)  # row 1, column 2 of four
+    assert points.shape == (200, 4, 2)
+    left = 20 + 80 * (0.25 if flip else 0.5)
+    assert points[..., 0].min() >= 20
+    assert points[..., 0].max() <= 30
+    assert points[..., 1].min() >= left
+    assert points[..., 1].max() <= left + 20
+    assert np.ptp(points[..., 1]) > 18  # anywhere in the patch
+    assert len(np.unique(points)) > 1500  # every image and view draws its own
+
+
+def test_patches_are_drawn_as_often_as_they_weigh_and_a_share_of_the_views_stays_free():
+    weights = np.zeros(16)
+    weights[[0, 15]] = 0.8, 0.2
+    points = _key_points(weights, 0.5)
+    free = np.isnan(points).any(axis=-1)
+    assert abs(free.mean() - 0.5) < 4 * 0.5 / 800**0.5  # four standard deviations of a share of 800
+    first = (points[~free][:, 0] < 20).mean()
+    assert abs(first - 0.8) < 4 * 0.4 / 400**0.5

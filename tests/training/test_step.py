@@ -83,6 +83,36 @@ def test_stochastic_depth_is_the_students_alone(tiny_config, monkeypatch):
     assert drawn == [([2], False), ([2, tiny_config.views.local_count], True)]
 
 
+def test_key_patch_views_look_where_the_teachers_weights_lie_and_change_no_other_view(tiny_config, monkeypatch):
+    tiny_config.views.local_scale = (0.05, 0.1)
+    seen = {}
+
+    def cut(share):
+        tiny_config.views.key_patch_share = share
+        config = config_lib.resolve(tiny_config, IMAGES)
+        network = make_network(config)
+        state = init_state(config, network, adamw(3.0, 0))
+        groups = jax.jit(step_lib.make_views(config, step_lib.make_teach(config, network)))
+        return groups(state.teacher, _batch(), jax.random.key(0))
+
+    draw = step_lib.key_points
+
+    def record(key, index, weights, *arguments, **options):
+        seen["points"] = draw(key, index, jnp.eye(4)[None, None, 3] + 0 * weights, *arguments, **options)
+        jax.debug.callback(lambda points: seen.update(found=np.asarray(points)), seen["points"])
+        return seen["points"]
+
+    monkeypatch.setattr(step_lib, "key_points", record)
+    (globals_, locals_), taught = cut(0.0)
+    assert not seen
+    (same, moved), again = cut(1.0)
+    jax.effects_barrier()
+    np.testing.assert_array_equal(globals_, same)
+    np.testing.assert_array_equal(taught.views.mil_weights, again.views.mil_weights)
+    assert np.isfinite(seen["found"]).all()
+    assert (np.abs(np.asarray(locals_) - np.asarray(moved)).max(axis=(2, 3, 4)) > 0).mean() > 0.9
+
+
 SPEED = {
     "packed_views": {"model.packed_views": True},
     "scan_blocks": {"model.scan_blocks": True},
