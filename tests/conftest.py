@@ -13,12 +13,12 @@ from cmd_jax.config import default
 
 # For programs that are compiled more often than run: code generation would take most of their time.
 QUICK = (("xla_backend_optimization_level", 0), ("xla_cpu_use_fusion_emitters", False))
+QUICK_FLAGS = " ".join(f"--{name}={value}" for name, value in QUICK)  # for a whole process
 # What no train step reads: which images there are, and what becomes of its results.
 BESIDE_THE_STEP = re.compile(
     r"eval\..*|data\.(folder|eval_folder|cache|cache_dir|decode_threads)"
     r"|train\.(log_every_steps|checkpoint_every_epochs|keep_checkpoints|best_metric|stop_on_collapse)"
 )
-QUICK_FLAGS = " ".join(f"--{name}={value}" for name, value in QUICK)  # for a whole process
 
 
 def quick(function, **options):
@@ -89,9 +89,8 @@ def tiny_config():
 def quick_runs():
     """Runs in this process have programs that are compiled quickly, and once for all runs that share it.
 
-    What tests compare of them are files, and numbers of one program with numbers of the same one. The program that users run
-    is compiled as they do by tests that start processes: `tests/test_cli.py` with all optimizations, and `tests/faults`, where
-    every process compiles its own and continues bit for bit what another one began.
+    What tests compare of them are files, and numbers of one program with numbers of the same one. A run with all optimizations
+    is in `tests/test_cli.py`; in `tests/faults` each process has a program of its own, and goes on bit for bit from another's.
     """
     from cmd_jax.rules import keys
     from cmd_jax.training.run import Run
