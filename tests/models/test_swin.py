@@ -148,15 +148,18 @@ def test_sizes_have_the_parameters_of_the_references(name, millions):
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6 == pytest.approx(millions, abs=0.05)
 
 
-def test_rematerialised_blocks_give_the_same_gradients(params):
-    images, key = normal(1, 2, 48, 48, 3), jax.random.key(2)
+def _gradient(params, **options):
+    model, images, key = _swin(drop_path_rate=0.5, **options), normal(1, 2, 48, 48, 3), jax.random.key(2)
+    loss = lambda params: jnp.sum(jnp.sin(model.apply(params, images, key)["patch_tokens"]))
+    return quick(jax.grad(loss))(params)
 
-    def gradient(**options):
-        model = _swin(drop_path_rate=0.5, **options)
-        loss = lambda params: jnp.sum(jnp.sin(model.apply(params, images, key)["patch_tokens"]))
-        return quick(jax.grad(loss))(params)
 
-    expected = gradient()
-    for remat in ("dots", "full"):
-        close = lambda a, b, remat=remat: np.testing.assert_allclose(a, b, atol=1e-5 * (1 + np.abs(b).max()), err_msg=remat)
-        jax.tree.map(close, gradient(remat=remat), expected)
+@pytest.fixture(scope="module")
+def gradient(params):
+    return _gradient(params)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_rematerialised_blocks_give_the_same_gradients(params, gradient, remat):
+    close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * (1 + np.abs(b).max()))
+    jax.tree.map(close, _gradient(params, remat=remat), gradient)
