@@ -34,6 +34,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
+import jax
 from absl import logging
 
 from benchmarks import quality_pictures, quality_table
@@ -83,6 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(listing())
         return 0
     logging.set_verbosity(logging.ERROR)  # of Orbax
+    # Programs that the main jobs compiled are read where they keep them.
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", os.path.join("~", ".cache", "cmd_jax"))
+    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cache))
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # it stops as Ctrl-C does
     try:
         return run(args)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from benchmarks.quality_jobs import seconds_per_step
-from benchmarks.quality_plan import Run
+from benchmarks.quality_plan import Run, pools
 from cmd_jax import files
 from cmd_jax.config import ConfigDict, is_swin, token_px
 from cmd_jax.evaluation import logistic
@@ -36,11 +36,6 @@ IMAGES_AT_ONCE = 256
 STATES = ("untrained", "trained")
 LOOKS = {"dino": "attention", "esvit": "similarity"}  # where a method looks; the others by their MIL weights
 VERSION = 1  # of quality.json; raise it where the same key gets another meaning
-
-
-def pools(config: ConfigDict) -> tuple[str, ...]:
-    """What features are made of."""
-    return ("mean", "mil") if is_swin(config) else ("cls", "mean", "mil")
 
 
 def candidates(config: ConfigDict) -> tuple[str, ...]:

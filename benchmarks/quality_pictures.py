@@ -82,7 +82,7 @@ def curves(runs_by_name: dict[str, Sequence[Run]]) -> bytes:
             same = found and all(np.array_equal(x, found[0][0]) for x, _ in found)
             mean = (found[0][0], np.mean([y for _, y in found], axis=0)) if same else ([], [])
             axis.plot(*mean, color=colour, linewidth=2.2, label=f"{name} ({len(found)} seed{'s' * (len(found) != 1)})")
-    features = "; ".join(f"{name} {runs[0].config.eval.features}" for name, runs in runs_by_name.items() if runs)
+    features = next((run.config.eval.features for runs in runs_by_name.values() for run in runs), "none")
     panels[0].set_title(f"k-NN top-1, percent of the test images\nfeatures: {features}", fontsize=10)
     panels[1].set_title("training loss\n(of different terms: not to be compared)", fontsize=10)
     for axis in panels:

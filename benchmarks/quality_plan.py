@@ -279,10 +279,16 @@ def method_values(name: str, config: ConfigDict) -> dict[str, Any]:
     }
 
 
+def pools(config: ConfigDict) -> tuple[str, ...]:
+    """What features are made of."""
+    return ("mean", "mil") if is_swin(config) else ("cls", "mean", "mil")
+
+
 def watching(config: ConfigDict, images: int, evaluations: int, given: dict[str, Any]) -> dict[str, Any]:
     """How a run is watched, which changes nothing that it learns: curves, log, checkpoints; what --set names stays."""
     epochs, steps = config.train.epochs, total_steps(config, images)
     values = {
+        "eval.features": "+".join(pools(config)),  # the same for all: curves that start from one point
         "eval.protocols": ("knn",),
         "eval.protocols_between": ("knn",),
         "eval.every_epochs": epochs / evaluations,
