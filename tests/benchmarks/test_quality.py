@@ -19,6 +19,7 @@ from cmd_jax.config import METHODS, ConfigError
 from cmd_jax.data.cache import CanvasCache
 from cmd_jax.data.loader import batches
 from cmd_jax.data.sources import open_source
+from cmd_jax.evaluation.evaluate import load_metrics
 from cmd_jax.evaluation.knn import knn_classify
 from cmd_jax.rules import keys
 from cmd_jax.training import loop
@@ -379,6 +380,12 @@ def test_the_whole_comparison_and_a_second_call_that_trains_nothing(photo_folder
         assert (out / name).stat().st_size > 0
     assert result == json.loads((out / "results.json").read_text())
     assert result["rows"]["dino"]["seconds_per_step"]["0"] > 0
+    # Both teachers are those of the run: its own k-NN, of the feature that it is evaluated with, says the same.
+    run, feature = runs["cmd/seed-0"], "cls+mean+mil"
+    found = quality_measure.Measurement(run, plan(photo_folder, out).splits, []).tests(feature)
+    assert run.config.eval.features == feature
+    for state, step in (("untrained", 0), ("trained", run.steps)):
+        assert found[state]["knn"] == pytest.approx(load_metrics(run.workdir, step)["knn20_top1"])
     monkeypatch.setattr(quality_measure, "build_run", lambda *_: pytest.fail("measured again"))
     monkeypatch.setattr(quality_jobs, "_Child", lambda *_: pytest.fail("trained again"))
     assert quality.main(options) == 0
