@@ -15,7 +15,7 @@ WORKERS ?= 2
 GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 export GLIBC_TUNABLES
 
-.PHONY: setup demo smoke test test-browser test-faults test-interop test-launch benchmarks tpu-compile scaling lint lock clean
+.PHONY: setup demo smoke test test-browser test-faults test-interop test-launch benchmarks quality tpu-compile scaling lint lock clean
 
 setup: $(VENV)/.installed
 
@@ -80,6 +80,11 @@ benchmarks: setup $(VENV_INTEROP)/.installed
 	$(RUN) -m benchmarks.region_loss
 	$(RUN) -m benchmarks.step
 	$(RUN) -m benchmarks.input_pipeline
+
+# Are CMD's features better than DINO's and EsViT's? Three methods and three seeds, each as long as `make demo`: hours on two cores.
+# Call again after an interruption, it continues. With QUALITY=--preset=smoke it takes minutes, and shows that it runs.
+quality: setup
+	$(RUN) -m benchmarks.quality $(QUALITY)
 
 # The train step compiled for TPU slices that are not here: does it fit their memory? Fails if it does not. More than ten minutes a case.
 tpu-compile: $(VENV_TPU)/.installed

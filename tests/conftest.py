@@ -1,6 +1,7 @@
 """Shared by all tests: a tiny configuration, a folder of photos, and a cache of compiled programs."""
 
 import os
+import re
 import shutil
 import tempfile
 
@@ -12,6 +13,22 @@ from cmd_jax.config import default
 
 # For programs that are compiled more often than run: code generation would take most of their time.
 QUICK = (("xla_backend_optimization_level", 0), ("xla_cpu_use_fusion_emitters", False))
+QUICK_FLAGS = " ".join(f"--{name}={value}" for name, value in QUICK)  # for a whole process
+# What no train step reads: which images there are, and what becomes of its results.
+BESIDE_THE_STEP = re.compile(
+    r"eval\..*|data\.(folder|eval_folder|cache|cache_dir|decode_threads)"
+    r"|train\.(log_every_steps|checkpoint_every_epochs|keep_checkpoints|best_metric|stop_on_collapse)"
+)
+
+
+def quick(function, **options):
+    """`jax.jit` for such programs. An eager network would be one program for each shape of each operation instead."""
+    return jax.jit(function, compiler_options=dict(QUICK), **options)
+
+
+def normal(seed, *shape):
+    """Standard normal float32 numbers; JAX would compile a program for each shape."""
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def pytest_configure(config):
@@ -68,11 +85,35 @@ def tiny_config():
     return tiny()
 
 
-@pytest.fixture
-def quick_steps(monkeypatch):
-    """Train steps of whole runs are compiled quickly: where a run's files count and not its numbers."""
-    compile = jax.stages.Lowered.compile
-    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda lowered: compile(lowered, dict(QUICK)))
+@pytest.fixture(scope="session", autouse=True)
+def quick_runs():
+    """Runs in this process have programs that are compiled quickly, and once for all runs that share it.
+
+    What tests compare of them are files, and numbers of one program with numbers of the same one. A run with all optimizations
+    is in `tests/test_cli.py`; in `tests/faults` each process has a program of its own, and goes on bit for bit from another's.
+    """
+    from cmd_jax.rules import keys
+    from cmd_jax.training.run import Run
+
+    compile, first_state, programs = Run.compile, Run.first_state, {}
+
+    def quickly(build, run):
+        with pytest.MonkeyPatch.context() as patch:
+            whole = jax.stages.Lowered.compile
+            patch.setattr(jax.stages.Lowered, "compile", lambda lowered: whole(lowered, dict(QUICK)))
+            return build(run)
+
+    def compile_once(run):
+        read = {name: value for name, value in keys(run.config).items() if not BESIDE_THE_STEP.fullmatch(name)}
+        key = repr(read), len(run.source), run.shardings.mesh
+        if key not in programs:
+            programs[key] = quickly(compile, run)
+        return programs[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "compile", compile_once)
+        patch.setattr(Run, "first_state", lambda run: quickly(first_state, run))
+        yield
 
 
 @pytest.fixture(scope="session")

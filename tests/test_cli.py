@@ -57,12 +57,15 @@ def test_help(command, flag):
 
 def test_train_and_evaluate_a_folder(photo_folder, tmp_path):
     folder, workdir = f"--config.data.folder={photo_folder}", f"--workdir={tmp_path / 'run'}"
-    dry = _run("main", *SMALL, folder, "--dry_run")
+    cache = f"--compile_cache={tmp_path / 'programs'}"
+    dry = _run("main", *SMALL, folder, "--dry_run", cache)
     assert dry.returncode == 0, dry.stderr
     assert "24 train, 12 test images" in dry.stdout
-    trained = _run("main", *SMALL, folder, workdir, f"--compile_cache={tmp_path / 'programs'}")
-    assert list((tmp_path / "programs").glob("jit_train_step*"))
+    (program,) = (tmp_path / "programs").glob("jit_train_step*-cache")
+    trained = _run("main", *SMALL, folder, workdir, cache)
     assert trained.returncode == 0, trained.stderr
+    assert list((tmp_path / "programs").glob("jit_train_step*-cache")) == [program]  # the dry run's
+    assert list((tmp_path / "programs").glob("jit_extract*"))
     for words in ("untrained teacher", "step 3/3", "k-NN top-1", "Retrieval Rank-1", "ETA", "images/s"):
         assert words in trained.stdout, words
     evaluated = _run("eval", workdir)

@@ -2,8 +2,6 @@
 
 import os
 
-from scipy import stats
-
 from cmd_jax import files
 
 KEYS = ("rankme", "alpha_req", "uniformity", "alignment", "teacher_entropy", "marginal_entropy")
@@ -25,6 +23,8 @@ def rank_correlations(history: list[dict[str, float]], of: str) -> dict[str, flo
         pairs = [(metrics[key], metrics[of]) for metrics in history if key in metrics and of in metrics]
         columns = list(zip(*pairs, strict=True))
         if len(pairs) >= FEWEST and all(len(set(column)) > 1 for column in columns):
+            from scipy import stats  # imported here: half a second of every start, and few need it
+
             found[key] = float(stats.spearmanr(*columns).statistic)
     return found
 

@@ -62,16 +62,17 @@ def last_blocks(named: dict, count: int, append_mean: bool = False) -> jax.Array
     return jnp.concatenate(parts, axis=-1)
 
 
-def once(build: Callable[[ConfigDict, Network], T]) -> Callable[[ConfigDict, Network], T]:
-    """Keeps what was built last for the same configuration and network: evaluations of a run share their programs."""
-    built: dict[tuple[Network, str], T] = {}
+def once(build: Callable[..., T]) -> Callable[..., T]:
+    """Keeps what was built last for the same configuration and other arguments: evaluations of a run share their programs."""
+    built: dict[tuple, T] = {}
 
     @functools.wraps(build)
-    def get(config: ConfigDict, network: Network) -> T:
-        key = (network, config.to_json())
+    def get(config: ConfigDict, *others: Any) -> T:
+        key = (config.to_json(), *others)
         if key not in built:
-            built.clear()
-            built[key] = build(config.copy_and_resolve_references(), network)
+            if any(text != key[0] for text, *_ in built):
+                built.clear()
+            built[key] = build(config.copy_and_resolve_references(), *others)
         return built[key]
 
     return get

@@ -8,9 +8,6 @@ import warnings
 from collections.abc import Callable
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 from cmd_jax.evaluation.protocol import Row, Subject, percent_row
 from cmd_jax.evaluation.splits import order_within_class
@@ -54,6 +51,11 @@ def _predictions(
     train: np.ndarray, labels: np.ndarray, test: np.ndarray, strengths: tuple[float, ...], between: Callable[[], None]
 ) -> np.ndarray:
     """One fit for each C, ascending, each from the last one's solution: [strengths, Q] classes."""
+    # Imported here: half a second of every start, and other protocols do without.
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
     model = LogisticRegression(max_iter=MAX_ITERATIONS, tol=TOLERANCE, warm_start=True)
     found = np.full((len(strengths), len(test)), labels[0] if len(labels) else -1)
     learns = len(test) > 0 and len(np.unique(labels)) > 1  # else there is nothing to tell apart

@@ -9,7 +9,7 @@ import numpy as np
 
 from cmd_jax.config import ConfigDict, token_px
 from cmd_jax.data.augment import normalize
-from cmd_jax.evaluation.features import last_blocks
+from cmd_jax.evaluation.features import last_blocks, once
 from cmd_jax.method import mil
 from cmd_jax.models.heads import MILScorer, l2_normalize
 from cmd_jax.models.swin import Swin
@@ -68,13 +68,8 @@ def make_encoder(config: ConfigDict, params: Params, outputs: Sequence[str]) -> 
         is filled up to `rows` (and to a multiple of the devices): one compilation for each size.
     """
     devices = jax.local_devices()
-    shardings, backbone = data_parallel(devices), make_backbone(config)
+    shardings, run = data_parallel(devices), _make_program(config, tuple(outputs))
     placed = jax.device_put(params, shardings.replicated)
-
-    @jax.jit
-    def run(params: Params, images: Array) -> dict[str, Array]:
-        encoded = encode(config, backbone, params, images)
-        return {name: encoded[name] for name in outputs}
 
     def encoder(images: np.ndarray, rows: int) -> dict[str, Array]:
         rows = -(-max(rows, len(images)) // len(devices)) * len(devices)
@@ -82,6 +77,19 @@ def make_encoder(config: ConfigDict, params: Params, outputs: Sequence[str]) -> 
         return run(placed, jax.device_put(filled, shardings.batch))
 
     return encoder
+
+
+@once
+def _make_program(config: ConfigDict, outputs: tuple[str, ...]) -> Callable[[Params, Array], dict[str, Array]]:
+    """Builds the jitted function (params, images) -> the named outputs of `encode`: networks of a configuration share it."""
+    backbone = make_backbone(config)
+
+    @jax.jit
+    def run(params: Params, images: Array) -> dict[str, Array]:
+        encoded = encode(config, backbone, params, images)
+        return {name: encoded[name] for name in outputs}
+
+    return run
 
 
 def grid_side(config: ConfigDict) -> int:

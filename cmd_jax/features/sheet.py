@@ -3,10 +3,7 @@
 import io
 import os
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from cmd_jax import files
 from cmd_jax.config import ConfigDict, ConfigError, token_px
@@ -38,6 +35,10 @@ def write_sheet(path: str, config: ConfigDict, folder: str, query: str, found: F
         if os.path.isabs(match.path) or ".." in match.path.split(os.sep):
             raise ConfigError(f"{match.path} is not below --images; the file of features is not of this folder")
         cells.append((f"{rank}: {match.similarity:.3f}\n{match.path}", os.path.join(folder, match.path), match.patch))
+    import matplotlib  # imported here: most searches draw nothing
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
     with matplotlib.rc_context({"font.family": "DejaVu Sans"}):
         count = -(-len(cells) // COLUMNS)
         figure = Figure(figsize=(1.8 * COLUMNS, 2.1 * count), layout="constrained")

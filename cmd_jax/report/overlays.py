@@ -3,7 +3,6 @@
 import base64
 import io
 
-import matplotlib
 import numpy as np
 from PIL import Image
 
@@ -50,9 +49,9 @@ def heat_overlay(pixels: np.ndarray, weights: np.ndarray, cell: float) -> np.nda
     Returns:
         [S, S, 3] uint8.
     """
-    colours = matplotlib.colormaps[HEAT](stretch(weights / max(weights.max(), 2 * weights.mean(), 1e-12), cell, len(pixels)))[
-        ..., :3
-    ]
+    from matplotlib import colormaps  # imported here: half a second of every start, and only its end draws
+
+    colours = colormaps[HEAT](stretch(weights / max(weights.max(), 2 * weights.mean(), 1e-12), cell, len(pixels)))[..., :3]
     grey = pixels.mean(axis=-1, keepdims=True) / 255
     return np.round(255 * ((1 - STRENGTH) * grey + STRENGTH * colours)).astype(np.uint8)
 

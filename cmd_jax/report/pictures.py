@@ -1,11 +1,9 @@
 """A sheet of images beside the teacher's MIL weights, as a PNG for documents."""
 
 import io
+from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from cmd_jax.evaluation.patches import Patches
 from cmd_jax.report.exhibit import Exhibit
@@ -27,6 +25,8 @@ def overlay_sheet(step: int, exhibit: Exhibit, rows: np.ndarray, patches: Patche
     Returns:
         A PNG.
     """
+    from matplotlib.patches import Rectangle  # imported here, see `heat_overlay`
+
     patch_side = cell(exhibit.config)
     count = -(-len(rows) // IMAGES_A_ROW)
     figure, axes = _grid(count, 2 * IMAGES_A_ROW)
@@ -55,8 +55,11 @@ def caption(name: str) -> str:
     return name.replace("_", " ").replace("$", r"\$")[:24]
 
 
-def _grid(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
+def _grid(rows: int, columns: int) -> tuple[Any, np.ndarray]:
     """A figure of square cells without ticks; needs no display."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
     with matplotlib.rc_context({"font.family": "DejaVu Sans"}):
         figure = Figure(figsize=(1.7 * columns, 1.85 * rows + 0.5), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False)

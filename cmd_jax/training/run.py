@@ -58,7 +58,7 @@ class Run(NamedTuple):
     def first_state(self) -> TrainState:
         """The state before the first step; says what it takes from `init.weights`."""
         placed = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state())
-        init = jax.jit(lambda: init_state(self.config, self.network, self.optimizer), out_shardings=placed)
+        init = jax.jit(lambda: init_state(self.config, self.network, self.optimizer), out_shardings=placed).lower().compile()
         if not self.config.init.weights:
             return init()
         weights = initial_weights(self.config, self.network)

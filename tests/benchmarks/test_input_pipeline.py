@@ -23,7 +23,7 @@ def test_the_last_line_is_json_with_both_ratios(monkeypatch, capsys):
     assert result["images_per_s_ratio"] > 0
 
 
-def test_the_share_of_the_views_in_a_step(tiny_config, quick_steps):
+def test_the_share_of_the_views_in_a_step(tiny_config):
     tiny_config.views.local_count, tiny_config.data.cache = 0, "ram"
     cache = CanvasCache(input_pipeline.Pictures(input_pipeline.photographs(8)), tiny_config.data)
     views, step = input_pipeline.augmentation(tiny_config, cache, rounds=1)

@@ -39,7 +39,7 @@ def _sorted(source):
 
 
 @pytest.mark.parametrize("name", miniatures.MAKE)
-def test_a_miniature_is_prepared_and_trained_on_by_its_own_config(name, tmp_path, monkeypatch, quick_steps):
+def test_a_miniature_is_prepared_and_trained_on_by_its_own_config(name, tmp_path, monkeypatch):
     miniatures.MAKE[name](tmp_path)
     miniatures.expect_miniature(monkeypatch, name)
     config = _config(name, "small")

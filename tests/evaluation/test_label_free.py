@@ -10,7 +10,7 @@ from cmd_jax.evaluation.agreement import KEYS, rank_correlations, text
 from cmd_jax.evaluation.knn import knn_classify
 from cmd_jax.evaluation.label_free import alignment, alpha_req, rankme, teacher_entropies, uniformity
 from cmd_jax.training.state import init_params, make_network
-from tests.conftest import tiny
+from tests.conftest import quick, tiny
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def teacher():
     config = config_lib.resolve(config, 100)
     network = make_network(config)
     pooled = np.random.default_rng(0).normal(size=(70, 96)).astype(np.float32)  # more than are taken at once
-    return config, network, jax.jit(lambda: init_params(config, network))(), pooled
+    return config, network, quick(lambda: init_params(config, network))(), pooled
 
 
 def _entropy(p):

@@ -13,7 +13,7 @@ from cmd_jax.evaluation.evaluate import evaluate
 from cmd_jax.evaluation.linear import Probe, held_out, start, step, training_crop
 from cmd_jax.evaluation.splits import open_splits
 from cmd_jax.training.state import init_params, make_network
-from tests.conftest import tiny
+from tests.conftest import quick, tiny
 
 
 @pytest.mark.parametrize("box", [(3, 5, 40, 31), (0, 0, 13, 11), (1, 2, 16, 16)])
@@ -108,7 +108,7 @@ def subject(photo_folder):
     config.eval.linear_epochs, config.eval.linear_batch_size, config.eval.last_blocks = 4, 9, 1
     config = config_lib.resolve(config, 24)
     network = make_network(config)
-    return config, network, jax.jit(lambda: init_params(config, network))(), 0, open_splits(config)[0]
+    return config, network, quick(lambda: init_params(config, network))(), 0, open_splits(config)[0]
 
 
 def test_the_probe_of_a_random_network_tells_colours(subject):

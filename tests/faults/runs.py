@@ -16,12 +16,11 @@ import numpy as np
 from cmd_jax import config as config_lib
 from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.run import prepare_run
+from tests.conftest import QUICK_FLAGS
 
 ROOT = Path(__file__).parents[2]
 SAVE_EVERY, EVALUATE_EVERY = 3, 6
 PATIENCE_S = 300  # for a moment that must come
-# Every run here is compared with runs of the same compiler: it need not optimize.
-QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 
 class TrainRun:
@@ -32,7 +31,8 @@ class TrainRun:
         self.workdir.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "cmd_jax.main", "--config=tests/faults/config.py", f"--workdir={workdir}"]
         command += [f"--config.data.folder={photos}", f"--config.train.epochs={epochs}", *flags]
-        environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK}
+        # Every run here is compared with runs of the same compiler: it need not optimize.
+        environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK_FLAGS}
         environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         self._log = Path(logs) / f"{self.workdir.name}-{time.monotonic_ns()}.log"
         with open(self._log, "w") as log:

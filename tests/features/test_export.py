@@ -24,6 +24,7 @@ from cmd_jax.features.programs import inference, write_stablehlo
 from cmd_jax.features.trained import Trained
 from cmd_jax.training.state import init_params, make_backbone, make_network
 from cmd_jax.validation import validate
+from tests.conftest import quick
 
 # Runs the Python of a card beside the file, with several images in the place of one, and keeps what it computed.
 PROGRAM = """
@@ -107,15 +108,15 @@ def test_a_program_names_its_platforms_and_any_batch(stablehlo):
 
 
 @pytest.mark.parametrize(
-    "network",
+    ("name", "crop_px", "changes"),
     [
-        random_network("swin_micro", 64, model_window=2, eval_features="mil+mean"),  # with shifted windows
-        random_network("vit_micro", 32, model_patch_size=8, model_registers=2, data_grayscale=True),
+        ("swin_micro", 64, {"model_window": 2, "eval_features": "mil+mean"}),  # with shifted windows
+        ("vit_micro", 32, {"model_patch_size": 8, "model_registers": 2, "data_grayscale": True}),
     ],
     ids=["swin", "grey levels, registers"],
 )
-def test_other_networks_are_programs_too(network, tmp_path):
-    path = tmp_path / "a.stablehlo"
+def test_other_networks_are_programs_too(name, crop_px, changes, tmp_path):
+    network, path = random_network(name, crop_px, **changes), tmp_path / "a.stablehlo"
     write_stablehlo(str(path), network)
     program = jax.export.deserialize(bytearray(path.read_bytes()))
     images = coarse_images(network.config.eval.crop_px)
@@ -123,10 +124,10 @@ def test_other_networks_are_programs_too(network, tmp_path):
         gray = np.stack([np.asarray(Image.fromarray(image).convert("L").convert("RGB")) for image in images])
     else:
         gray = images
-    expected = jax.jit(lambda x: encode(network.config, make_backbone(network.config), network.params, x))(gray)
+    expected = quick(lambda x: encode(network.config, make_backbone(network.config), network.params, x))(gray)
     assert grid_side(network.config) ** 2 == expected["mil_weights"].shape[1]
     for given, count in ((images, 3), (gray, 1)):
-        outputs = program.call(given[:count])
+        outputs = quick(program.call)(given[:count])
         for name in programs.OUTPUTS:
             np.testing.assert_allclose(outputs[name], expected[name][:count], atol=1e-5, err_msg=name)
     assert np.std(expected["features"], axis=0).max() > 1e-2

@@ -9,6 +9,7 @@ from cmd_jax.method import mil
 from cmd_jax.models.heads import BatchStatisticsNorm, ProjectionHead, Prototypes, l2_normalize
 from cmd_jax.models.network import Network
 from cmd_jax.models.vit import ViT
+from tests.conftest import normal, quick
 
 
 def _network(**options):
@@ -29,9 +30,9 @@ def _network(**options):
 
 
 def _encode(network):
-    images = jax.random.normal(jax.random.key(1), (3, 16, 16, 3))
-    params = network.init(jax.random.key(0), images, method="initialise")
-    return params, network.apply(params, images)
+    images = normal(1, 3, 16, 16, 3)
+    params = quick(lambda: network.init(jax.random.key(0), images, method="initialise"))()
+    return params, quick(network.apply)(params, images)
 
 
 @pytest.mark.parametrize("pool", ["mil", "cls", "mean"])
@@ -88,11 +89,11 @@ def test_learned_gain_scales_the_rows():
 
 
 def test_batch_statistics_take_out_what_all_inputs_share():
-    x = jax.random.normal(jax.random.key(0), (6, 7, 4)) * 3.0 + 100.0
+    x = normal(0, 6, 7, 4) * 3 + 100
     module = BatchStatisticsNorm()
-    y = module.apply(module.init(jax.random.key(1), x), x)
+    y = quick(module.apply)(quick(module.init)(jax.random.key(1), x), x)
     np.testing.assert_allclose(y.mean((0, 1)), 0, atol=1e-4)
     np.testing.assert_allclose(y.std((0, 1)), 1, atol=1e-3)
     head = ProjectionHead(8, 4, layers=2, batch_norm=True)
-    z = head.apply(head.init(jax.random.key(1), x), x)
+    z = quick(head.apply)(quick(head.init)(jax.random.key(1), x), x)
     np.testing.assert_allclose(np.linalg.norm(z, axis=-1), 1, rtol=1e-5)

@@ -15,6 +15,7 @@ from cmd_jax.models.swin import (
     relative_position_index,
     to_windows,
 )
+from tests.conftest import normal, quick
 
 
 def _swin(**options):
@@ -23,13 +24,12 @@ def _swin(**options):
 
 @pytest.fixture(scope="module")
 def params():
-    return _swin().init(jax.random.key(0), jnp.zeros((1, 48, 48, 3)))
+    return quick(_swin().init)(jax.random.key(0), jnp.zeros((1, 48, 48, 3)))
 
 
 @pytest.mark.parametrize("size", [(48, 48), (36, 20)])
 def test_intermediates_have_their_names_and_shapes(params, size):
-    images = jax.random.normal(jax.random.key(1), (2, *size, 3))
-    out = _swin().apply(params, images)
+    out = quick(_swin().apply)(params, normal(1, 2, *size, 3))
     rows, columns = size[0] // 4, size[1] // 4
     sides = [(rows, columns)]
     for _ in range(2):
@@ -77,9 +77,9 @@ def test_window_attention_equals_the_loops_of_its_definition(rows, columns, shif
     window, width = 4, 6
     module = WindowAttention(num_heads=1, window=window, shift=shift)
     grid = np.random.default_rng(0).normal(size=(1, rows, columns, width)).astype(np.float32)
-    weights = module.init(jax.random.key(0), grid)["params"]
-    weights = jax.tree.map(lambda x: jax.random.normal(jax.random.key(x.size), x.shape) * 0.5, weights)
-    actual, _ = module.apply({"params": weights}, grid)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), grid)["params"]
+    weights = jax.tree.map(lambda x: normal(x.size, *x.shape) * 0.5, shapes)
+    actual, _ = quick(module.apply)({"params": weights}, grid)
 
     weights = jax.tree.map(lambda x: np.asarray(x, np.float64), weights)
     height, breadth = -(-rows // window) * window, -(-columns // window) * window
@@ -124,18 +124,18 @@ def test_merging_orders_the_corners_column_by_column_and_pads_odd_maps():
 
 
 def test_bfloat16_activations_keep_float32_parameters_and_attention(params):
-    out = _swin(dtype=jnp.bfloat16).apply(params, jnp.ones((1, 36, 36, 3)))
+    out = quick(_swin(dtype=jnp.bfloat16).apply)(params, jnp.ones((1, 36, 36, 3)))
     assert out["patch_tokens"].dtype == jnp.bfloat16
     assert out["attention"].dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
 
 def test_stochastic_depth_is_drawn_in_training_alone(params):
-    model, images = _swin(drop_path_rate=0.9), jax.random.normal(jax.random.key(1), (4, 48, 48, 3))
-    run = lambda **options: model.apply(params, images, **options)["patch_tokens"]
-    still = run()
-    np.testing.assert_array_equal(still, _swin().apply(params, images)["patch_tokens"])
-    drawn = [run(key=jax.random.key(k)) for k in (0, 0, 1)]
+    model, images = _swin(drop_path_rate=0.9), normal(1, 4, 48, 48, 3)
+    still = quick(model.apply)(params, images)["patch_tokens"]
+    np.testing.assert_array_equal(still, quick(_swin().apply)(params, images)["patch_tokens"])
+    run = quick(lambda key: model.apply(params, images, key=key)["patch_tokens"])
+    drawn = [run(jax.random.key(k)) for k in (0, 0, 1)]
     np.testing.assert_array_equal(drawn[0], drawn[1])
     assert np.any(drawn[0] != drawn[2])
     assert np.any(drawn[0] != still)
@@ -148,13 +148,18 @@ def test_sizes_have_the_parameters_of_the_references(name, millions):
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6 == pytest.approx(millions, abs=0.05)
 
 
+def _gradient(params, **options):
+    model, images, key = _swin(drop_path_rate=0.5, **options), normal(1, 2, 48, 48, 3), jax.random.key(2)
+    loss = lambda params: jnp.sum(jnp.sin(model.apply(params, images, key)["patch_tokens"]))
+    return quick(jax.grad(loss))(params)
+
+
+@pytest.fixture(scope="module")
+def gradient(params):
+    return _gradient(params)
+
+
 @pytest.mark.parametrize("remat", ["dots", "full"])
-def test_rematerialised_blocks_give_the_same_gradients(params, remat):
-    images, key = jax.random.normal(jax.random.key(1), (2, 48, 48, 3)), jax.random.key(2)
-
-    def gradient(model):
-        loss = lambda params: jnp.sum(jnp.sin(model.apply(params, images, key)["patch_tokens"]))
-        return jax.jit(jax.grad(loss))(params)
-
-    expected, actual = gradient(_swin(drop_path_rate=0.5)), gradient(_swin(drop_path_rate=0.5, remat=remat))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * (1 + np.abs(b).max())), actual, expected)
+def test_rematerialised_blocks_give_the_same_gradients(params, gradient, remat):
+    close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * (1 + np.abs(b).max()))
+    jax.tree.map(close, _gradient(params, remat=remat), gradient)

@@ -7,6 +7,7 @@ import pytest
 
 from cmd_jax.models.layers import drop_path, keep_factors
 from cmd_jax.models.vit import SIZES, ViT, bicubic_matrix, resample_positions
+from tests.conftest import normal, quick
 
 
 def _vit(**options):
@@ -15,13 +16,12 @@ def _vit(**options):
 
 @pytest.fixture(scope="module")
 def params():
-    return _vit().init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    return quick(_vit().init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
 
 
 @pytest.mark.parametrize("size", [(32, 32), (16, 40)])
 def test_intermediates_have_their_names_and_shapes(params, size):
-    images = jax.random.normal(jax.random.key(1), (2, *size, 3))
-    out = _vit().apply(params, images)
+    out = quick(_vit().apply)(params, normal(1, 2, *size, 3))
     patches = size[0] * size[1] // 64
     assert out["cls_token"].shape == (2, 16)
     assert out["patch_tokens"].shape == (2, patches, 16)
@@ -39,7 +39,8 @@ def test_patches_are_row_major_and_seen_where_they_are(params):
     images = np.zeros((1, 32, 32, 3), np.float32)
     touched = images.copy()
     touched[0, 8:16, 24:32] = np.random.default_rng(0).normal(size=(8, 8, 3))  # row 1, column 3 of a 4 x 4 grid
-    before, after = (np.asarray(model.apply(weights, x)["patch_tokens"][0]) for x in (images, touched))
+    apply = quick(model.apply)
+    before, after = (np.asarray(apply(weights, x)["patch_tokens"][0]) for x in (images, touched))
     assert np.flatnonzero(np.any(before != after, axis=-1)).tolist() == [7]
 
 
@@ -62,7 +63,7 @@ def test_bicubic_by_hand():
 
 
 def test_bfloat16_activations_keep_float32_parameters_and_attention(params):
-    out = _vit(dtype=jnp.bfloat16).apply(params, jnp.ones((1, 32, 32, 3)))
+    out = quick(_vit(dtype=jnp.bfloat16).apply)(params, jnp.ones((1, 32, 32, 3)))
     assert out["patch_tokens"].dtype == jnp.bfloat16
     assert out["attention"].dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
@@ -86,36 +87,42 @@ def test_drop_path_keeps_the_mean_and_drops_whole_sequences():
 
 
 def test_stochastic_depth_is_drawn_in_training_alone(params):
-    model, images = _vit(drop_path_rate=0.9), jax.random.normal(jax.random.key(1), (4, 32, 32, 3))
-    still = model.apply(params, images)["cls_token"]
-    np.testing.assert_array_equal(still, _vit().apply(params, images)["cls_token"])
-    draw = lambda k: model.apply(params, (images[:, None],), jax.random.key(k), method="encode")[0]["cls_token"]
-    drawn = [draw(k) for k in (0, 0, 1)]
+    model, images = _vit(drop_path_rate=0.9), normal(1, 4, 32, 32, 3)
+    still = quick(model.apply)(params, images)["cls_token"]
+    np.testing.assert_array_equal(still, quick(_vit().apply)(params, images)["cls_token"])
+    draw = quick(lambda key: model.apply(params, (images[:, None],), key, method="encode")[0]["cls_token"])
+    drawn = [draw(jax.random.key(k)) for k in (0, 0, 1)]
     np.testing.assert_array_equal(drawn[0], drawn[1])
     assert np.any(drawn[0] != drawn[2])
 
 
-@pytest.mark.parametrize("scan_blocks", [False, True])
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
-def test_views_of_two_sizes_in_one_row_give_what_each_gives_alone(scan_blocks, remat):
+def _total(params, model, groups, first=0):
+    named = model.apply(params, groups, jax.random.key(2), first, method="encode")
+    return sum(jnp.sum(jnp.sin(one["patch_tokens"])) for one in named), named
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """Two sizes of views: (function, model, parameters, views), and what each size gives alone: (value, outputs, gradient)."""
     model = _vit(drop_path_rate=0.5, registers=2)
-    key = jax.random.key(2)
-    groups = (jax.random.normal(key, (2, 2, 32, 32, 3)), jax.random.normal(key, (2, 3, 16, 16, 3)))
-    params = model.init(jax.random.key(0), groups, method="encode")
-
-    def total(params, model, groups, first=0):
-        named = model.apply(params, groups, key, first, method="encode")
-        return sum(jnp.sum(jnp.sin(one["patch_tokens"])) for one in named), named
-
-    run = jax.jit(jax.value_and_grad(total, has_aux=True), static_argnums=(1, 3))
-    fast = model.clone(scan_blocks=scan_blocks, remat=remat)
-    (value, together), gradient = run(params, fast, groups)
+    groups = (normal(2, 2, 2, 32, 32, 3), normal(3, 2, 3, 16, 16, 3))
+    params = quick(lambda: model.init(jax.random.key(0), groups, method="encode"))()
+    run = quick(jax.value_and_grad(_total, has_aux=True), static_argnums=(1, 3))
     (first_value, first), first_gradient = run(params, model, groups[:1])
     (second_value, second), second_gradient = run(params, model, groups[1:], 1)
-    np.testing.assert_allclose(value, first_value + second_value, rtol=1e-5)
+    gradient = jax.tree.map(np.add, *jax.device_get((first_gradient, second_gradient)))
+    return (run, model, params, groups), (first_value + second_value, (*first, *second), gradient)
+
+
+@pytest.mark.parametrize("scan_blocks", [False, True])
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_views_of_two_sizes_in_one_row_give_what_each_gives_alone(alone, scan_blocks, remat):
+    (run, model, params, groups), (expected_value, expected, expected_gradient) = alone
+    (value, together), gradient = run(params, model.clone(scan_blocks=scan_blocks, remat=remat), groups)
+    np.testing.assert_allclose(value, expected_value, rtol=1e-5)
     close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, np.abs(b).max()))
-    jax.tree.map(close, together, (*first, *second))
-    jax.tree.map(close, gradient, jax.tree.map(jnp.add, first_gradient, second_gradient))
+    jax.tree.map(close, together, expected)
+    jax.tree.map(close, gradient, expected_gradient)
 
 
 @pytest.mark.parametrize(("name", "millions"), [("vit_tiny", 5.5), ("vit_small", 21.7), ("vit_base", 85.8)])
@@ -127,10 +134,10 @@ def test_sizes_have_the_parameters_of_the_references(name, millions):
 
 
 def test_registers_take_part_but_are_no_patches():
-    images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+    images = normal(1, 2, 32, 32, 3)
     model = _vit(registers=3)
-    params = model.init(jax.random.key(0), images)
-    out = model.apply(params, images)
+    params, apply = quick(model.init)(jax.random.key(0), images), quick(model.apply)
+    out = apply(params, images)
     assert out["patch_tokens"].shape == (2, 16, 16)
     assert out["blocks"][-1].shape == (2, 1 + 3 + 16, 16)
     assert out["positions"].shape == (1, 17, 16)
@@ -138,6 +145,6 @@ def test_registers_take_part_but_are_no_patches():
     # with equal registers their order cannot matter: no position is added to them
     equal = jax.tree.map(lambda x: x, params)
     equal["params"]["register_tokens"] = jnp.ones((1, 3, 16))
-    registers = model.apply(equal, images)["blocks"][-1][:, 1:4]
+    registers = apply(equal, images)["blocks"][-1][:, 1:4]
     np.testing.assert_allclose(registers[:, 0], registers[:, 2], atol=1e-6)
-    assert np.any(model.apply(equal, images)["cls_token"] != out["cls_token"])
+    assert np.any(apply(equal, images)["cls_token"] != out["cls_token"])

@@ -20,6 +20,7 @@ from cmd_jax.training import loop
 from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.preemption import Asked, Preempted, Preemption
 from cmd_jax.training.run import prepare_run
+from tests.conftest import quick
 
 STEPS = 6  # 24 images, batches of 8, 2 epochs
 
@@ -124,7 +125,7 @@ def test_a_best_metric_that_cannot_be_had(finished, config, photo_folder, tmp_pa
 
 def test_any_number_of_hosts_sees_the_same_images_and_crops_and_goes_on_with_another(config):
     source = open_source(config.data, "train")
-    crop = jax.jit(lambda key, *batch: multi_crop(key, *batch, views=config.views, normalization="imagenet"))
+    crop = quick(lambda key, *batch: multi_crop(key, *batch, views=config.views, normalization="imagenet"))
 
     def run(hosts, first_step, steps):
         """(indices, global crops, local crops) of each step."""

@@ -138,7 +138,7 @@ def test_a_run_is_continued_only_with_its_own_values(finished, config):
     assert _lines(finished[0])[-1]["step"] == STEPS
 
 
-def test_a_swin_trains_and_is_evaluated_with_pictures(config, tmp_path, quick_steps):
+def test_a_swin_trains_and_is_evaluated_with_pictures(config, tmp_path):
     config.model.name, config.model.patch_size, config.model.window = "swin_micro", None, 3
     config.views.global_px, config.views.local_px = 40, 20  # 2 x 2 tokens that reach beyond the view, and one
     config.eval.features = "mil+blocks"

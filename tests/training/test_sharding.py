@@ -18,14 +18,14 @@ from cmd_jax.training.schedules import make_schedules
 from cmd_jax.training.sharding import all_hardware, make_shardings
 from cmd_jax.training.state import init_state, make_network
 from cmd_jax.training.step import make_train_step
-from tests.conftest import tiny
+from tests.conftest import quick, tiny
 from tests.training.test_step import IMAGES, _batch
 
 ROOT = Path(__file__).parents[2]
 STEPS = 5
 ALL_REDUCES = 2  # gradients with the bottlenecks' means that centers are made of; statistics of the metrics
 NUMBERS = ("loss", "grad_norm", "loss_inter_student", "teacher_entropy")
-# Level 0 is left out: it gives other views, with wrong pixels where the colours of a view are clipped.
+# Of the step. Level 0 is left out: it gives other views, with wrong pixels where the colours of a view are clipped.
 OPTIONS = {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": False}
 MESHES = {
     1: {"1x1": {}, "1x1, accumulate 2": {"train.accumulate": 2}},
@@ -45,7 +45,7 @@ def main():
         optimizer = adamw(config.optim.clip_grad, freeze_steps=1)
         init = lambda: init_state(config, network, optimizer)  # noqa: B023, called in this turn
         placed = shardings.of_state(jax.eval_shape(init))
-        state = jax.jit(init, out_shardings=placed)()
+        state = quick(init, out_shardings=placed)()
         step = jax.jit(
             make_train_step(config, network, optimizer, make_schedules(config, IMAGES), shardings),
             in_shardings=(placed, shardings.batch),

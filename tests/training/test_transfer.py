@@ -21,6 +21,7 @@ from cmd_jax.weights.files import read_safetensors, write_safetensors
 from cmd_jax.weights.layouts import LAYOUTS
 from cmd_jax.weights.names import to_theirs
 from cmd_jax.weights.trees import flatten
+from tests.conftest import quick
 
 
 def _swin(config):
@@ -111,7 +112,7 @@ def test_an_import_is_evaluated_and_not_continued(config, tmp_path):
 def test_student_and_teacher_start_from_the_weights(config, tmp_path, capsys):
     expected = _random_checkpoint(config, "vit", tmp_path / "a.safetensors", heads=True)
     run = prepare_run(config)
-    seed = flatten(jax.jit(lambda: init_params(run.config, run.network))())
+    seed = flatten(quick(lambda: init_params(run.config, run.network))())
     config.init.weights = str(tmp_path / "a.safetensors")
     state = prepare_run(config).first_state()
     assert "not used: 14 arrays of projection heads" in capsys.readouterr().out
