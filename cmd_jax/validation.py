@@ -87,10 +87,11 @@ def _check_backbone(config: ConfigDict) -> None:
     if config.model.registers:
         raise ConfigError(f"model.registers is {config.model.registers}, but {name} has none; set it to 0 or choose a ViT")
     pool = config.method.image_pool or METHODS[config.method.name]["image_pool"]
-    if pool == "cls":
+    if "cls" in pool.split("+"):
+        others = "+".join(part for part in pool.split("+") if part != "cls") or "mean (or mil)"
         raise ConfigError(
-            f"method.image_pool is 'cls', but {name} has no class token; "
-            "pass --config.method.image_pool=mean (or mil), or choose a ViT"
+            f"method.image_pool is {pool!r}, but {name} has no class token; "
+            f"pass --config.method.image_pool={others}, or choose a ViT"
         )
     if "cls" in (config.eval.features or pool).split("+"):
         raise ConfigError(f"eval.features is {config.eval.features!r}, but {name} has no class token; use mean, mil or blocks")

@@ -95,6 +95,18 @@ def test_a_method_fills_what_is_open_and_leaves_what_is_set(name):
     assert config_lib.resolve(config, 1000).method.inter_student_weight == 0.25
 
 
+@pytest.mark.parametrize("name", ["dino", "esvit"])
+def test_the_references_are_evaluated_with_the_pool_they_are_trained_with(name):
+    config = default()
+    config.method.name = name
+    assert config_lib.resolve(config, 1000).eval.features == {"dino": "cls", "esvit": "mean"}[name]
+    config.method.image_pool = "cls+mean"
+    validate(config)
+    resolved = config_lib.resolve(config, 1000)
+    assert resolved.eval.features == "cls+mean"
+    validate(resolved)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
@@ -129,6 +141,10 @@ def test_a_bad_value_is_named_with_its_rule_and_remedy(key, value, message):
     [
         ({"method.name": "dino"}, "method.image_pool is 'cls', but swin_tiny has no class token; pass --config.method.image"),
         ({"method.image_pool": "cls"}, "method.image_pool is 'cls'"),
+        (
+            {"method.image_pool": "mean+cls+mil"},
+            r"image_pool is 'mean\+cls\+mil', but swin_tiny has no class token; pass --config.method.image_pool=mean\+mil,",
+        ),
         ({"eval.features": "mil+cls"}, r"eval.features is 'mil\+cls', but swin_tiny has no class token; use mean"),
         ({"model.patch_size": 16}, "model.patch_size is 16, but a Swin's is 4; set it to that"),
         ({"model.patch_size": 8, "views.local_px": 92}, "model.patch_size is 8, but a Swin's is 4"),
@@ -208,6 +224,12 @@ def test_every_key_has_a_rule_and_every_rule_a_key():
         ("views.blur_sigma", (2.0, 0.1), "views.blur_sigma is (2.0, 0.1); it needs low <= high, in pixels"),
         ("init.heads", "no", "init.heads is 'no'; it must be True or False"),
         ("data.data_dir", "", "data.data_dir is ''; it must be text that is not empty"),
+        (
+            "method.image_pool",
+            "cls+max",
+            "method.image_pool is 'cls+max'; choose one of mil, cls, mean, or several like cls+mean, each once",
+        ),
+        ("method.image_pool", "mil+mil", "method.image_pool is 'mil+mil'; choose one of mil"),
         ("optim.lrr", 1.0, "optim.lrr is no key of the configuration; did you mean optim.lr?"),
         ("colour", 1.0, "colour is no key of the configuration; cmd_jax/config.py has them all"),
     ],

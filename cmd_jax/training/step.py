@@ -115,7 +115,7 @@ def make_gradients(
                 streaming=streaming,
             )
             if config.method.koleo_weight:
-                embeddings = encoded[0].image_embedding.reshape(*groups[0].shape[:2], -1)  # [B * 2, D] -> [B, 2, D]
+                embeddings = encoded[0].image_embedding.reshape(*groups[0].shape[:2], -1)  # [B * 2, F] -> [B, 2, F]
                 spread = jnp.mean(jax.vmap(koleo, in_axes=1)(embeddings))
                 loss = result.loss + config.method.koleo_weight * spread
                 result = result._replace(loss=loss, terms={**result.terms, "koleo": spread})

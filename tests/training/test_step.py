@@ -139,6 +139,33 @@ def test_koleo_is_added_to_the_loss_with_its_weight(tiny_config):
     np.testing.assert_allclose(losses[0.5]["loss"], expected, rtol=1e-5)
 
 
+def test_a_concatenation_of_pools_widens_the_image_head_and_trains(tiny_config):
+    tiny_config.method.image_pool = "cls+mean+mil"
+    tiny_config.method.koleo_weight = 0.1
+    state, step = _setup(tiny_config)
+    width = state.student["region_head"]["mlp_0"]["kernel"].shape[0]
+    assert state.student["image_head"]["mlp_0"]["kernel"].shape[0] == 3 * width
+    before = state
+    for _ in range(2):
+        state, metrics = step(state, _batch())
+    assert all(np.isfinite(float(value)) for value in metrics.values())
+    assert {"backbone", "mil_scorer", "image_head"} <= _moved(before.student, state.student)
+
+
+@pytest.mark.parametrize("scorer", ["attention", "mean"])
+def test_other_scorers_train(tiny_config, scorer):
+    tiny_config.method.mil_scorer = scorer
+    state, step = _setup(tiny_config)
+    assert ("mil_scorer" in state.student) == (scorer == "attention")
+    before = state
+    for _ in range(2):
+        state, metrics = step(state, _batch())
+    assert all(np.isfinite(float(value)) for value in metrics.values())
+    assert ("mil_scorer" in _moved(before.student, state.student)) == (scorer == "attention")
+    if scorer == "mean":
+        np.testing.assert_allclose(metrics["mil_entropy"], 1.0, rtol=1e-6)
+
+
 def test_sinkhorn_centering_uses_the_batch_and_no_earlier_center(tiny_config):
     tiny_config.method.centering = "sinkhorn"
     state, step = _setup(tiny_config)
