@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from cmd_jax.config import METHODS, SOURCES, TFDS_PREFIX, ConfigError, is_swin, patch_px
+from cmd_jax.config import METHODS, SOURCES, TFDS_PREFIX, ConfigError, is_swin, patch_px, token_px
 from cmd_jax.models import swin
 from cmd_jax.rules import check_values
 
@@ -42,6 +42,7 @@ def validate(config: ConfigDict) -> None:
                     "'retrieval' to it, or set train.best_metric to feature_std"
                 )
     _check_backbone(config)
+    _check_mil(config)
     for key in ("views.global_px", "views.local_px", "eval.crop_px"):
         section, name = key.split(".")
         side, patch = config[section][name], patch_px(config)
@@ -95,6 +96,21 @@ def _check_backbone(config: ConfigDict) -> None:
         )
     if "cls" in (config.eval.features or pool).split("+"):
         raise ConfigError(f"eval.features is {config.eval.features!r}, but {name} has no class token; use mean, mil or blocks")
+
+
+def _check_mil(config: ConfigDict) -> None:
+    """What the terms of the MIL weights need."""
+    weight = config.method.mil_entropy_weight
+    if weight and config.method.mil_scorer == "mean":
+        raise ConfigError(
+            f"method.mil_entropy_weight is {weight}, but method.mil_scorer is 'mean', whose weights do not change; "
+            "set it to 0 or the scorer to gated"
+        )
+    if weight and config.views.global_px <= token_px(config):
+        raise ConfigError(
+            f"method.mil_entropy_weight is {weight}, but a view of views.global_px={config.views.global_px} is one patch of "
+            f"{token_px(config)} pixels, whose weight is 1; set it to 0 or views.global_px to {2 * token_px(config)} or more"
+        )
 
 
 def _data_source(key: str, source: str, folder_key: str, folder: str | None) -> None:

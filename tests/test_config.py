@@ -192,6 +192,8 @@ def test_every_key_refuses_every_kind_of_bad_value(key):
     refused = BAD_VALUES[kind] + ([] if usual is None else [None])
     if key in ("eval.knn_k", "eval.fractions", "eval.linear_lrs"):  # of any length
         refused.remove((1.0,) * 3)
+    if key == "method.mil_entropy_weight":  # of either sign
+        refused.remove(-1.0)
     for value in refused:
         config = default()
         config.data.source = "cub"
@@ -245,6 +247,28 @@ def test_a_missing_key_is_named():
     config = default()
     del config.optim["lr"]
     with pytest.raises(ConfigError, match=r"optim\.lr is missing; set it, usual is 0\.0005"):
+        validate(config)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"method.mil_scorer": "max"}, "method.mil_scorer is 'max'; choose one of gated, attention, mean"),
+        (
+            {"method.mil_scorer": "mean", "method.mil_entropy_weight": 0.1},
+            "method.mil_entropy_weight is 0.1, but method.mil_scorer is 'mean', whose weights do not change; set it to 0 or",
+        ),
+        (
+            {"views.global_px": 16, "views.local_px": 16, "method.mil_entropy_weight": -0.1},
+            "method.mil_entropy_weight is -0.1, but a view of views.global_px=16 is one patch of 16 pixels, whose weight is 1;"
+            " set it to 0 or views.global_px to 32 or more",
+        ),
+    ],
+)
+def test_what_the_mil_weights_cannot_do_is_refused(values, message):
+    config = default()
+    config.update_from_flattened_dict(values)
+    with pytest.raises(ConfigError, match=re.escape(message)):
         validate(config)
 
 

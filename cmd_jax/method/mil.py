@@ -41,6 +41,20 @@ def mil_weights(scores: Array, temp: float) -> Array:
     return jax.nn.softmax(scores.astype(jnp.float32) / temp, axis=-1)
 
 
+def relative_entropy(weights: Array) -> Array:
+    """-sum_i a_i log a_i / log N: 1 is uniform, 0 a single patch; the gradient at a weight of 0 is finite.
+
+    Args:
+        weights: [..., N] MIL weights, sum to 1; N is 2 or more.
+
+    Returns:
+        [...] float32.
+    """
+    weights = weights.astype(jnp.float32)
+    logs = jnp.log(jnp.maximum(weights, jnp.finfo(jnp.float32).tiny))
+    return -jnp.sum(weights * logs, axis=-1) / jnp.log(weights.shape[-1])
+
+
 def bag_embedding(weights: Array, tokens: Array) -> Array:
     """sum_i a_i h_i: [..., N] weights, [..., N, D] tokens -> [..., D]."""
     return jnp.einsum("...n,...nd->...d", weights, tokens.astype(jnp.float32))

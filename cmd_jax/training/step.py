@@ -10,6 +10,7 @@ import optax
 from cmd_jax.config import ConfigDict
 from cmd_jax.data.augment import multi_crop
 from cmd_jax.data.loader import Batch
+from cmd_jax.method import mil
 from cmd_jax.method.chunks import Streaming
 from cmd_jax.method.koleo import koleo
 from cmd_jax.method.objective import Result, Views, cmd_objective
@@ -119,6 +120,10 @@ def make_gradients(
                 spread = jnp.mean(jax.vmap(koleo, in_axes=1)(embeddings))
                 loss = result.loss + config.method.koleo_weight * spread
                 result = result._replace(loss=loss, terms={**result.terms, "koleo": spread})
+            if config.method.mil_entropy_weight:
+                entropy = jnp.mean(mil.relative_entropy(encoded[0].mil_weights))
+                loss = result.loss + config.method.mil_entropy_weight * entropy
+                result = result._replace(loss=loss, terms={**result.terms, "mil_entropy": entropy})
             return result.loss, result
 
         of_student, result = jax.grad(loss_fn, has_aux=True)(state.student)

@@ -152,6 +152,28 @@ def test_a_concatenation_of_pools_widens_the_image_head_and_trains(tiny_config):
     assert {"backbone", "mil_scorer", "image_head"} <= _moved(before.student, state.student)
 
 
+@pytest.mark.parametrize("weight", [0.5, -0.5])
+def test_the_entropy_of_mil_weights_is_added_to_the_loss_and_moves_the_weights(tiny_config, weight):
+    batch, entropies, first = _batch(), {}, {}
+    tiny_config.method.mil_temp = 0.02  # for weights that are far from uniform
+    tiny_config.model.drop_path = 0.0
+    tiny_config.optim.lr, tiny_config.optim.warmup_epochs = 0.1, 0.0
+    for used in (0.0, weight):
+        tiny_config.method.mil_entropy_weight = used
+        state, step = _setup(tiny_config)
+        state, first[used] = step(state, batch)
+        for _ in range(3):
+            state, metrics = step(state, batch)
+        entropies[used] = float(metrics["mil_entropy"])  # of the teacher
+    assert "loss_mil_entropy" not in first[0.0]
+    assert 0 < float(first[weight]["loss_mil_entropy"]) <= 1
+    expected = first[0.0]["loss"] + weight * first[weight]["loss_mil_entropy"]
+    np.testing.assert_allclose(first[weight]["loss"], expected, rtol=1e-5)
+    # at the first step student and teacher are one
+    np.testing.assert_allclose(first[weight]["loss_mil_entropy"], first[weight]["mil_entropy"], rtol=1e-5)
+    assert (entropies[weight] < entropies[0.0]) == (weight > 0)
+
+
 @pytest.mark.parametrize("scorer", ["attention", "mean"])
 def test_other_scorers_train(tiny_config, scorer):
     tiny_config.method.mil_scorer = scorer
