@@ -84,6 +84,7 @@ def default() -> ConfigDict:
     # gated: w . (tanh(V h) * sigmoid(U h)) | attention: w . tanh(V h) | mean: no parameters, all patches weigh the same
     config.method.mil_scorer = "gated"
     config.method.mil_hidden_dim = 128  # rows of V and U
+    config.method.mil_warmup_epochs = 0.0  # in which the weights of L_S and L_T rise from 0, a step at a time
     # Of the relative entropy of the student's MIL weights, which joins the loss: above 0 they sharpen, below 0 they spread
     config.method.mil_entropy_weight = 0.0
     # How the objective passes over the prototypes; None: by the memory at hand, and what is fastest on the backend.

@@ -58,6 +58,11 @@ def validate(config: ConfigDict) -> None:
             f"optim.warmup_epochs is {config.optim.warmup_epochs}, longer than train.epochs={config.train.epochs}; "
             "use a tenth of the epochs"
         )
+    if config.method.mil_warmup_epochs > config.train.epochs:
+        raise ConfigError(
+            f"method.mil_warmup_epochs is {config.method.mil_warmup_epochs}, longer than train.epochs={config.train.epochs}; "
+            "use a tenth of the epochs, or 0 for none"
+        )
     if config.train.batch_size % config.train.accumulate:
         raise ConfigError(
             f"train.accumulate is {config.train.accumulate}, which does not divide train.batch_size={config.train.batch_size}; "

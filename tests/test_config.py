@@ -126,6 +126,7 @@ def test_the_references_are_evaluated_with_the_pool_they_are_trained_with(name):
         ("views.local_px", 8, "views.local_px is 8; .* use 16$"),
         ("eval.features", "cls+foo", "eval.features is 'foo'"),
         ("optim.warmup_epochs", 200.0, "longer than train.epochs=100.0"),
+        ("method.mil_warmup_epochs", 200.0, "method.mil_warmup_epochs is 200.0, longer than train.epochs=100.0; use a tenth"),
     ],
 )
 def test_a_bad_value_is_named_with_its_rule_and_remedy(key, value, message):

@@ -123,6 +123,7 @@ def cmd_objective(
     centering: Centering = "ema",
     released_mask: bool = True,
     streaming: Streaming | None = None,
+    inter_scale: Array | None = None,
 ) -> Result:
     """Computes the loss of one batch and the centers after it.
 
@@ -141,6 +142,7 @@ def cmd_objective(
         centering: "ema" uses and updates the centers, "sinkhorn" replaces them by those of the batch.
         released_mask: False shows where the released term is NaN as its authors wrote it, see `released.divergence`.
         streaming: how K is passed over; None: in one chunk, float32.
+        inter_scale: [] factor of the weights of L_S and L_T at this step; None: 1.
     """
     stop = jax.lax.stop_gradient
     teacher, teacher_prototypes, centers = stop(teacher), stop(teacher_prototypes), stop(centers)
@@ -166,6 +168,7 @@ def cmd_objective(
         weights=weights,
         student_temp=student_temp,
         streaming=streaming,
+        inter_scale=inter_scale,
     )
     loss, terms = distilled.loss, distilled.terms
     if weights.released:

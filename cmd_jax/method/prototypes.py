@@ -54,6 +54,7 @@ def distil(
     weights: TermWeights,
     student_temp: float,
     streaming: Streaming,
+    inter_scale: Array | None = None,
 ) -> Distilled:
     """The intra-level and inter-level terms, exact in value and gradient.
 
@@ -66,9 +67,10 @@ def distil(
         weights: of the terms; one of weight 0 is left out of the program (`released` is not computed here).
         student_temp: tau_s.
         streaming: chunk, dtype and mesh.
+        inter_scale: [] factor of the weights of L_S and L_T that the program does not know when it is built; None: 1.
     """
     plan = _Plan(weights, float(student_temp), streaming)
-    teacher, pairings = lax.stop_gradient((teacher, pairings))
+    teacher, pairings, inter_scale = lax.stop_gradient((teacher, pairings, inter_scale))
     # What no term reads is cut off here, so that no backward pass of zeros runs through the network.
     if not (weights.intra_region or weights.inter_student):
         student = tuple(group._replace(region_z=lax.stop_gradient(group.region_z)) for group in student)
@@ -77,7 +79,7 @@ def distil(
         student = tuple(group._replace(mil_weights=lax.stop_gradient(group.mil_weights)) for group in student)
     if not weights.inter_teacher:
         inter_teacher_weights = lax.stop_gradient(inter_teacher_weights)
-    loss, terms, *entropies = _distil(plan, student, prototypes, inter_teacher_weights, teacher, pairings)
+    loss, terms, *entropies = _distil(plan, student, prototypes, inter_teacher_weights, teacher, pairings, inter_scale)
     return Distilled(loss, {name: terms[name] for name in weights._fields if name in terms}, *entropies)
 
 
@@ -99,18 +101,18 @@ class _Tile(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _distil(plan, student, prototypes, scorer, teacher, pairings):
-    return _run(plan, student, prototypes, scorer, teacher, pairings, with_gradients=False)[0]
+def _distil(plan, student, prototypes, scorer, teacher, pairings, scale):
+    return _run(plan, student, prototypes, scorer, teacher, pairings, scale, with_gradients=False)[0]
 
 
-def _distil_forward(plan, student, prototypes, scorer, teacher, pairings):
-    return _run(plan, student, prototypes, scorer, teacher, pairings, with_gradients=True)
+def _distil_forward(plan, student, prototypes, scorer, teacher, pairings, scale):
+    return _run(plan, student, prototypes, scorer, teacher, pairings, scale, with_gradients=True)
 
 
 def _distil_backward(plan, gradients, cotangents):
     # Terms and entropies are for the log: only the loss has a gradient.
     scaled = jax.tree.map(lambda gradient: (cotangents[0] * gradient).astype(gradient.dtype), gradients)
-    return (*scaled, None, None)
+    return (*scaled, None, None, None)
 
 
 _distil.defvjp(_distil_forward, _distil_backward)
@@ -125,10 +127,10 @@ def _run(plan, *arguments, with_gradients: bool):
     images, rows, alike = PartitionSpec(DATA), PartitionSpec(MODEL), PartitionSpec()
     pair = PrototypePair(rows, rows)
     of_teacher = TeacherRows(images, images, pair, Centers(rows, rows), alike)
-    of_pairings = tuple(Pairing(alike, images, images) for _ in arguments[-1])
+    of_pairings = tuple(Pairing(alike, images, images) for _ in arguments[-2])
     out = (alike, alike, images, alike), (images, pair, images) if with_gradients else None
     local = lambda *arguments: _Passes(plan, *arguments).run(with_gradients)
-    return plan.streaming.on_mesh(local, (images, pair, images, of_teacher, of_pairings), out)(*arguments)
+    return plan.streaming.on_mesh(local, (images, pair, images, of_teacher, of_pairings, alike), out)(*arguments)
 
 
 class _Sums(NamedTuple):
@@ -156,9 +158,14 @@ class _Gradients(NamedTuple):
 class _Passes:
     """The three passes over one batch."""
 
-    def __init__(self, plan, student, prototypes, scorer, teacher, pairings):
+    def __init__(self, plan, student, prototypes, scorer, teacher, pairings, scale):
         self.weights, self.streaming, self.temp = plan.weights, plan.streaming, plan.student_temp
         self.student, self.prototypes, self.scorer, self.teacher, self.pairings = student, prototypes, scorer, teacher, pairings
+        # What the loss weighs the terms with; whether a term is there at all is a question for `weights`.
+        rise = lambda weight: weight if scale is None or not weight else weight * scale
+        self.weighted = plan.weights._replace(
+            inter_student=rise(plan.weights.inter_student), inter_teacher=rise(plan.weights.inter_teacher)
+        )
         self.accumulated = jnp.promote_types(teacher.image_z.dtype, jnp.float32)
         self.operand = self.accumulated if plan.streaming.dtype == "float32" else jnp.bfloat16
         self.expected = plan.streaming.targets == "expected"
@@ -312,7 +319,9 @@ class _Passes:
             terms["inter_teacher"] = jnp.sum(sums.teacher_divergence) / (self.batch * self.scorer.shape[1])
         of_prototypes = gradients[2:] if with_gradients else ()
         terms, of_prototypes, marginal = self.streaming.total((terms, of_prototypes, marginal), DATA)
-        loss = sum(weight * terms[name] for name, weight in w._asdict().items() if weight and name in terms)
+        loss = sum(
+            weight * terms[name] for name, weight in self.weighted._asdict().items() if getattr(w, name) and name in terms
+        )
         share = marginal / (self.batch * self.teacher.image_z.shape[1])
         marginal_entropy = self.streaming.total(-jnp.sum(jax.scipy.special.xlogy(share, share)), MODEL)
         out = (loss, terms, sums.entropy, marginal_entropy)
@@ -366,8 +375,8 @@ class _Passes:
                 slope_region = w.intra_region * self.region_weights[index][..., None]  # [B, V, N, 1]
                 if w.inter_student:
                     mixture, t = _mixture_slope(group.mil_weights, probs, log_image)
-                    slope_image += w.inter_student * weight * (image_probs - mixture)
-                    bag = w.inter_student * weight * group.mil_weights  # [B, V, N]
+                    slope_image += self.weighted.inter_student * weight * (image_probs - mixture)
+                    bag = self.weighted.inter_student * weight * group.mil_weights  # [B, V, N]
                     slope_region = slope_region + bag[..., None] * (t[..., None, :] - slopes[index][..., None])
                 slope_region = slope_region * probs
                 if w.intra_region and not self.expected:
@@ -399,11 +408,11 @@ class _Passes:
                     of_region -= w.intra_region * self.matched(pairing, sums.region_targets)
                 of_region /= self.temp
             if w.inter_student:
-                of_weights = w.inter_student * self.image_weights[index][:, None] * sums.student_slopes[index]
+                of_weights = self.weighted.inter_student * self.image_weights[index][:, None] * sums.student_slopes[index]
             student.append(StudentRows(image_z[index] / self.temp, of_region, of_weights))
         scorer = jnp.zeros_like(self.scorer)
         if w.inter_teacher:
-            scorer = w.inter_teacher / (self.batch * self.scorer.shape[1]) * sums.teacher_slopes
+            scorer = self.weighted.inter_teacher / (self.batch * self.scorer.shape[1]) * sums.teacher_slopes
         inputs, outputs = (self.student, self.prototypes, self.scorer), (tuple(student), of_prototypes, scorer)
         return jax.tree.map(lambda gradient, x: gradient.astype(x.dtype), outputs, inputs)
 

@@ -114,6 +114,7 @@ def make_gradients(
                 center_momentum=center_momentum,
                 centering=config.method.centering,
                 streaming=streaming,
+                inter_scale=schedules.inter_scale and schedules.inter_scale(state.step),
             )
             if config.method.koleo_weight:
                 embeddings = encoded[0].image_embedding.reshape(*groups[0].shape[:2], -1)  # [B * 2, F] -> [B, 2, F]
@@ -167,6 +168,7 @@ def make_apply(
             "weight_decay": weight_decay,
             "teacher_momentum": momentum,
             "teacher_temp": schedules.teacher_temp(state.step),
+            **({"inter_scale": schedules.inter_scale(state.step)} if schedules.inter_scale else {}),
             "bad_steps": bad_steps.total,
             "bad_steps_in_row": bad_steps.in_row,
         }

@@ -174,6 +174,22 @@ def test_the_entropy_of_mil_weights_is_added_to_the_loss_and_moves_the_weights(t
     assert (entropies[weight] < entropies[0.0]) == (weight > 0)
 
 
+def test_the_inter_level_terms_warm_up(tiny_config):
+    method = tiny_config.method
+    method.mil_warmup_epochs = 2.0  # four steps
+    state, step = _setup(tiny_config)
+    for number in range(6):
+        state, metrics = step(state, _batch())
+        scale = min(number / 4, 1)
+        assert float(metrics["inter_scale"]) == scale
+        terms = {
+            name: float(metrics[f"loss_{name}"]) for name in ("intra_image", "intra_region", "inter_student", "inter_teacher")
+        }
+        inter = scale * (terms["inter_student"] + terms["inter_teacher"])
+        expected = 0.5 * (terms["intra_image"] + terms["intra_region"]) + inter
+        np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("scorer", ["attention", "mean"])
 def test_other_scorers_train(tiny_config, scorer):
     tiny_config.method.mil_scorer = scorer
