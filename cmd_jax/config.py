@@ -84,6 +84,8 @@ def default() -> ConfigDict:
     # gated: w . (tanh(V h) * sigmoid(U h)) | attention: w . tanh(V h) | mean: no parameters, all patches weigh the same
     config.method.mil_scorer = "gated"
     config.method.mil_hidden_dim = 128  # rows of V and U
+    # Of L_S and L_T. bag_to_image: KL(bag || image), the image covers what its patches say | image_to_bag: KL(image || bag)
+    config.method.inter_direction = "bag_to_image"
     config.method.mil_warmup_epochs = 0.0  # in which the weights of L_S and L_T rise from 0, a step at a time
     # Of the relative entropy of the student's MIL weights, which joins the loss: above 0 they sharpen, below 0 they spread
     config.method.mil_entropy_weight = 0.0

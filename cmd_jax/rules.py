@@ -137,6 +137,7 @@ RULES: dict[str, Rule] = {
     "method.mil_temp": TEMPERATURE,
     "method.mil_scorer": Choice(("gated", "attention", "mean")),
     "method.mil_hidden_dim": WIDTH,
+    "method.inter_direction": Choice(("bag_to_image", "image_to_bag")),
     "method.mil_warmup_epochs": EPOCHS,
     "method.mil_entropy_weight": Number(-1e6, 1e6),
     "method.prototype_chunk": Whole(1, 2**22),

@@ -114,6 +114,7 @@ def make_gradients(
                 center_momentum=center_momentum,
                 centering=config.method.centering,
                 streaming=streaming,
+                inter_direction=config.method.inter_direction,
                 inter_scale=schedules.inter_scale and schedules.inter_scale(state.step),
             )
             if config.method.koleo_weight:

@@ -190,6 +190,18 @@ def test_the_inter_level_terms_warm_up(tiny_config):
         np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
 
 
+def test_the_direction_of_the_inter_level_terms_changes_them_alone(tiny_config):
+    metrics = {}
+    for direction in ("bag_to_image", "image_to_bag"):
+        tiny_config.method.inter_direction = direction
+        state, step = _setup(tiny_config)
+        metrics[direction] = step(state, _batch())[1]
+    there, back = metrics.values()
+    for term in ("intra_image", "intra_region", "inter_student", "inter_teacher"):
+        same = np.isclose(there[f"loss_{term}"], back[f"loss_{term}"], rtol=1e-6)
+        assert same == term.startswith("intra")
+
+
 @pytest.mark.parametrize("scorer", ["attention", "mean"])
 def test_other_scorers_train(tiny_config, scorer):
     tiny_config.method.mil_scorer = scorer
