@@ -87,7 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Programs that the main jobs compiled are read where they keep them.
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", os.path.join("~", ".cache", "cmd_jax"))
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cache))
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # it stops as Ctrl-C does
+    # Both stop it in the same way, SIGINT also where a shell that started it in the background had it ignored.
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         return run(args)
     except (ConfigError, DatasetError, BadImage, CheckpointError) as error:
@@ -97,7 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("stopped as asked; run again, it continues", file=sys.stderr)
         return STOPPED
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run(args: argparse.Namespace) -> int:

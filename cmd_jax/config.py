@@ -60,7 +60,9 @@ def default() -> ConfigDict:
 
     config.method = ConfigDict()
     config.method.name = "cmd"  # cmd | esvit | dino | released: fills the None below
-    config.method.image_pool = placeholder(str)  # mil | cls | mean: how patches become the image embedding
+    config.method.image_pool = placeholder(
+        str
+    )  # of patches into the image embedding: mil | cls | mean, or several like cls+mean
     config.method.region_weights = placeholder(str)  # teacher_mil | uniform
     config.method.intra_image_weight = placeholder(float)  # of L_I
     config.method.intra_region_weight = placeholder(float)  # of L_R
@@ -79,7 +81,14 @@ def default() -> ConfigDict:
     config.method.center_momentum = 0.9  # of centering "ema"
     config.method.koleo_weight = 0.0  # of DINOv2's regulariser, which keeps the images of a batch apart; DINOv2 takes 0.1
     config.method.mil_temp = 1.0  # of the MIL weights' softmax
-    config.method.mil_hidden_dim = 128
+    # gated: w . (tanh(V h) * sigmoid(U h)) | attention: w . tanh(V h) | mean: no parameters, all patches weigh the same
+    config.method.mil_scorer = "gated"
+    config.method.mil_hidden_dim = 128  # rows of V and U
+    # Of L_S and L_T. bag_to_image: KL(bag || image), the image covers what its patches say | image_to_bag: KL(image || bag)
+    config.method.inter_direction = "bag_to_image"
+    config.method.mil_warmup_epochs = 0.0  # in which the weights of L_S and L_T rise from 0, a step at a time
+    # Of the relative entropy of the student's MIL weights, which joins the loss: above 0 they sharpen, below 0 they spread
+    config.method.mil_entropy_weight = 0.0
     # How the objective passes over the prototypes; None: by the memory at hand, and what is fastest on the backend.
     config.method.prototype_chunk = placeholder(int)  # prototypes at a time
     config.method.matched_targets = placeholder(str)  # of L_R: expected | gathered, see cmd_jax/method/chunks.py

@@ -66,6 +66,18 @@ class Choice(NamedTuple):
         return None if value in self.words else ", ".join(self.words)
 
 
+class Joined(NamedTuple):
+    """One of several words, or some of them joined by "+", each once."""
+
+    words: tuple[str, ...]
+
+    def broken(self, value: Any) -> str | None:
+        parts = value.split("+") if isinstance(value, str) else [None]
+        if set(parts) <= set(self.words) and len(set(parts)) == len(parts):
+            return None
+        return f"{', '.join(self.words)}, or several like {'+'.join(self.words[1:])}, each once"
+
+
 class Several(NamedTuple):
     """A tuple of numbers, of a given length or, with None, of at least one."""
 
@@ -90,7 +102,7 @@ class Words(NamedTuple):
         return None if good and len(set(value)) == len(value) else f"one or more of {', '.join(self.words)}, each once"
 
 
-Rule = Whole | Number | Flag | Text | Choice | Several | Words
+Rule = Whole | Number | Flag | Text | Choice | Joined | Several | Words
 
 SHARE = Number(0, 1)
 DTYPE = Choice(("float32", "bfloat16"))
@@ -105,7 +117,7 @@ IMAGES = Whole(1, 2**20)  # of a batch
 RULES: dict[str, Rule] = {
     "seed": Whole(0, 2**32 - 1),  # JAX takes the lower 32 bits: two seeds beyond would be the same run
     "method.name": Choice(tuple(METHODS)),
-    "method.image_pool": Choice(("mil", "cls", "mean")),
+    "method.image_pool": Joined(("mil", "cls", "mean")),
     "method.region_weights": Choice(("teacher_mil", "uniform")),
     "method.intra_image_weight": WEIGHT,
     "method.intra_region_weight": WEIGHT,
@@ -123,7 +135,11 @@ RULES: dict[str, Rule] = {
     "method.center_momentum": SHARE,
     "method.koleo_weight": WEIGHT,
     "method.mil_temp": TEMPERATURE,
+    "method.mil_scorer": Choice(("gated", "attention", "mean")),
     "method.mil_hidden_dim": WIDTH,
+    "method.inter_direction": Choice(("bag_to_image", "image_to_bag")),
+    "method.mil_warmup_epochs": EPOCHS,
+    "method.mil_entropy_weight": Number(-1e6, 1e6),
     "method.prototype_chunk": Whole(1, 2**22),
     "method.matched_targets": Choice(("expected", "gathered")),
     "model.name": Choice(MODELS),
@@ -240,7 +256,7 @@ def check_values(config: ConfigDict) -> None:
         rule = RULES[key]
         reason = rule.broken(given[key])
         if reason:
-            demand = "choose one of" if isinstance(rule, Choice) else "it must be"
+            demand = "choose one of" if isinstance(rule, Choice | Joined) else "it must be"
             raise ConfigError(f"{key} is {given[key]!r}; {demand} {reason}")
 
 

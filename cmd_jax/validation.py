@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from cmd_jax.config import METHODS, SOURCES, TFDS_PREFIX, ConfigError, is_swin, patch_px
+from cmd_jax.config import METHODS, SOURCES, TFDS_PREFIX, ConfigError, is_swin, patch_px, token_px
 from cmd_jax.models import swin
 from cmd_jax.rules import check_values
 
@@ -42,6 +42,7 @@ def validate(config: ConfigDict) -> None:
                     "'retrieval' to it, or set train.best_metric to feature_std"
                 )
     _check_backbone(config)
+    _check_mil(config)
     for key in ("views.global_px", "views.local_px", "eval.crop_px"):
         section, name = key.split(".")
         side, patch = config[section][name], patch_px(config)
@@ -56,6 +57,11 @@ def validate(config: ConfigDict) -> None:
         raise ConfigError(
             f"optim.warmup_epochs is {config.optim.warmup_epochs}, longer than train.epochs={config.train.epochs}; "
             "use a tenth of the epochs"
+        )
+    if config.method.mil_warmup_epochs > config.train.epochs:
+        raise ConfigError(
+            f"method.mil_warmup_epochs is {config.method.mil_warmup_epochs}, longer than train.epochs={config.train.epochs}; "
+            "use a tenth of the epochs, or 0 for none"
         )
     if config.train.batch_size % config.train.accumulate:
         raise ConfigError(
@@ -87,13 +93,29 @@ def _check_backbone(config: ConfigDict) -> None:
     if config.model.registers:
         raise ConfigError(f"model.registers is {config.model.registers}, but {name} has none; set it to 0 or choose a ViT")
     pool = config.method.image_pool or METHODS[config.method.name]["image_pool"]
-    if pool == "cls":
+    if "cls" in pool.split("+"):
+        others = "+".join(part for part in pool.split("+") if part != "cls") or "mean (or mil)"
         raise ConfigError(
-            f"method.image_pool is 'cls', but {name} has no class token; "
-            "pass --config.method.image_pool=mean (or mil), or choose a ViT"
+            f"method.image_pool is {pool!r}, but {name} has no class token; "
+            f"pass --config.method.image_pool={others}, or choose a ViT"
         )
     if "cls" in (config.eval.features or pool).split("+"):
         raise ConfigError(f"eval.features is {config.eval.features!r}, but {name} has no class token; use mean, mil or blocks")
+
+
+def _check_mil(config: ConfigDict) -> None:
+    """What the terms of the MIL weights need."""
+    weight = config.method.mil_entropy_weight
+    if weight and config.method.mil_scorer == "mean":
+        raise ConfigError(
+            f"method.mil_entropy_weight is {weight}, but method.mil_scorer is 'mean', whose weights do not change; "
+            "set it to 0 or the scorer to gated"
+        )
+    if weight and config.views.global_px <= token_px(config):
+        raise ConfigError(
+            f"method.mil_entropy_weight is {weight}, but a view of views.global_px={config.views.global_px} is one patch of "
+            f"{token_px(config)} pixels, whose weight is 1; set it to 0 or views.global_px to {2 * token_px(config)} or more"
+        )
 
 
 def _data_source(key: str, source: str, folder_key: str, folder: str | None) -> None:

@@ -95,6 +95,18 @@ def test_a_method_fills_what_is_open_and_leaves_what_is_set(name):
     assert config_lib.resolve(config, 1000).method.inter_student_weight == 0.25
 
 
+@pytest.mark.parametrize("name", ["dino", "esvit"])
+def test_the_references_are_evaluated_with_the_pool_they_are_trained_with(name):
+    config = default()
+    config.method.name = name
+    assert config_lib.resolve(config, 1000).eval.features == {"dino": "cls", "esvit": "mean"}[name]
+    config.method.image_pool = "cls+mean"
+    validate(config)
+    resolved = config_lib.resolve(config, 1000)
+    assert resolved.eval.features == "cls+mean"
+    validate(resolved)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
@@ -114,6 +126,7 @@ def test_a_method_fills_what_is_open_and_leaves_what_is_set(name):
         ("views.local_px", 8, "views.local_px is 8; .* use 16$"),
         ("eval.features", "cls+foo", "eval.features is 'foo'"),
         ("optim.warmup_epochs", 200.0, "longer than train.epochs=100.0"),
+        ("method.mil_warmup_epochs", 200.0, "method.mil_warmup_epochs is 200.0, longer than train.epochs=100.0; use a tenth"),
     ],
 )
 def test_a_bad_value_is_named_with_its_rule_and_remedy(key, value, message):
@@ -129,6 +142,10 @@ def test_a_bad_value_is_named_with_its_rule_and_remedy(key, value, message):
     [
         ({"method.name": "dino"}, "method.image_pool is 'cls', but swin_tiny has no class token; pass --config.method.image"),
         ({"method.image_pool": "cls"}, "method.image_pool is 'cls'"),
+        (
+            {"method.image_pool": "mean+cls+mil"},
+            r"image_pool is 'mean\+cls\+mil', but swin_tiny has no class token; pass --config.method.image_pool=mean\+mil,",
+        ),
         ({"eval.features": "mil+cls"}, r"eval.features is 'mil\+cls', but swin_tiny has no class token; use mean"),
         ({"model.patch_size": 16}, "model.patch_size is 16, but a Swin's is 4; set it to that"),
         ({"model.patch_size": 8, "views.local_px": 92}, "model.patch_size is 8, but a Swin's is 4"),
@@ -176,6 +193,8 @@ def test_every_key_refuses_every_kind_of_bad_value(key):
     refused = BAD_VALUES[kind] + ([] if usual is None else [None])
     if key in ("eval.knn_k", "eval.fractions", "eval.linear_lrs"):  # of any length
         refused.remove((1.0,) * 3)
+    if key == "method.mil_entropy_weight":  # of either sign
+        refused.remove(-1.0)
     for value in refused:
         config = default()
         config.data.source = "cub"
@@ -208,6 +227,12 @@ def test_every_key_has_a_rule_and_every_rule_a_key():
         ("views.blur_sigma", (2.0, 0.1), "views.blur_sigma is (2.0, 0.1); it needs low <= high, in pixels"),
         ("init.heads", "no", "init.heads is 'no'; it must be True or False"),
         ("data.data_dir", "", "data.data_dir is ''; it must be text that is not empty"),
+        (
+            "method.image_pool",
+            "cls+max",
+            "method.image_pool is 'cls+max'; choose one of mil, cls, mean, or several like cls+mean, each once",
+        ),
+        ("method.image_pool", "mil+mil", "method.image_pool is 'mil+mil'; choose one of mil"),
         ("optim.lrr", 1.0, "optim.lrr is no key of the configuration; did you mean optim.lr?"),
         ("colour", 1.0, "colour is no key of the configuration; cmd_jax/config.py has them all"),
     ],
@@ -223,6 +248,28 @@ def test_a_missing_key_is_named():
     config = default()
     del config.optim["lr"]
     with pytest.raises(ConfigError, match=r"optim\.lr is missing; set it, usual is 0\.0005"):
+        validate(config)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"method.mil_scorer": "max"}, "method.mil_scorer is 'max'; choose one of gated, attention, mean"),
+        (
+            {"method.mil_scorer": "mean", "method.mil_entropy_weight": 0.1},
+            "method.mil_entropy_weight is 0.1, but method.mil_scorer is 'mean', whose weights do not change; set it to 0 or",
+        ),
+        (
+            {"views.global_px": 16, "views.local_px": 16, "method.mil_entropy_weight": -0.1},
+            "method.mil_entropy_weight is -0.1, but a view of views.global_px=16 is one patch of 16 pixels, whose weight is 1;"
+            " set it to 0 or views.global_px to 32 or more",
+        ),
+    ],
+)
+def test_what_the_mil_weights_cannot_do_is_refused(values, message):
+    config = default()
+    config.update_from_flattened_dict(values)
+    with pytest.raises(ConfigError, match=re.escape(message)):
         validate(config)
 
 

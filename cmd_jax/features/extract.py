@@ -27,7 +27,7 @@ def encode(config: ConfigDict, backbone: ViT | Swin, params: Params, images: Arr
     Args:
         config: resolved; `eval.features` names the pools.
         backbone: of the configuration.
-        params: "backbone", and "mil_scorer" where there is one.
+        params: "backbone", and "mil_scorer" where there is one; the weights of `method.mil_scorer` "mean" need none.
         images: [B, C, C, 3] uint8.
 
     Returns:
@@ -42,8 +42,9 @@ def encode(config: ConfigDict, backbone: ViT | Swin, params: Params, images: Arr
         "mean": lambda: jnp.mean(tokens, axis=1),
         "blocks": lambda: last_blocks(named, config.eval.last_blocks),
     }
-    if "mil_scorer" in params:
-        scores = MILScorer(config.method.mil_hidden_dim).apply({"params": params["mil_scorer"]}, tokens)
+    if "mil_scorer" in params or config.method.mil_scorer == "mean":
+        scorer = MILScorer(config.method.mil_hidden_dim, config.method.mil_scorer)
+        scores = scorer.apply({"params": params.get("mil_scorer", {})}, tokens)
         weights = outputs["mil_weights"] = mil.mil_weights(scores, config.method.mil_temp)
         pools["mil"] = lambda: mil.bag_embedding(weights, tokens)
     if "cls_token" in named:

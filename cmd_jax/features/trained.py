@@ -31,7 +31,7 @@ class Trained(NamedTuple):
 
     Attributes:
         config: resolved; `eval.features` names the pools of a feature.
-        params: "backbone" and, but for backbones of other projects, "mil_scorer"; NumPy float32.
+        params: "backbone" and, but for backbones of other projects and scorers without parameters, "mil_scorer"; NumPy float32.
         step: of the checkpoint; None for other projects' weights.
         network: "teacher" or "student".
         source: where it is from, as the user named it.
@@ -47,6 +47,7 @@ class Trained(NamedTuple):
 
     @property
     def has_scorer(self) -> bool:
+        """Whether there are learned MIL weights, which tell patches apart."""
         return "mil_scorer" in self.params
 
 
@@ -128,7 +129,7 @@ def _checked(config: ConfigDict, features: str | None) -> ConfigDict:
 
 def _fitted(arrays: Arrays, config: ConfigDict, step: int, network: str, source: str) -> Trained:
     shapes = jax.eval_shape(lambda: init_params(config, make_network(config)))
-    wanted = {part: shapes[part] for part in ("backbone", "mil_scorer")}
+    wanted = {part: shapes[part] for part in ("backbone", "mil_scorer") if part in shapes}
     found = {name: (array.shape, str(array.dtype), "") for name, array in arrays.items()}
     wrong = differences(wanted, found)
     if wrong:

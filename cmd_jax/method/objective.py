@@ -10,6 +10,7 @@ and a student view v != q.
     L_R  intra-level, region:  sum_i w_i CE( p_t_reg[q, m(i)], p_s_reg[v, i] ), m(i) the most similar teacher patch
     L_S  inter-level, student: KL( sum_i a_s[v, i] p_s_reg[v, i] || p_s_img[v] )
     L_T  inter-level, teacher: KL( sum_i a_t[q, i] p_t_reg[q, i] || p_t_img[q] ), gradient to the student's scorer alone
+L_S and L_T may also be the divergence in the other direction, KL(image || bag).
 The variant "released" adds to EsViT's loss the cross-level term of the authors' code, see `released`.
 """
 
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 
 from cmd_jax.method import prototypes as P
 from cmd_jax.method import released
+from cmd_jax.method.bags import InterDirection
 from cmd_jax.method.centers import sinkhorn_center, update_center
 from cmd_jax.method.chunks import Streaming
 from cmd_jax.method.rows import Centers, Pairing, PrototypePair, StudentRows, TeacherRows, TermWeights
@@ -123,6 +125,8 @@ def cmd_objective(
     centering: Centering = "ema",
     released_mask: bool = True,
     streaming: Streaming | None = None,
+    inter_scale: Array | None = None,
+    inter_direction: InterDirection = "bag_to_image",
 ) -> Result:
     """Computes the loss of one batch and the centers after it.
 
@@ -141,6 +145,8 @@ def cmd_objective(
         centering: "ema" uses and updates the centers, "sinkhorn" replaces them by those of the batch.
         released_mask: False shows where the released term is NaN as its authors wrote it, see `released.divergence`.
         streaming: how K is passed over; None: in one chunk, float32.
+        inter_scale: [] factor of the weights of L_S and L_T at this step; None: 1.
+        inter_direction: of L_S and L_T, "bag_to_image" is KL(bag || image), "image_to_bag" KL(image || bag).
     """
     stop = jax.lax.stop_gradient
     teacher, teacher_prototypes, centers = stop(teacher), stop(teacher_prototypes), stop(centers)
@@ -166,6 +172,8 @@ def cmd_objective(
         weights=weights,
         student_temp=student_temp,
         streaming=streaming,
+        inter_scale=inter_scale,
+        inter_direction=inter_direction,
     )
     loss, terms = distilled.loss, distilled.terms
     if weights.released:

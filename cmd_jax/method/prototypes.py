@@ -15,6 +15,13 @@ d bottleneck width, K prototypes. With D = KL(pi || q), pi = sum_i a_i sigma_i a
 t_k = log pi_k - log q_k + 1:
 
     dD/ds_ik = a_i sigma_ik (t_k - T_i),   dD/da_i = T_i = sum_k sigma_ik t_k,   dD/dx_k = q_k - pi_k
+
+In the direction "image_to_bag" D = KL(q || pi). With u_k = log q_k - log pi_k and t_k = dD/dpi_k = -q_k / pi_k the chain over
+the patches' softmax is the same; through q alone sum_k q_k du_k = sum_k dq_k = 0 leaves sum_k u_k dq_k, which needs D itself:
+
+    dD/ds_ik = a_i sigma_ik (t_k - T_i),   dD/da_i = T_i = sum_k sigma_ik t_k,   dD/dx_k = q_k (u_k - D)
+
+T_i and D are sums of the second pass, and the third needs no others: this direction takes as many passes.
 """
 
 import functools
@@ -25,6 +32,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from cmd_jax.method import bags
 from cmd_jax.method.chunks import DATA, MODEL, Normalizer, Streaming, for_chunks, put_chunk, take_chunk
 from cmd_jax.method.rows import Centers, Pairing, PrototypePair, StudentRows, TeacherRows, TermWeights
 
@@ -54,6 +62,8 @@ def distil(
     weights: TermWeights,
     student_temp: float,
     streaming: Streaming,
+    inter_scale: Array | None = None,
+    inter_direction: bags.InterDirection = "bag_to_image",
 ) -> Distilled:
     """The intra-level and inter-level terms, exact in value and gradient.
 
@@ -66,9 +76,11 @@ def distil(
         weights: of the terms; one of weight 0 is left out of the program (`released` is not computed here).
         student_temp: tau_s.
         streaming: chunk, dtype and mesh.
+        inter_scale: [] factor of the weights of L_S and L_T that the program does not know when it is built; None: 1.
+        inter_direction: of L_S and L_T, KL(bag || image) or KL(image || bag).
     """
-    plan = _Plan(weights, float(student_temp), streaming)
-    teacher, pairings = lax.stop_gradient((teacher, pairings))
+    plan = _Plan(weights, float(student_temp), streaming, inter_direction)
+    teacher, pairings, inter_scale = lax.stop_gradient((teacher, pairings, inter_scale))
     # What no term reads is cut off here, so that no backward pass of zeros runs through the network.
     if not (weights.intra_region or weights.inter_student):
         student = tuple(group._replace(region_z=lax.stop_gradient(group.region_z)) for group in student)
@@ -77,7 +89,7 @@ def distil(
         student = tuple(group._replace(mil_weights=lax.stop_gradient(group.mil_weights)) for group in student)
     if not weights.inter_teacher:
         inter_teacher_weights = lax.stop_gradient(inter_teacher_weights)
-    loss, terms, *entropies = _distil(plan, student, prototypes, inter_teacher_weights, teacher, pairings)
+    loss, terms, *entropies = _distil(plan, student, prototypes, inter_teacher_weights, teacher, pairings, inter_scale)
     return Distilled(loss, {name: terms[name] for name in weights._fields if name in terms}, *entropies)
 
 
@@ -87,6 +99,7 @@ class _Plan(NamedTuple):
     weights: TermWeights
     student_temp: float
     streaming: Streaming
+    inter_direction: bags.InterDirection
 
 
 class _Tile(NamedTuple):
@@ -99,18 +112,18 @@ class _Tile(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _distil(plan, student, prototypes, scorer, teacher, pairings):
-    return _run(plan, student, prototypes, scorer, teacher, pairings, with_gradients=False)[0]
+def _distil(plan, student, prototypes, scorer, teacher, pairings, scale):
+    return _run(plan, student, prototypes, scorer, teacher, pairings, scale, with_gradients=False)[0]
 
 
-def _distil_forward(plan, student, prototypes, scorer, teacher, pairings):
-    return _run(plan, student, prototypes, scorer, teacher, pairings, with_gradients=True)
+def _distil_forward(plan, student, prototypes, scorer, teacher, pairings, scale):
+    return _run(plan, student, prototypes, scorer, teacher, pairings, scale, with_gradients=True)
 
 
 def _distil_backward(plan, gradients, cotangents):
     # Terms and entropies are for the log: only the loss has a gradient.
     scaled = jax.tree.map(lambda gradient: (cotangents[0] * gradient).astype(gradient.dtype), gradients)
-    return (*scaled, None, None)
+    return (*scaled, None, None, None)
 
 
 _distil.defvjp(_distil_forward, _distil_backward)
@@ -125,10 +138,10 @@ def _run(plan, *arguments, with_gradients: bool):
     images, rows, alike = PartitionSpec(DATA), PartitionSpec(MODEL), PartitionSpec()
     pair = PrototypePair(rows, rows)
     of_teacher = TeacherRows(images, images, pair, Centers(rows, rows), alike)
-    of_pairings = tuple(Pairing(alike, images, images) for _ in arguments[-1])
+    of_pairings = tuple(Pairing(alike, images, images) for _ in arguments[-2])
     out = (alike, alike, images, alike), (images, pair, images) if with_gradients else None
     local = lambda *arguments: _Passes(plan, *arguments).run(with_gradients)
-    return plan.streaming.on_mesh(local, (images, pair, images, of_teacher, of_pairings), out)(*arguments)
+    return plan.streaming.on_mesh(local, (images, pair, images, of_teacher, of_pairings, alike), out)(*arguments)
 
 
 class _Sums(NamedTuple):
@@ -156,9 +169,15 @@ class _Gradients(NamedTuple):
 class _Passes:
     """The three passes over one batch."""
 
-    def __init__(self, plan, student, prototypes, scorer, teacher, pairings):
+    def __init__(self, plan, student, prototypes, scorer, teacher, pairings, scale):
         self.weights, self.streaming, self.temp = plan.weights, plan.streaming, plan.student_temp
+        self.direction = plan.inter_direction
         self.student, self.prototypes, self.scorer, self.teacher, self.pairings = student, prototypes, scorer, teacher, pairings
+        # What the loss weighs the terms with; whether a term is there at all is a question for `weights`.
+        rise = lambda weight: weight if scale is None or not weight else weight * scale
+        self.weighted = plan.weights._replace(
+            inter_student=rise(plan.weights.inter_student), inter_teacher=rise(plan.weights.inter_teacher)
+        )
         self.accumulated = jnp.promote_types(teacher.image_z.dtype, jnp.float32)
         self.operand = self.accumulated if plan.streaming.dtype == "float32" else jnp.bfloat16
         self.expected = plan.streaming.targets == "expected"
@@ -291,7 +310,7 @@ class _Passes:
         if third:
             gradients = self.loop(
                 lambda gradients, start, size: self.add_student(
-                    gradients, self.log_probs(normalizers, start, size), sums.student_slopes, start, size
+                    gradients, self.log_probs(normalizers, start, size), sums, start, size
                 ),
                 gradients,
             )
@@ -312,7 +331,9 @@ class _Passes:
             terms["inter_teacher"] = jnp.sum(sums.teacher_divergence) / (self.batch * self.scorer.shape[1])
         of_prototypes = gradients[2:] if with_gradients else ()
         terms, of_prototypes, marginal = self.streaming.total((terms, of_prototypes, marginal), DATA)
-        loss = sum(weight * terms[name] for name, weight in w._asdict().items() if weight and name in terms)
+        loss = sum(
+            weight * terms[name] for name, weight in self.weighted._asdict().items() if getattr(w, name) and name in terms
+        )
         share = marginal / (self.batch * self.teacher.image_z.shape[1])
         marginal_entropy = self.streaming.total(-jnp.sum(jax.scipy.special.xlogy(share, share)), MODEL)
         out = (loss, terms, sums.entropy, marginal_entropy)
@@ -337,20 +358,23 @@ class _Passes:
             sums = sums._replace(intra_region=sums.intra_region - total)
         if w.inter_student:
             parts = [
-                _divergence_sums(group.mil_weights, jnp.exp(regions), image)
+                bags.sums(self.direction, group.mil_weights, regions, image)
                 for group, regions, image in zip(self.student, log_probs.student_region, log_probs.student_image, strict=True)
             ]
             add = lambda old, which: tuple(a + part[which] for a, part in zip(old, parts, strict=True))
             sums = sums._replace(student_divergence=add(sums.student_divergence, 0), student_slopes=add(sums.student_slopes, 1))
         if w.inter_teacher:
-            divergence, slopes = _divergence_sums(self.scorer, jnp.exp(log_probs.teacher_region), log_probs.teacher_image)
+            of_teacher = log_probs.teacher_region, log_probs.teacher_image
+            divergence, slopes = bags.sums(self.direction, self.scorer, *of_teacher)
             sums = sums._replace(
                 teacher_divergence=sums.teacher_divergence + divergence, teacher_slopes=sums.teacher_slopes + slopes
             )
         return sums
 
-    def add_student(self, gradients: _Gradients, log_probs: _Tile, slopes, start: Array | int, size: int) -> _Gradients:
-        """The student's gradients of a chunk; slopes: the T_i of every group, None without L_S."""
+    def add_student(
+        self, gradients: _Gradients, log_probs: _Tile, sums: _Sums | None, start: Array | int, size: int
+    ) -> _Gradients:
+        """The student's gradients of a chunk; sums: of the second pass, None without L_S."""
         w = self.weights
         of_image, of_region = (take_chunk(rows, start, size) for rows in self.prototypes)
         image_part, region_part = (take_chunk(part, start, size) for part in gradients[2:])
@@ -362,14 +386,20 @@ class _Passes:
                 targets = self.image_targets(pairing, jnp.exp(log_probs.teacher_image))
                 slope_image += w.intra_image * (weight * image_probs - targets)  # [B, V, k]
             if self.student_regions:
-                probs = jnp.exp(log_probs.student_region[index])
+                log_regions = log_probs.student_region[index]
+                probs = jnp.exp(log_regions)
                 slope_region = w.intra_region * self.region_weights[index][..., None]  # [B, V, N, 1]
-                if w.inter_student:
-                    mixture, t = _mixture_slope(group.mil_weights, probs, log_image)
-                    slope_image += w.inter_student * weight * (image_probs - mixture)
-                    bag = w.inter_student * weight * group.mil_weights  # [B, V, N]
-                    slope_region = slope_region + bag[..., None] * (t[..., None, :] - slopes[index][..., None])
+                if w.inter_student and self.direction == "bag_to_image":
+                    mixture, t = bags.mixture_slope(group.mil_weights, probs, log_image)
+                    slope_image += self.weighted.inter_student * weight * (image_probs - mixture)
+                    bag = self.weighted.inter_student * weight * group.mil_weights  # [B, V, N]
+                    slope_region = slope_region + bag[..., None] * (t[..., None, :] - sums.student_slopes[index][..., None])
                 slope_region = slope_region * probs
+                if w.inter_student and self.direction == "image_to_bag":
+                    found = sums.student_divergence[index], sums.student_slopes[index]
+                    of_logits = bags.reverse_slopes(group.mil_weights, log_regions, log_image, *found)
+                    slope_image += self.weighted.inter_student * weight * of_logits[0]
+                    slope_region += self.weighted.inter_student * (weight * group.mil_weights)[..., None] * of_logits[1]
                 if w.intra_region and not self.expected:
                     slope_region -= w.intra_region * self.matched(pairing, jnp.exp(log_probs.teacher_region))
                 region_z[index] += self.product("bvnk,kd->bvnd", slope_region, of_region)
@@ -399,24 +429,10 @@ class _Passes:
                     of_region -= w.intra_region * self.matched(pairing, sums.region_targets)
                 of_region /= self.temp
             if w.inter_student:
-                of_weights = w.inter_student * self.image_weights[index][:, None] * sums.student_slopes[index]
+                of_weights = self.weighted.inter_student * self.image_weights[index][:, None] * sums.student_slopes[index]
             student.append(StudentRows(image_z[index] / self.temp, of_region, of_weights))
         scorer = jnp.zeros_like(self.scorer)
         if w.inter_teacher:
-            scorer = w.inter_teacher / (self.batch * self.scorer.shape[1]) * sums.teacher_slopes
+            scorer = self.weighted.inter_teacher / (self.batch * self.scorer.shape[1]) * sums.teacher_slopes
         inputs, outputs = (self.student, self.prototypes, self.scorer), (tuple(student), of_prototypes, scorer)
         return jax.tree.map(lambda gradient, x: gradient.astype(x.dtype), outputs, inputs)
-
-
-def _mixture_slope(weights: Array, probs: Array, log_image: Array) -> tuple[Array, Array]:
-    """(pi, t): [..., N], [..., N, k] probabilities, [..., k] log-probabilities -> [..., k] each."""
-    mixture = jnp.einsum("...n,...nk->...k", weights, probs, precision="highest")
-    # A prototype that no patch uses counts 0: its probability underflows, its logarithm must stay finite.
-    log_mixture = jnp.log(jnp.maximum(mixture, jnp.finfo(mixture.dtype).tiny))
-    return mixture, log_mixture - log_image + 1.0
-
-
-def _divergence_sums(weights: Array, probs: Array, log_image: Array) -> tuple[Array, Array]:
-    """A chunk's part of KL(pi || q) and of its slopes T_i: [..., N], [..., N, k], [..., k] -> [...], [..., N]."""
-    mixture, t = _mixture_slope(weights, probs, log_image)
-    return jnp.sum(mixture * (t - 1.0), axis=-1), jnp.einsum("...nk,...k->...n", probs, t, precision="highest")

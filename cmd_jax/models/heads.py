@@ -1,5 +1,7 @@
 """What sits on the backbone: the MIL scorer, the projection heads and their weight-normalised prototypes."""
 
+from typing import Literal
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ from cmd_jax.method import mil
 from cmd_jax.models.layers import gelu
 
 Array = jax.Array
+Scoring = Literal["gated", "attention", "mean"]
 _kernel_init = nn.initializers.lecun_normal()
 
 
@@ -19,19 +22,31 @@ def l2_normalize(x: Array, eps: float = 1e-12) -> Array:
 
 
 class MILScorer(nn.Module):
-    """Gated-attention scorer of patches (`method.mil.gated_attention_scores`)."""
+    """Scorer of patches.
+
+    Attributes:
+        hidden_dim: M.
+        scoring: "gated" (`method.mil.gated_attention_scores`), "attention" (`method.mil.attention_scores`) or "mean", which has
+            no parameters and scores all patches alike.
+    """
 
     hidden_dim: int
+    scoring: Scoring = "gated"
 
     @nn.compact
     def __call__(self, tokens: Array) -> Array:
         """tokens: [..., N, D] -> [..., N] float32 scores."""
-        width = tokens.shape[-1]
-        tanh_kernel = self.param("tanh_kernel", _kernel_init, (width, self.hidden_dim))
-        sigmoid_kernel = self.param("sigmoid_kernel", _kernel_init, (width, self.hidden_dim))
+        if self.scoring == "mean":
+            return jnp.zeros(tokens.shape[:-1], jnp.float32)
+        gated, shape = self.scoring == "gated", (tokens.shape[-1], self.hidden_dim)
+        tanh_kernel = self.param("tanh_kernel", _kernel_init, shape)
+        sigmoid_kernel = self.param("sigmoid_kernel", _kernel_init, shape) if gated else None
         # Small, so that training starts from nearly uniform weights.
         out_kernel = self.param("out_kernel", nn.initializers.truncated_normal(0.02), (self.hidden_dim, 1))
-        return mil.gated_attention_scores(tokens.astype(jnp.float32), tanh_kernel, sigmoid_kernel, out_kernel[:, 0])
+        tokens = tokens.astype(jnp.float32)
+        if gated:
+            return mil.gated_attention_scores(tokens, tanh_kernel, sigmoid_kernel, out_kernel[:, 0])
+        return mil.attention_scores(tokens, tanh_kernel, out_kernel[:, 0])
 
 
 class BatchStatisticsNorm(nn.Module):

@@ -1,16 +1,15 @@
 """The whole network of a student or a teacher: backbone, MIL scorer, image and region heads, prototypes."""
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from cmd_jax.method import mil
-from cmd_jax.models.heads import MILScorer, ProjectionHead, Prototypes
+from cmd_jax.models.heads import MILScorer, ProjectionHead, Prototypes, Scoring
 
 Array = jax.Array
-ImagePool = Literal["mil", "cls", "mean"]
 
 
 class Encoded(NamedTuple):
@@ -19,7 +18,7 @@ class Encoded(NamedTuple):
     Attributes:
         patch_tokens: [B, N, D] backbone embeddings after the final norm.
         mil_weights: [B, N] float32, sum to 1 over N.
-        image_embedding: [B, D] float32, the pooled bag.
+        image_embedding: [B, F] float32, the pooled bag; F is D times the number of pools.
         image_z: [B, d] float32, unit norm.
         region_z: [B, N, d] float32, unit norm.
         backbone: the backbone's named intermediates.
@@ -38,15 +37,16 @@ class Network(nn.Module):
 
     Attributes:
         backbone: `vit.ViT`, `swin.Swin`: maps images to named intermediates with `patch_tokens`, a ViT with `cls_token`.
-        image_pool: how patches become one image embedding; "cls" wants a ViT.
+        image_pool: how patches become one image embedding: "mil", "mean", of a ViT "cls", or several joined by "+".
         prototypes: K.
         share_prototypes: both levels use the image level's prototypes.
         mil_temp: temperature of the MIL weights.
+        mil_scoring: how patches are scored, see `MILScorer`; with "mean" there is no parameter "mil_scorer".
         packed_views: views of all sizes share the products of one row of tokens (ViT), else one size after the other.
     """
 
     backbone: nn.Module
-    image_pool: ImagePool
+    image_pool: str
     prototypes: int
     bottleneck_dim: int
     hidden_dim: int
@@ -58,9 +58,10 @@ class Network(nn.Module):
     mil_temp: float
     dtype: jnp.dtype = jnp.float32
     packed_views: bool = False
+    mil_scoring: Scoring = "gated"
 
     def setup(self) -> None:
-        self.mil_scorer = MILScorer(self.mil_hidden_dim)
+        self.mil_scorer = MILScorer(self.mil_hidden_dim, self.mil_scoring)
         head = (self.hidden_dim, self.bottleneck_dim, self.head_layers, self.head_batch_norm, self.dtype)
         self.image_head, self.region_head = ProjectionHead(*head), ProjectionHead(*head)
         self.image_last_layer = Prototypes(self.prototypes, self.bottleneck_dim, self.learned_gain)
@@ -95,12 +96,14 @@ class Network(nn.Module):
         """What sits on the backbone: MIL weights, pooling and both heads on its named intermediates."""
         tokens = named["patch_tokens"]
         weights = self.score_patches(tokens)
-        if self.image_pool == "mil":
-            pooled = mil.bag_embedding(weights, tokens)
-        elif self.image_pool == "mean":
-            pooled = jnp.mean(tokens.astype(jnp.float32), axis=1)
-        else:
-            pooled = named["cls_token"].astype(jnp.float32)
+        pools = {
+            "mil": lambda: mil.bag_embedding(weights, tokens),
+            "mean": lambda: jnp.mean(tokens.astype(jnp.float32), axis=1),
+            "cls": lambda: named["cls_token"].astype(jnp.float32),
+        }
+        # As they are: every part is made of tokens after the final norm, and the head's first layer weighs them.
+        parts = [pools[name]() for name in self.image_pool.split("+")]
+        pooled = jnp.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
         return Encoded(tokens, weights, pooled, self.image_head(pooled), self.region_head(tokens), named)
 
     def prototype_rows(self) -> tuple[Array, Array]:

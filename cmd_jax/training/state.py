@@ -78,6 +78,7 @@ def make_network(config: ConfigDict) -> Network:
         mil_temp=config.method.mil_temp,
         dtype=dtype,
         packed_views=config.model.packed_views,
+        mil_scoring=config.method.mil_scorer,
     )
 
 

@@ -11,6 +11,7 @@ import optax
 from cmd_jax.config import ConfigDict, token_px
 from cmd_jax.data.augment import crop_views, key_points
 from cmd_jax.data.loader import Batch
+from cmd_jax.method import mil
 from cmd_jax.method.chunks import Streaming
 from cmd_jax.method.koleo import koleo
 from cmd_jax.method.objective import Result, Views, cmd_objective
@@ -154,12 +155,18 @@ def make_gradients(
                 center_momentum=center_momentum,
                 centering=config.method.centering,
                 streaming=streaming,
+                inter_direction=config.method.inter_direction,
+                inter_scale=schedules.inter_scale and schedules.inter_scale(state.step),
             )
             if config.method.koleo_weight:
-                embeddings = encoded[0].image_embedding.reshape(*groups[0].shape[:2], -1)  # [B * 2, D] -> [B, 2, D]
+                embeddings = encoded[0].image_embedding.reshape(*groups[0].shape[:2], -1)  # [B * 2, F] -> [B, 2, F]
                 spread = jnp.mean(jax.vmap(koleo, in_axes=1)(embeddings))
                 loss = result.loss + config.method.koleo_weight * spread
                 result = result._replace(loss=loss, terms={**result.terms, "koleo": spread})
+            if config.method.mil_entropy_weight:
+                entropy = jnp.mean(mil.relative_entropy(encoded[0].mil_weights))
+                loss = result.loss + config.method.mil_entropy_weight * entropy
+                result = result._replace(loss=loss, terms={**result.terms, "mil_entropy": entropy})
             return result.loss, result
 
         of_student, result = jax.grad(loss_fn, has_aux=True)(state.student)
@@ -203,6 +210,7 @@ def make_apply(
             "weight_decay": weight_decay,
             "teacher_momentum": momentum,
             "teacher_temp": schedules.teacher_temp(state.step),
+            **({"inter_scale": schedules.inter_scale(state.step)} if schedules.inter_scale else {}),
             "bad_steps": bad_steps.total,
             "bad_steps_in_row": bad_steps.in_row,
         }

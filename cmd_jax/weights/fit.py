@@ -159,8 +159,8 @@ def _check(ours: Arrays, wanted: Shapes, layout: Layout, unknown: list[str], sou
     ]
     if faults:
         raise WeightsError(
-            f"{source} ({layout.title}) does not fit the model; set model.* (with init.heads also head.*) to the "
-            f"checkpoint's. {len(faults)} array(s) differ: {'; '.join(faults)}"
+            f"{source} ({layout.title}) does not fit the model; set model.* (with init.heads also head.*, "
+            f"method.image_pool and method.mil_scorer) to the checkpoint's. {len(faults)} array(s) differ: {'; '.join(faults)}"
         )
 
 

@@ -234,12 +234,16 @@ def test_asked_to_stop_it_asks_the_jobs_and_ends_with_75(photo_folder, tmp_path,
     )
     log = tmp_path / "dino" / "seed-0.log"
     deadline = time.monotonic() + 120
-    while not (log.exists() and log.read_text().endswith(" ready\n")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    process.send_signal(number)
-    _, stderr = process.communicate(timeout=60)
+    with process:
+        try:
+            while not (log.exists() and log.read_text().endswith(" ready\n")):
+                assert process.poll() is None, process.communicate()
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            process.send_signal(number)
+            _, stderr = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == quality.STOPPED, stderr
     assert "run again, it continues" in stderr
     assert (tmp_path / "asked").exists()

@@ -19,10 +19,12 @@ from cmd_jax.data.decode import eval_crop
 from cmd_jax.data.errors import BadImage
 from cmd_jax.features.export import export_run
 from cmd_jax.features.run import embed_folder
+from cmd_jax.training import loop
 from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.state import make_network
 from cmd_jax.weights.errors import WeightsError
 from cmd_jax.weights.files import read_metadata, read_safetensors, write_safetensors
+from tests.conftest import tiny
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -218,6 +220,25 @@ def test_a_backbone_of_another_project(finished, pictures, encoded, tmp_path):
         cmd_jax.load(path, model="vit_tiny", image_px=16)
     with pytest.raises(ConfigError, match=r"model\.name is 'resnet50'; choose one of"):
         cmd_jax.load(path, model="resnet50")
+
+
+def test_a_run_without_a_learned_scorer_and_with_several_pools(pictures, photo_folder, tmp_path, quick_steps):
+    config = tiny()
+    config.data.source, config.data.folder = "folder", str(photo_folder)
+    config.train.epochs = config.optim.warmup_epochs = 1.0
+    config.method.mil_scorer, config.method.image_pool, config.eval.features = "mean", "cls+mil", "cls+mil"
+    loop.train(config, str(tmp_path / "run"))
+    model = cmd_jax.load(tmp_path / "run")
+    export_run(str(tmp_path / "run"), None, "teacher", "safetensors", str(tmp_path / "a.safetensors"))
+    features = model.embed(pictures[1])
+    np.testing.assert_array_equal(cmd_jax.load(tmp_path / "a.safetensors").embed(pictures[1]), features)
+    parts = [cmd_jax.load(tmp_path / "run", features=name).embed(pictures[1]) for name in ("cls", "mean")]
+    np.testing.assert_allclose(features, np.concatenate(parts, axis=1) / np.sqrt(2), atol=1e-6)
+    with pytest.raises(ConfigError, match="without a MIL scorer"):
+        model.mil_weights(pictures[1])
+    card = (tmp_path / "a.safetensors.md").read_text()
+    assert "There is no MIL scorer" in card
+    assert "and MIL scorer" not in card
 
 
 def test_arguments_that_do_not_fit_are_refused(finished, exported, tmp_path):

@@ -41,7 +41,7 @@ def _problem(seed=0, images=2, local=2, patches=(4, 3), width=5, d=6, prototypes
     return student, pair(), views(2, patches[0]), pair(), weights, centers
 
 
-def _run(problem, weights=CMD, region_weights="teacher_mil", temps=(0.1, 0.04), momentum=0.9):
+def _run(problem, weights=CMD, region_weights="teacher_mil", temps=(0.1, 0.04), momentum=0.9, **options):
     return cmd_objective(
         *problem,
         weights=weights,
@@ -49,10 +49,11 @@ def _run(problem, weights=CMD, region_weights="teacher_mil", temps=(0.1, 0.04), 
         student_temp=temps[0],
         teacher_temp=temps[1],
         center_momentum=momentum,
+        **options,
     )
 
 
-def _oracle(problem, region_weights, temps):
+def _oracle(problem, region_weights, temps, direction="bag_to_image"):
     """The four terms as loops over images, pairs of views and patches, float64 (docs: method, Objective)."""
     student, student_w, teacher, teacher_w, a_t, centers = problem
     views = [(group, v) for group in student for v in range(group.image_z.shape[1])]
@@ -60,7 +61,7 @@ def _oracle(problem, region_weights, temps):
     region_p = lambda z: _softmax(z @ student_w.region.T.astype(np.float64) / temps[0])
     teacher_image = lambda z: _softmax((teacher_w.image.astype(np.float64) @ z - centers.image) / temps[1])
     teacher_region = lambda z: _softmax((z @ teacher_w.region.T.astype(np.float64) - centers.region) / temps[1])
-    kl = lambda p, q: np.sum(p * (np.log(p) - np.log(q)))
+    kl = lambda p, q: np.sum(p * (np.log(p) - np.log(q))) if direction == "bag_to_image" else np.sum(q * np.log(q / p))
     terms = np.zeros(4)
     images = a_t.shape[0]
     pairs = [(q, v) for q in range(2) for v in range(len(views)) if v != q]
@@ -96,6 +97,15 @@ def test_terms_equal_the_loops_of_the_equations(region_weights, local):
         0.9 * problem[5].region + 0.1 * (problem[2].region_z @ problem[3].region.T).mean((0, 1, 2)),
         atol=1e-6,
     )
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.25])
+def test_the_inter_level_terms_turned_round_and_scaled(scale):
+    problem = _problem(seed=1, local=3)
+    result = _run(problem, inter_direction="image_to_bag", inter_scale=jnp.float32(scale))
+    expected = _oracle(problem, "teacher_mil", (0.1, 0.04), "image_to_bag")
+    np.testing.assert_allclose([float(x) for x in result.terms.values()], expected, rtol=1e-5)
+    np.testing.assert_allclose(float(result.loss), np.dot((0.5, 0.5, scale, scale), expected), rtol=1e-5)
 
 
 @pytest.mark.parametrize("local", [0, 3])

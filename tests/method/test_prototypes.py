@@ -54,40 +54,78 @@ def problem(seed, images=2, groups=((2, 4), (3, 2)), patches=4, width=6, prototy
 
 
 @functools.lru_cache
-def streamed_program(weights, streaming, student_temp, compiler_options):
-    def loss(student, prototypes, scorer, teacher, pairings):
+def streamed_program(weights, streaming, student_temp, compiler_options, direction="bag_to_image"):
+    def loss(student, prototypes, scorer, teacher, pairings, scale):
         result = distil(
-            student, prototypes, scorer, teacher, pairings, weights=weights, student_temp=student_temp, streaming=streaming
+            student,
+            prototypes,
+            scorer,
+            teacher,
+            pairings,
+            weights=weights,
+            student_temp=student_temp,
+            streaming=streaming,
+            inter_scale=scale,
+            inter_direction=direction,
         )
         return 3.0 * result.loss, result  # a cotangent that is not 1
 
     return jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True), compiler_options=dict(compiler_options))
 
 
-@functools.partial(jax.jit, compiler_options=dict(QUICK))
+def reversed_terms(student, prototypes, scorer, teacher, pairings, student_temp):
+    """L_S and L_T as KL(image || bag), with every distribution stored as its logarithm."""
+    log_probs = lambda z, rows, temp, center=0.0: jax.nn.log_softmax((z @ rows.T - center) / temp, axis=-1)
+
+    def divergence(weights, log_regions, log_image):
+        log_bag = jax.nn.logsumexp(jnp.log(weights)[..., None] + log_regions, axis=-2)
+        return jnp.sum(jnp.exp(log_image) * (log_image - log_bag), axis=-1)
+
+    of_student = 0.0
+    for group, pairing in zip(student, pairings, strict=True):
+        regions, image = (log_probs(z, rows, student_temp) for z, rows in zip(group[1::-1], prototypes[::-1], strict=True))
+        each = divergence(group.mil_weights, regions, image)  # [B, V]
+        of_student += jnp.sum(jnp.sum(pairing.image_weights, axis=0) * jnp.mean(each, axis=0))
+    of_teacher = [
+        jax.lax.stop_gradient(log_probs(z, rows, teacher.temp, center))
+        for z, rows, center in zip(teacher[1::-1], teacher.prototypes[::-1], teacher.centers[::-1], strict=True)
+    ]
+    return {"inter_student": of_student, "inter_teacher": jnp.mean(divergence(scorer, *of_teacher))}
+
+
+@functools.partial(jax.jit, compiler_options=dict(QUICK), static_argnames="direction")
 @functools.partial(jax.grad, argnums=(0, 1, 2), has_aux=True)
-def naive_program(student, prototypes, scorer, teacher, pairings, weights, student_temp):
-    """One program for each shape: weights and temperature are arguments."""
-    terms, entropies = naive_terms(student, prototypes, scorer, teacher, pairings, student_temp)
+def naive_program(student, prototypes, scorer, teacher, pairings, weights, student_temp, direction="bag_to_image"):
+    """One program for each shape and direction: weights and temperature are arguments."""
+    arguments = (student, prototypes, scorer, teacher, pairings, student_temp)
+    terms, entropies = naive_terms(*arguments)
+    if direction == "image_to_bag":
+        terms |= reversed_terms(*arguments)
     return 3.0 * sum(weights[name] * term for name, term in terms.items()), (terms, entropies)
 
 
-def loss_of(arguments, weights, streaming, student_temp=0.1, compiler_options=()):
-    gradient, result = streamed_program(weights, streaming, student_temp, compiler_options)(*arguments)
+def loss_of(arguments, weights, streaming, student_temp=0.1, compiler_options=(), direction="bag_to_image", scale=None):
+    gradient, result = streamed_program(weights, streaming, student_temp, compiler_options, direction)(*arguments, scale)
     return jax.device_get((result, gradient))
 
 
-def naive_loss_of(arguments, weights, student_temp=0.1):
-    gradient, result = naive_program(*arguments, {name: float(w) for name, w in weights._asdict().items()}, student_temp)
+def naive_loss_of(arguments, weights, student_temp=0.1, direction="bag_to_image"):
+    weights = {name: float(w) for name, w in weights._asdict().items()}
+    gradient, result = naive_program(*arguments, weights, student_temp, direction=direction)
     return jax.device_get((result, gradient))
 
 
-def assert_equal(arguments, weights, streaming, tolerance, student_temp=0.1, compiler_options=QUICK):
+def assert_equal(
+    arguments, weights, streaming, tolerance, student_temp=0.1, compiler_options=QUICK, direction="bag_to_image", scale=None
+):
     """Every term, the entropies, and each gradient relative to its largest entry."""
-    result, gradient = loss_of(arguments, weights, streaming, student_temp, compiler_options)
-    (terms, (entropy, marginal)), expected = naive_loss_of(arguments, weights, student_temp)
+    used, traced = weights, None if scale is None else arguments[2].dtype.type(scale)
+    result, gradient = loss_of(arguments, weights, streaming, student_temp, compiler_options, direction, traced)
+    if scale is not None:
+        weights = weights._replace(inter_student=scale * weights.inter_student, inter_teacher=scale * weights.inter_teacher)
+    (terms, (entropy, marginal)), expected = naive_loss_of(arguments, weights, student_temp, direction)
     for name, term in terms.items():
-        expected_term = term if getattr(weights, name) else 0.0
+        expected_term = term if getattr(used, name) else 0.0
         np.testing.assert_allclose(result.terms[name], expected_term, rtol=tolerance, atol=tolerance, err_msg=name)
     np.testing.assert_allclose(result.teacher_entropy, entropy, rtol=tolerance, atol=tolerance)
     np.testing.assert_allclose(result.marginal_entropy, marginal, rtol=tolerance, atol=tolerance)
@@ -138,6 +176,69 @@ def test_float64_equals_the_stored_tensors(shape, weights, chunk, targets, stude
 def test_float32_equals_the_stored_tensors(shape, weights, chunk, targets, student_temp, draws):
     for seed, temp in draws:
         assert_equal(problem(seed, **shape, temp=temp), weights, Streaming(chunk, targets=targets), 1e-5, student_temp)
+
+
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(**any_case, scale=st.sampled_from([None, 0.0, 0.3]))
+def test_float64_any_case_in_the_other_direction(shape, weights, chunk, targets, student_temp, scale, draws):
+    with jax.enable_x64(True):
+        for seed, temp in draws:
+            arguments, streaming = problem(seed, **shape, temp=temp, dtype=np.float64), Streaming(chunk, targets=targets)
+            assert_equal(arguments, weights, streaming, 1e-10, student_temp, direction="image_to_bag", scale=scale)
+
+
+@pytest.mark.parametrize("chunk", [5, 17])
+@TARGETS
+def test_float32_in_the_other_direction(chunk, targets):
+    assert_equal(problem(3, width=32), CMD, Streaming(chunk, targets=targets), 1e-5, direction="image_to_bag")
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 17])
+@pytest.mark.parametrize("scale", [None, 0.3])
+@TARGETS
+def test_float64_in_the_other_direction(chunk, scale, targets):
+    with jax.enable_x64(True):
+        arguments, streaming = problem(7, width=16, dtype=np.float64), Streaming(chunk, targets=targets)
+        assert_equal(arguments, CMD, streaming, 1e-10, direction="image_to_bag", scale=scale)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.3, 1.0])
+@TARGETS
+def test_float64_with_a_factor_of_the_inter_level_terms(scale, targets):
+    with jax.enable_x64(True):
+        assert_equal(problem(7, width=16, dtype=np.float64), CMD, Streaming(5, targets=targets), 1e-10, scale=scale)
+
+
+@TARGETS
+def test_the_other_direction_stays_exact_where_the_mixture_underflows(targets):
+    arguments = problem(1, gain=40.0, temp=0.005)
+    result, gradient = loss_of(arguments, CMD, Streaming(5, targets=targets), direction="image_to_bag")
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda x: x.astype(np.float64) if x.dtype == np.float32 else x, arguments)
+        (terms, _), expected = naive_loss_of(wide, CMD, direction="image_to_bag")
+    assert terms["inter_student"] > 100  # exp(-100) is 0 in float32
+    for name in ("inter_student", "inter_teacher"):
+        np.testing.assert_allclose(result.terms[name], terms[name], rtol=1e-5)
+    for of_streamed, of_naive in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(of_streamed, of_naive, rtol=0, atol=1e-4 * np.max(np.abs(of_naive)))
+
+
+@TARGETS
+def test_float64_a_weight_of_zero_receives_its_slope_in_the_other_direction(targets):
+    """dD/da_i = -sum_k q_k sigma_ik / pi_k does not depend on a_i alone: a patch of weight 0 can still be wanted."""
+    with jax.enable_x64(True):
+        student, prototypes, scorer, teacher, pairings = problem(7, width=16, dtype=np.float64)
+        scorer = scorer * (np.arange(scorer.shape[-1]) > 0)
+        scorer /= scorer.sum(-1, keepdims=True)
+        arguments, only = (student, prototypes, scorer, teacher, pairings), TermWeights(0.0, 0.0, 0.0, 1.0)
+        _, (_, _, slopes) = loss_of(arguments, only, Streaming(5, targets=targets), direction="image_to_bag")
+        softmax = lambda z, level: jax.nn.softmax(
+            (z @ teacher.prototypes[level].T - teacher.centers[level]) / teacher.temp, axis=-1
+        )
+        image, regions = softmax(teacher.image_z, 0), softmax(teacher.region_z, 1)
+        ratio = image / np.einsum("bqm,bqmk->bqk", scorer, regions)
+        expected = -3.0 * np.einsum("bqmk,bqk->bqm", regions, ratio) / scorer[..., 0].size
+        np.testing.assert_allclose(slopes, expected, rtol=1e-10)
 
 
 @pytest.mark.parametrize("weights", [CMD, TermWeights(1.0, 0.0, 0.0, 0.0), TermWeights(0.5, 0.5, 0.0, 0.0)])
@@ -252,7 +353,9 @@ student, prototypes, scorer, teacher, pairings = arguments
 
 def gradients(student, prototypes, scorer, teacher, streaming):
     def loss(student, prototypes, scorer):
-        result = distil(student, prototypes, scorer, teacher, pairings, weights=CMD, student_temp=0.1, streaming=streaming)
+        result = distil(
+            student, prototypes, scorer, teacher, pairings, weights=CMD, student_temp=0.1, streaming=streaming, **options
+        )
         return result.loss, result
     gradient, result = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(student, prototypes, scorer)
     center = sinkhorn_center(teacher.image_z, teacher.prototypes.image, teacher.temp, streaming)
@@ -278,10 +381,14 @@ print("equal", jax.device_count())
 """
 
 
-@TARGETS
-def test_prototypes_split_over_devices_give_the_same_numbers_and_are_not_gathered(targets):
+@pytest.mark.parametrize(
+    ("targets", "options"),
+    [("expected", {}), ("gathered", {}), ("expected", {"inter_direction": "image_to_bag", "inter_scale": 0.3})],
+    ids=["expected", "gathered", "expected, image_to_bag"],
+)
+def test_prototypes_split_over_devices_give_the_same_numbers_and_are_not_gathered(targets, options):
     environment = os.environ | {"XLA_FLAGS": DEVICES_FLAGS, "JAX_PLATFORMS": "cpu"}
-    script = f"targets = {targets!r}{DEVICES_SCRIPT}"
+    script = f"targets, options = {targets!r}, {options!r}{DEVICES_SCRIPT}"
     command = [sys.executable, "-c", script]
     out = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert out.stdout == "equal 8\n", out.stderr

@@ -35,20 +35,51 @@ def _encode(network):
     return params, quick(network.apply)(params, images)
 
 
-@pytest.mark.parametrize("pool", ["mil", "cls", "mean"])
+@pytest.mark.parametrize("pool", ["mil", "cls", "mean", "cls+mil", "mean+mil", "cls+mean", "cls+mean+mil", "mil+cls"])
 def test_pools_and_shapes(pool):
-    _, out = _encode(_network(image_pool=pool))
+    params, out = _encode(_network(image_pool=pool))
     np.testing.assert_allclose(out.mil_weights.sum(-1), 1, rtol=1e-6)
     np.testing.assert_allclose(jnp.linalg.norm(out.image_z, axis=-1), 1, rtol=1e-5)
     np.testing.assert_allclose(jnp.linalg.norm(out.region_z, axis=-1), 1, rtol=1e-5)
     assert out.region_z.shape == (3, 4, 8)
     tokens, weights = np.asarray(out.patch_tokens), np.asarray(out.mil_weights)
-    expected = {
+    parts = {
         "mil": np.einsum("bn,bnd->bd", weights, tokens),
         "mean": tokens.mean(1),
         "cls": np.asarray(out.backbone["cls_token"]),
-    }[pool]
+    }
+    expected = np.concatenate([parts[name] for name in pool.split("+")], axis=-1)
+    assert out.image_embedding.dtype == jnp.float32
+    assert params["params"]["image_head"]["mlp_0"]["kernel"].shape == (expected.shape[-1], 16)
     np.testing.assert_allclose(out.image_embedding, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("scoring", ["gated", "attention", "mean"])
+def test_scorers_weigh_patches_by_their_equation(scoring):
+    network = _network(mil_scoring=scoring, mil_temp=0.5)
+    params, out = _encode(network)
+    tokens, weights = np.asarray(out.patch_tokens, np.float64), np.asarray(out.mil_weights)
+    scorer = params["params"].get("mil_scorer", {})
+    names = {
+        "gated": {"tanh_kernel", "sigmoid_kernel", "out_kernel"},
+        "attention": {"tanh_kernel", "out_kernel"},
+        "mean": set(),
+    }
+    assert set(scorer) == names[scoring]
+    assert ("mil_scorer" in params["params"]) == bool(scorer)
+    scores = np.zeros(tokens.shape[:2])
+    for b, i in np.ndindex(*scores.shape if scorer else (0, 0)):
+        hidden = np.tanh(tokens[b, i] @ scorer["tanh_kernel"])
+        if scoring == "gated":
+            hidden /= 1 + np.exp(-(tokens[b, i] @ scorer["sigmoid_kernel"]))
+        scores[b, i] = hidden @ scorer["out_kernel"][:, 0] / 0.5
+    expected = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    np.testing.assert_allclose(weights, expected, rtol=1e-5)
+    if scoring == "mean":
+        np.testing.assert_array_equal(weights, np.float32(0.25))
+        np.testing.assert_allclose(out.image_embedding, tokens.mean(1), atol=1e-5)
+    again = network.apply(params, out.patch_tokens, method="score_patches")
+    np.testing.assert_array_equal(again, weights)
 
 
 @pytest.mark.parametrize("share", [False, True])
@@ -69,10 +100,24 @@ def test_gated_attention_is_its_equation():
         for i in range(5):
             gate = np.tanh(v.T @ h[b, i]) / (1 + np.exp(-(u.T @ h[b, i])))
             np.testing.assert_allclose(scores[b, i], w @ gate, rtol=2e-5, atol=1e-6)
+            np.testing.assert_allclose(mil.attention_scores(h, v, w)[b, i], w @ np.tanh(v.T @ h[b, i]), rtol=2e-5, atol=1e-6)
     cold, warm = (np.asarray(mil.mil_weights(scores, temp)) for temp in (0.1, 10.0))
     assert np.all(cold.max(-1) > warm.max(-1))
     np.testing.assert_array_equal(cold.argmax(-1), np.argmax(scores, -1))
     np.testing.assert_allclose(mil.bag_embedding(cold, h), np.einsum("bn,bnd->bd", cold, h), rtol=1e-5)
+
+
+def test_relative_entropy_is_its_equation_with_a_finite_gradient_at_a_weight_of_zero():
+    weights = np.array([[0.25] * 4, [0.5, 0.5, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.7, 0.2, 0.1, 0.0]], np.float32)
+    expected = [-sum(a * np.log(a) for a in row if a > 0) / np.log(4) for row in weights.astype(np.float64)]
+    np.testing.assert_allclose(mil.relative_entropy(weights), expected, rtol=1e-6, atol=1e-7)
+    # through the softmax: dH/de_i = -a_i (log a_i + H)
+    entropy = lambda scores: jnp.sum(mil.relative_entropy(mil.mil_weights(scores, 1.0))) * np.log(4)
+    scores = np.array([0.3, -1.0, 2.0, -500.0], np.float32)  # the last weight is exactly 0
+    a = np.exp(scores.astype(np.float64) - 2.0)
+    a /= a.sum()
+    logs = np.where(a > 1e-100, np.log(np.maximum(a, 1e-100)), 0)
+    np.testing.assert_allclose(jax.grad(entropy)(scores), -a * (logs - np.sum(a * logs)), rtol=1e-5, atol=1e-7)
 
 
 def test_l2_normalize_has_a_finite_gradient_at_zero():

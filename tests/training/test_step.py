@@ -174,6 +174,83 @@ def test_koleo_is_added_to_the_loss_with_its_weight(tiny_config):
     np.testing.assert_allclose(losses[0.5]["loss"], expected, rtol=1e-5)
 
 
+def test_a_concatenation_of_pools_widens_the_image_head_and_trains(tiny_config):
+    tiny_config.method.image_pool = "cls+mean+mil"
+    tiny_config.method.koleo_weight = 0.1
+    state, step = _setup(tiny_config)
+    width = state.student["region_head"]["mlp_0"]["kernel"].shape[0]
+    assert state.student["image_head"]["mlp_0"]["kernel"].shape[0] == 3 * width
+    before = state
+    for _ in range(2):
+        state, metrics = step(state, _batch())
+    assert all(np.isfinite(float(value)) for value in metrics.values())
+    assert {"backbone", "mil_scorer", "image_head"} <= _moved(before.student, state.student)
+
+
+@pytest.mark.parametrize("weight", [0.5, -0.5])
+def test_the_entropy_of_mil_weights_is_added_to_the_loss_and_moves_the_weights(tiny_config, weight):
+    batch, entropies, first = _batch(), {}, {}
+    tiny_config.method.mil_temp = 0.02  # for weights that are far from uniform
+    tiny_config.model.drop_path = 0.0
+    tiny_config.optim.lr, tiny_config.optim.warmup_epochs = 0.1, 0.0
+    for used in (0.0, weight):
+        tiny_config.method.mil_entropy_weight = used
+        state, step = _setup(tiny_config)
+        state, first[used] = step(state, batch)
+        for _ in range(3):
+            state, metrics = step(state, batch)
+        entropies[used] = float(metrics["mil_entropy"])  # of the teacher
+    assert "loss_mil_entropy" not in first[0.0]
+    assert 0 < float(first[weight]["loss_mil_entropy"]) <= 1
+    expected = first[0.0]["loss"] + weight * first[weight]["loss_mil_entropy"]
+    np.testing.assert_allclose(first[weight]["loss"], expected, rtol=1e-5)
+    # at the first step student and teacher are one
+    np.testing.assert_allclose(first[weight]["loss_mil_entropy"], first[weight]["mil_entropy"], rtol=1e-5)
+    assert (entropies[weight] < entropies[0.0]) == (weight > 0)
+
+
+def test_the_inter_level_terms_warm_up(tiny_config):
+    method = tiny_config.method
+    method.mil_warmup_epochs = 2.0  # four steps
+    state, step = _setup(tiny_config)
+    for number in range(6):
+        state, metrics = step(state, _batch())
+        scale = min(number / 4, 1)
+        assert float(metrics["inter_scale"]) == scale
+        terms = {
+            name: float(metrics[f"loss_{name}"]) for name in ("intra_image", "intra_region", "inter_student", "inter_teacher")
+        }
+        inter = scale * (terms["inter_student"] + terms["inter_teacher"])
+        expected = 0.5 * (terms["intra_image"] + terms["intra_region"]) + inter
+        np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+
+
+def test_the_direction_of_the_inter_level_terms_changes_them_alone(tiny_config):
+    metrics = {}
+    for direction in ("bag_to_image", "image_to_bag"):
+        tiny_config.method.inter_direction = direction
+        state, step = _setup(tiny_config)
+        metrics[direction] = step(state, _batch())[1]
+    there, back = metrics.values()
+    for term in ("intra_image", "intra_region", "inter_student", "inter_teacher"):
+        same = np.isclose(there[f"loss_{term}"], back[f"loss_{term}"], rtol=1e-6)
+        assert same == term.startswith("intra")
+
+
+@pytest.mark.parametrize("scorer", ["attention", "mean"])
+def test_other_scorers_train(tiny_config, scorer):
+    tiny_config.method.mil_scorer = scorer
+    state, step = _setup(tiny_config)
+    assert ("mil_scorer" in state.student) == (scorer == "attention")
+    before = state
+    for _ in range(2):
+        state, metrics = step(state, _batch())
+    assert all(np.isfinite(float(value)) for value in metrics.values())
+    assert ("mil_scorer" in _moved(before.student, state.student)) == (scorer == "attention")
+    if scorer == "mean":
+        np.testing.assert_allclose(metrics["mil_entropy"], 1.0, rtol=1e-6)
+
+
 def test_sinkhorn_centering_uses_the_batch_and_no_earlier_center(tiny_config):
     tiny_config.method.centering = "sinkhorn"
     state, step = _setup(tiny_config)
