@@ -44,10 +44,10 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "pool_cls": {"method.image_pool": "cls"},
     "pool_mean": {"method.image_pool": "mean"},
     "pool_cls_mil": {"method.image_pool": "cls+mil"},
+    "pool_cls_mean_mil": {"method.image_pool": "cls+mean+mil"},
     "regions_uniform": {"method.region_weights": "uniform"},
     "shared_prototypes": {"head.share_prototypes": True},
-    "direction_image": {"method.inter_direction": "image"},
-    "direction_bag": {"method.inter_direction": "bag"},
+    "image_to_bag": {"method.inter_direction": "image_to_bag"},
     "mil_temp_0.5": {"method.mil_temp": 0.5},
     "mil_temp_2": {"method.mil_temp": 2.0},
     "entropy_plus": {"method.mil_entropy_weight": 0.1},
@@ -58,6 +58,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "teacher_temp_0.02": {"method.teacher_temp": 0.02},
     "teacher_temp_0.04": {"method.teacher_temp": 0.04},
     "small_locals": {"views.local_scale": (0.05, 0.2)},
+    "key_patches": {"views.key_patch_share": 1.0},
 }
 # What a recipe may turn on for cmd and no baseline has.
 OF_CMD_ALONE = {"method.mil_entropy_weight": 0.0}
