@@ -24,7 +24,7 @@ def get_config(preset: str = "") -> ConfigDict:
     config.train.epochs = 20.0
     config.train.checkpoint_every_epochs = 5.0
     config.train.log_every_steps = 62  # an epoch
-    config.eval.resize_px = 64  # the whole picture: birds fill it
+    config.eval.resize_px = config.views.global_px  # the whole picture: birds fill it
 
     if preset == "smoke":
         config.train.batch_size = config.method.momentum_batch_size = 16
