@@ -56,6 +56,7 @@ def two_cores(config: ConfigDict) -> None:
     config.views.global_solarize_prob = (0.0, 0.0)
     config.head.prototypes, config.head.hidden_dim, config.head.bottleneck_dim, config.head.layers = 64, 256, 64, 2
     config.head.batch_norm = True  # takes out what all images share, from the first step
+    config.method.name = "cmd_bag"
     config.method.mil_hidden_dim = 64
     config.method.centering = "sinkhorn"  # moving centers had gradients with peaks of 60 and more
     config.method.teacher_temp = 0.01

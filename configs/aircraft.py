@@ -14,7 +14,7 @@ Presets, all of 300 epochs but the last; cmd_jax/presets.py has their values bes
     dino        DINO, ViT-S/16, batch 64
     esvit       EsViT, Swin-T with window 7, batch 64
     released    what the authors' released code computes, Swin-T with window 14, batch 8 as theirs
-    small       CMD, ViT-micro at 64 px, batch 32, 20 epochs: for two CPU cores
+    small       CMD, ViT-micro at 48 px, batch 32, 20 epochs: for two CPU cores
     family, manufacturer
                 the default, evaluated on these coarser labels (70 and 30 classes)
 

@@ -7,7 +7,8 @@ PHOTOS holds train/CLASS/* and test/CLASS/* (evaluated with k-NN and retrieval),
 
     python -m cmd_jax.main --config=configs/folder.py:small --config.data.folder=PHOTOS --workdir=runs/photos
 
-Presets: "" (ViT-S/16, the DINO recipe, 100 epochs; not measured), "small" (ViT-micro/16 at 64 px, for two CPU cores).
+Presets: "" (ViT-S/16, the DINO recipe, 100 epochs; not measured), "small" (ViT-micro/8 at 48 px, for two CPU cores;
+method cmd_bag), "paper" (the same with the paper's objective).
 """
 
 from ml_collections import ConfigDict
@@ -20,9 +21,10 @@ def get_config(preset: str = "") -> ConfigDict:
     config = default()
     config.data.source = "folder"
     config.data.folder = ""  # --config.data.folder=DIR
-    if preset == "small":
+    if preset in ("small", "paper"):
         two_cores(config)
         config.data.canvas_px = 160
+        config.method.name = "cmd" if preset == "paper" else config.method.name
     elif preset:
-        raise ConfigError(f"configs/folder.py has no preset {preset!r}; use none or small")
+        raise ConfigError(f"configs/folder.py has no preset {preset!r}; use none, small or paper")
     return config

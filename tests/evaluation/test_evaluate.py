@@ -142,6 +142,7 @@ def test_the_best_step_needs_its_number_at_every_evaluation():
     ("method", "model", "features"),
     [
         ("cmd", "vit_small", "cls+mean+mil"),
+        ("cmd_bag", "vit_small", "cls+mean+mil"),
         ("cmd", "swin_tiny", "mean+mil"),
         ("dino", "vit_small", "cls"),
         ("esvit", "swin_tiny", "mean"),
