@@ -128,7 +128,7 @@ def test_ablations_have_keys_and_values_that_are_allowed(name):
     ("options", "says"),
     [
         (["--preset=fast"], "--preset=fast is no preset; choose full or smoke"),
-        (["--ablations", "without_luck"], "--ablations=without_luck is none; choose all, or some of without_image"),
+        (["--ablations", "without_luck"], "--ablations=without_luck is none; choose all, or some of paper"),
         (["--ablations", "lambda_1", "lambda_1"], "lambda_1 more than once"),
         (["--seeds", "1", "1"], "--seeds has 1 more than once"),
         (["--jobs=0"], "--jobs=0 runs nothing"),
@@ -353,7 +353,7 @@ def test_tables_have_a_line_a_row():
         assert f"| {name}" in text
 
 
-def test_the_whole_comparison_and_a_second_call_that_trains_nothing(photo_folder, tmp_path, capsys, monkeypatch, quick_steps):
+def test_the_whole_comparison_and_a_second_call_that_trains_nothing(photo_folder, tmp_path, capsys, monkeypatch):
     """The first run is a main job as it is started in earnest, the others train in this process, which takes less time."""
     out = tmp_path / "out"
     options = [f"--folder={photo_folder}", f"--out={out}", "--seeds=0", *settings()]

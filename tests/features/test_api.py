@@ -222,7 +222,7 @@ def test_a_backbone_of_another_project(finished, pictures, encoded, tmp_path):
         cmd_jax.load(path, model="resnet50")
 
 
-def test_a_run_without_a_learned_scorer_and_with_several_pools(pictures, photo_folder, tmp_path, quick_steps):
+def test_a_run_without_a_learned_scorer_and_with_several_pools(pictures, photo_folder, tmp_path):
     config = tiny()
     config.data.source, config.data.folder = "folder", str(photo_folder)
     config.train.epochs = config.optim.warmup_epochs = 1.0
