@@ -111,7 +111,7 @@ def test_the_references_are_evaluated_with_the_pool_they_are_trained_with(name):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("method.name", "moco", "method.name is 'moco'; choose one of cmd, esvit, released, dino"),
+        ("method.name", "moco", "method.name is 'moco'; choose one of cmd, cmd_bag, esvit, released, dino"),
         ("model.name", "vit_huge", "model.name is 'vit_huge'; choose one of vit_micro"),
         ("data.source", "imagenet", "data.source is 'imagenet'; choose one of synthetic_birds, .*, tfds:NAME"),
         ("data.source", "tfds:", "data.source is 'tfds:', without a name; use tfds:NAME"),
