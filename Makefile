@@ -81,7 +81,7 @@ benchmarks: setup $(VENV_INTEROP)/.installed
 	$(RUN) -m benchmarks.step
 	$(RUN) -m benchmarks.input_pipeline
 
-# Are CMD's features better than DINO's and EsViT's? Three methods and three seeds, each as long as `make demo`: hours on two cores.
+# Are CMD's features better than DINO's and EsViT's? Three methods and three seeds, nine runs as long as that of `make demo`.
 # Call again after an interruption, it continues. With QUALITY=--preset=smoke it takes minutes, and shows that it runs.
 quality: setup
 	$(RUN) -m benchmarks.quality $(QUALITY)

@@ -12,7 +12,7 @@ the same backbone weights and see the same views of the same images.
 
 Each run is a job of cmd_jax.main in OUT/NAME/seed-S, with OUT/NAME/seed-S.log. Run again, finished runs are kept, interrupted
 ones go on, and what was measured is not measured again. A run takes as long as `make demo`, or as its configuration says: three
-methods and three seeds take nine times that, and all ablations with them about eighty.
+methods and three seeds take nine times that, and each ablation three more.
 
 The feature that a row is measured with (class token, mean, MIL bag, or these joined) is chosen by leave-one-out k-NN on the
 training images, mean over seeds; test images are measured with that one alone. The table has linear top-1 (logistic

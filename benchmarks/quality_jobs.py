@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from benchmarks.quality_plan import ROOT
+from cmd_jax.data.progress import clock
 
 POLL_S = 0.2
 TAIL = 12  # lines of the log of a job that failed
@@ -133,12 +134,6 @@ def tail(log: str) -> list[str]:
     """The last lines of a log."""
     with open(log, encoding="utf-8", errors="replace") as file:
         return [line.rstrip() for line in collections.deque(file, TAIL)]
-
-
-def clock(seconds: float) -> str:
-    """Hours, minutes and seconds."""
-    whole = round(seconds)
-    return f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}"
 
 
 def seconds_per_step(log: str) -> float | None:

@@ -1,13 +1,11 @@
 """Pictures of `benchmarks.quality`: where the methods look in the same images, and their learning curves."""
 
-import io
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from benchmarks.quality_plan import Run
 from cmd_jax.data.decode import decode_record, eval_boxes
@@ -15,9 +13,8 @@ from cmd_jax.data.sources import Source
 from cmd_jax.evaluation.knn import headline_k
 from cmd_jax.report.curves import Curve, read_curves
 from cmd_jax.report.overlays import cell, heat_overlay, shown_crop
-from cmd_jax.report.pictures import caption
+from cmd_jax.report.pictures import PANEL_PX, caption, grid, outline_parts, png
 
-PANEL_PX = 192
 COLOURS = ("tab:blue", "tab:green", "tab:red")
 
 
@@ -43,7 +40,8 @@ def overlays(source: Source, rows: Sequence[int], columns: Sequence[Maps]) -> by
         rows: of it.
         columns: the methods.
     """
-    figure, axes = _grid(len(rows), 1 + len(columns), 1.75)
+    count = 1 + len(columns)
+    figure, axes = grid(len(rows), count, (1.75 * count + 0.4, 1.75 * len(rows) + 0.3))
     for line, row in zip(axes, rows, strict=True):
         record = source[int(row)]
         for axis, maps in zip(line, [None, *columns], strict=True):
@@ -59,13 +57,11 @@ def overlays(source: Source, rows: Sequence[int], columns: Sequence[Maps]) -> by
                 axis.plot(*place, "o", markersize=9, markerfacecolor="none", color="lime")
             axis.imshow(pixels)
             axis.set(xlim=(0, PANEL_PX), ylim=(PANEL_PX, 0))  # the last patches of a Swin may reach beyond the crop
-            for ymin, xmin, ymax, xmax in boxes * PANEL_PX:
-                if ymax > ymin and xmax > xmin:
-                    axis.add_patch(Rectangle((xmin, ymin), xmax - xmin, ymax - ymin, fill=False, edgecolor="white"))
+            outline_parts(axis, boxes)
         line[0].set_ylabel(caption(source.class_names[record.label]), fontsize=8)
     for axis, title in zip(axes[0], ["image", *(maps.title for maps in columns)], strict=True):
         axis.set_title(title, fontsize=9)
-    return _png(figure)
+    return png(figure)
 
 
 def curves(runs_by_name: dict[str, Sequence[Run]]) -> bytes:
@@ -89,7 +85,7 @@ def curves(runs_by_name: dict[str, Sequence[Run]]) -> bytes:
         axis.set_xlabel("epoch")
         axis.grid(alpha=0.3)
     panels[0].legend()
-    return _png(figure)
+    return png(figure)
 
 
 def knn_key(run: Run) -> str:
@@ -100,20 +96,3 @@ def knn_key(run: Run) -> str:
 def _over_epochs(run: Run, curve: Curve) -> tuple[np.ndarray, np.ndarray]:
     epochs = np.array(curve.steps) * run.config.train.epochs / run.steps
     return epochs, np.array([np.nan if value is None else value for value in curve.values], float)
-
-
-def _grid(rows: int, columns: int, side: float) -> tuple[Figure, np.ndarray]:
-    with matplotlib.rc_context({"font.family": "DejaVu Sans"}):
-        figure = Figure(figsize=(side * columns + 0.4, side * rows + 0.3), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
-        for spine in axis.spines.values():
-            spine.set_visible(False)
-    return figure, axes
-
-
-def _png(figure: Figure) -> bytes:
-    encoded = io.BytesIO()
-    figure.savefig(encoded, dpi=100, format="png")
-    return encoded.getvalue()

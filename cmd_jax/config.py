@@ -68,9 +68,8 @@ def default() -> ConfigDict:
 
     config.method = ConfigDict()
     config.method.name = "cmd"  # cmd (the paper's) | cmd_bag | esvit | dino | released: fills the None below
-    config.method.image_pool = placeholder(
-        str
-    )  # of patches into the image embedding: mil | cls | mean, or several like cls+mean
+    # How patches become the image embedding: mil | cls | mean, or several like cls+mean
+    config.method.image_pool = placeholder(str)
     config.method.region_weights = placeholder(str)  # teacher_mil | uniform
     config.method.intra_image_weight = placeholder(float)  # of L_I
     config.method.intra_region_weight = placeholder(float)  # of L_R
@@ -269,7 +268,7 @@ def resolve(config: ConfigDict, train_images: int, hardware: Hardware = ONE_CPU)
     # (leave-one-out k-NN, docs/results.md): cls+mean+mil 68.2, cls+mean 65.9, mil 64.2, mean 62.5, cls 53.7. A Swin has no
     # class token, and was not measured.
     best = "mean+mil" if is_swin(config) else "cls+mean+mil"
-    _fill(config, "eval.features", best if config.method.name in ("cmd", "cmd_bag") else config.method.image_pool)
+    _fill(config, "eval.features", best if "mil" in method["image_pool"].split("+") else config.method.image_pool)
     is_vit, cpu, gpu = not is_swin(config), hardware.platform == "cpu", hardware.platform == "gpu"
     model = config.mesh.model
     images = -(-config.train.batch_size * model // (hardware.devices * config.train.accumulate))  # at a time on a device

@@ -25,11 +25,9 @@ def overlay_sheet(step: int, exhibit: Exhibit, rows: np.ndarray, patches: Patche
     Returns:
         A PNG.
     """
-    from matplotlib.patches import Rectangle  # imported here, see `heat_overlay`
-
     patch_side = cell(exhibit.config)
     count = -(-len(rows) // IMAGES_A_ROW)
-    figure, axes = _grid(count, 2 * IMAGES_A_ROW)
+    figure, axes = grid(count, 2 * IMAGES_A_ROW, (1.7 * 2 * IMAGES_A_ROW, 1.85 * count + 0.5))
     figure.suptitle(f"MIL weights of the teacher, step {step}: bright is a large weight, the ring the largest")
     for number, row in enumerate(rows.tolist()):
         plain, overlay = axes.flat[2 * number], axes.flat[2 * number + 1]
@@ -39,15 +37,11 @@ def overlay_sheet(step: int, exhibit: Exhibit, rows: np.ndarray, patches: Patche
         plain.set_title(caption(exhibit.name(exhibit.features.labels[row])), fontsize=8)
         overlay.imshow(heat_overlay(pixels, weights, patch_side))
         overlay.set(xlim=(0, PANEL_PX), ylim=(PANEL_PX, 0))  # the last patches of a Swin may reach beyond the crop
-        for ymin, xmin, ymax, xmax in exhibit.features.boxes[row] * PANEL_PX:
-            if ymax > ymin and xmax > xmin:
-                overlay.add_patch(Rectangle((xmin, ymin), xmax - xmin, ymax - ymin, fill=False, edgecolor="white", linewidth=1))
+        outline_parts(overlay, exhibit.features.boxes[row])
         top, left = divmod(int(np.argmax(weights)), side)
         overlay.plot((left + 0.5) * patch, (top + 0.5) * patch, "o", markersize=9, markerfacecolor="none", color="lime")
         overlay.set_title(f"max {weights.max() * len(weights):.1f} x uniform", fontsize=8)
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=100, format="png")
-    return picture.getvalue()
+    return png(figure)
 
 
 def caption(name: str) -> str:
@@ -55,13 +49,29 @@ def caption(name: str) -> str:
     return name.replace("_", " ").replace("$", r"\$")[:24]
 
 
-def _grid(rows: int, columns: int) -> tuple[Any, np.ndarray]:
-    """A figure of square cells without ticks; needs no display."""
+def outline_parts(axis: Any, boxes: np.ndarray) -> None:
+    """Draws the parts on a panel of PANEL_PX pixels; boxes: [P, 4] fractions of the crop, those without area are left out."""
+    from matplotlib.patches import Rectangle  # imported here, see `heat_overlay`
+
+    for ymin, xmin, ymax, xmax in boxes * PANEL_PX:
+        if ymax > ymin and xmax > xmin:
+            axis.add_patch(Rectangle((xmin, ymin), xmax - xmin, ymax - ymin, fill=False, edgecolor="white", linewidth=1))
+
+
+def png(figure: Any) -> bytes:
+    """A figure as a PNG."""
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=100, format="png")
+    return picture.getvalue()
+
+
+def grid(rows: int, columns: int, inches: tuple[float, float]) -> tuple[Any, np.ndarray]:
+    """A figure of that width and height with cells without ticks; needs no display."""
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context({"font.family": "DejaVu Sans"}):
-        figure = Figure(figsize=(1.7 * columns, 1.85 * rows + 0.5), layout="constrained")
+        figure = Figure(figsize=inches, layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])

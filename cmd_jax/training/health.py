@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from cmd_jax.config import ConfigDict
+from cmd_jax.method import mil
 from cmd_jax.training.schedules import steps_per_epoch, total_steps
 
 Array = jax.Array
@@ -92,8 +93,7 @@ def mil_entropy(weights: Array) -> Array:
     Args:
         weights: [..., N], sum to 1.
     """
-    entropy = -jnp.sum(jax.scipy.special.xlogy(weights, weights), axis=-1)
-    return jnp.mean(entropy) / jnp.log(weights.shape[-1])
+    return jnp.mean(mil.relative_entropy(weights))
 
 
 class Sign(NamedTuple):
