@@ -109,7 +109,7 @@ class Model:
         """How much each patch counts for the image: [N, rows, columns] float32, sum to 1 over an image.
 
         Raises:
-            ConfigError: weights of other projects have no MIL scorer, and `method.mil_scorer` "mean" learns none.
+            ConfigError: weights of other projects have no MIL scorer, and those of `method.mil_scorer` "mean" say nothing.
         """
         if not self._trained.has_scorer:
             raise ConfigError(f"{self.source} holds a backbone without a MIL scorer; load a run or an export of one")

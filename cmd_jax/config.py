@@ -88,8 +88,10 @@ def default() -> ConfigDict:
     config.method.center_momentum = 0.9  # of centering "ema"
     config.method.koleo_weight = 0.0  # of DINOv2's regulariser, which keeps the images of a batch apart; DINOv2 takes 0.1
     config.method.mil_temp = 1.0  # of the MIL weights' softmax
-    # gated: w . (tanh(V h) * sigmoid(U h)) | attention: w . tanh(V h) | mean: no parameters, all patches weigh the same
+    # gated: w . (tanh(V h) * sigmoid(U h)) | attention: w . tanh(V h) | class_token: what a ViT's class token attends to in the
+    # last block | mean: all patches weigh the same
     config.method.mil_scorer = "gated"
+    config.method.mil_heads = 1  # w of "gated" and "attention": each weighs the patches, their bags are joined
     config.method.mil_hidden_dim = 128  # rows of V and U
     # Of L_S and L_T. bag_to_image: KL(bag || image), the image covers what its patches say | image_to_bag: KL(image || bag)
     config.method.inter_direction = "bag_to_image"

@@ -57,7 +57,8 @@ def two_cores(config: ConfigDict) -> None:
     config.head.prototypes, config.head.hidden_dim, config.head.bottleneck_dim, config.head.layers = 64, 256, 64, 2
     config.head.batch_norm = True  # takes out what all images share, from the first step
     config.method.name = "cmd_bag"
-    config.method.mil_hidden_dim = 64
+    config.method.mil_scorer = "class_token"
+    config.method.mil_hidden_dim = 64  # of the learned scorers
     config.method.centering = "sinkhorn"  # moving centers had gradients with peaks of 60 and more
     config.method.teacher_temp = 0.01
     config.method.teacher_momentum_end = 0.99  # the last steps of a short run count too

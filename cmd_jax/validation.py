@@ -4,6 +4,7 @@ from ml_collections import ConfigDict
 
 from cmd_jax.config import METHODS, SOURCES, TFDS_PREFIX, ConfigError, is_swin, patch_px, token_px
 from cmd_jax.models import swin
+from cmd_jax.models.heads import UNLEARNED
 from cmd_jax.rules import check_values
 
 
@@ -104,9 +105,17 @@ def _check_backbone(config: ConfigDict) -> None:
 
 
 def _check_mil(config: ConfigDict) -> None:
-    """What the terms of the MIL weights need."""
-    weight = config.method.mil_entropy_weight
-    if weight and config.method.mil_scorer == "mean":
+    """What the scorer and the terms of the MIL weights need."""
+    scorer, heads, weight = config.method.mil_scorer, config.method.mil_heads, config.method.mil_entropy_weight
+    if scorer == "class_token" and is_swin(config):
+        raise ConfigError(
+            f"method.mil_scorer is 'class_token', but {config.model.name} has no class token; set it to gated, or choose a ViT"
+        )
+    if heads > 1 and scorer in UNLEARNED:
+        raise ConfigError(
+            f"method.mil_heads is {heads}, but method.mil_scorer {scorer!r} learns none; set it to 1, or the scorer to gated"
+        )
+    if weight and scorer == "mean":
         raise ConfigError(
             f"method.mil_entropy_weight is {weight}, but method.mil_scorer is 'mean', whose weights do not change; "
             "set it to 0 or the scorer to gated"

@@ -34,7 +34,7 @@ def get_config(preset: str = "") -> ConfigDict:
         config.optim.warmup_epochs = 0.0
         config.train.log_every_steps = 5
     elif preset == "paper":
-        config.method.name = "cmd"
+        config.method.name, config.method.mil_scorer = "cmd", "gated"
     elif preset:
         raise ConfigError(f"configs/demo.py has no preset {preset!r}; use none, paper or smoke")
     return config

@@ -24,7 +24,8 @@ def get_config(preset: str = "") -> ConfigDict:
     if preset in ("small", "paper"):
         two_cores(config)
         config.data.canvas_px = 160
-        config.method.name = "cmd" if preset == "paper" else config.method.name
+        if preset == "paper":
+            config.method.name, config.method.mil_scorer = "cmd", "gated"
     elif preset:
         raise ConfigError(f"configs/folder.py has no preset {preset!r}; use none, small or paper")
     return config

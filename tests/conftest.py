@@ -12,7 +12,11 @@ import pytest
 from cmd_jax.config import default
 
 # For programs that are compiled more often than run: code generation would take most of their time.
-QUICK = (("xla_backend_optimization_level", 0), ("xla_cpu_use_fusion_emitters", False))
+QUICK = (
+    ("xla_backend_optimization_level", 0),
+    ("xla_cpu_use_fusion_emitters", False),
+    ("xla_cpu_parallel_codegen_split_count", 1),
+)
 QUICK_FLAGS = " ".join(f"--{name}={value}" for name, value in QUICK)  # for a whole process
 # What no train step reads: which images there are, and what becomes of its results.
 BESIDE_THE_STEP = re.compile(
@@ -32,13 +36,16 @@ def normal(seed, *shape):
 
 
 def pytest_configure(config):
-    """Programs that several tests compile, in whatever process, are compiled once."""
+    """Programs that several tests compile, in whatever process, are compiled once: in a directory that CMD_JAX_TEST_CACHE
+    names, for several calls, or in one of this call."""
     if not hasattr(config, "workerinput"):
-        config.compile_cache = tempfile.mkdtemp(prefix="compiled-")
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = config.compile_cache
+        cache = os.environ.get("CMD_JAX_TEST_CACHE")
+        if not cache:
+            cache = config.compile_cache = tempfile.mkdtemp(prefix="compiled-")
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
         # JAX has read the variables of this process already.
-        jax.config.update("jax_compilation_cache_dir", config.compile_cache)
+        jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 

@@ -255,7 +255,15 @@ def test_a_missing_key_is_named():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"method.mil_scorer": "max"}, "method.mil_scorer is 'max'; choose one of gated, attention, mean"),
+        ({"method.mil_scorer": "max"}, "method.mil_scorer is 'max'; choose one of gated, attention, class_token, mean"),
+        (
+            {"method.mil_scorer": "class_token", "model.name": "swin_tiny", "method.image_pool": "mil"},
+            "method.mil_scorer is 'class_token', but swin_tiny has no class token; set it to gated, or choose a ViT",
+        ),
+        (
+            {"method.mil_scorer": "mean", "method.mil_heads": 4},
+            "method.mil_heads is 4, but method.mil_scorer 'mean' learns none; set it to 1, or the scorer to gated",
+        ),
         (
             {"method.mil_scorer": "mean", "method.mil_entropy_weight": 0.1},
             "method.mil_entropy_weight is 0.1, but method.mil_scorer is 'mean', whose weights do not change; set it to 0 or",

@@ -14,7 +14,6 @@ from cmd_jax.config import ConfigDict
 from cmd_jax.data.augment import normalize
 from cmd_jax.data.decode import decode_record, eval_boxes, eval_crop
 from cmd_jax.data.sources import Source
-from cmd_jax.method import mil
 from cmd_jax.models.heads import l2_normalize
 from cmd_jax.models.network import Encoded, Network
 from cmd_jax.training.sharding import data_parallel
@@ -101,7 +100,7 @@ def pool_features(encoded: Encoded, config: ConfigDict) -> jax.Array:
     pools = {
         "cls": lambda: encoded.backbone["cls_token"].astype(jnp.float32),
         "mean": lambda: jnp.mean(tokens, axis=1),
-        "mil": lambda: mil.bag_embedding(encoded.mil_weights, tokens),
+        "mil": lambda: encoded.bag,
         "blocks": lambda: last_blocks(encoded.backbone, config.eval.last_blocks),
     }
     parts = config.eval.features.split("+")

@@ -11,7 +11,7 @@ from cmd_jax.config import ConfigDict, token_px
 from cmd_jax.data.augment import normalize
 from cmd_jax.evaluation.features import last_blocks, once
 from cmd_jax.method import mil
-from cmd_jax.models.heads import MILScorer, l2_normalize
+from cmd_jax.models.heads import UNLEARNED, MILScorer, l2_normalize
 from cmd_jax.models.swin import Swin
 from cmd_jax.models.vit import ViT
 from cmd_jax.training.sharding import data_parallel
@@ -27,13 +27,14 @@ def encode(config: ConfigDict, backbone: ViT | Swin, params: Params, images: Arr
     Args:
         config: resolved; `eval.features` names the pools.
         backbone: of the configuration.
-        params: "backbone", and "mil_scorer" where there is one; the weights of `method.mil_scorer` "mean" need none.
+        params: "backbone", and "mil_scorer" where there is one; some of `method.mil_scorer` have no parameters.
         images: [B, C, C, 3] uint8.
 
     Returns:
         features [B, F] float32, each pool and the whole l2-normalised; patch_tokens [B, P, D], row-major; with a scorer
-        mil_weights [B, P] float32, sum to 1; of a ViT attention [B, H, P], probabilities of the class token over the patches
-        in the last block (what it gives to itself and to registers is left out).
+        mil_weights [B, P] float32, sum to 1, the mean over its heads; of a ViT attention [B, H, P],
+        probabilities of the class token over the patches in the last block (what it gives to itself and to registers is left
+        out).
     """
     named = backbone.apply({"params": params["backbone"]}, jax.vmap(lambda x: normalize(x, config.data.normalization))(images))
     tokens = named["patch_tokens"].astype(jnp.float32)
@@ -42,10 +43,11 @@ def encode(config: ConfigDict, backbone: ViT | Swin, params: Params, images: Arr
         "mean": lambda: jnp.mean(tokens, axis=1),
         "blocks": lambda: last_blocks(named, config.eval.last_blocks),
     }
-    if "mil_scorer" in params or config.method.mil_scorer == "mean":
-        scorer = MILScorer(config.method.mil_hidden_dim, config.method.mil_scorer)
-        scores = scorer.apply({"params": params.get("mil_scorer", {})}, tokens)
-        weights = outputs["mil_weights"] = mil.mil_weights(scores, config.method.mil_temp)
+    if "mil_scorer" in params or config.method.mil_scorer in UNLEARNED:
+        scorer = MILScorer(config.method.mil_hidden_dim, config.method.mil_scorer, config.method.mil_heads)
+        scores = scorer.apply({"params": params.get("mil_scorer", {})}, tokens, named.get("attention"))
+        weights = mil.mil_weights(scores, config.method.mil_temp)  # [B, H, P]
+        outputs["mil_weights"] = jnp.mean(weights, axis=1)
         pools["mil"] = lambda: mil.bag_embedding(weights, tokens)
     if "cls_token" in named:
         pools["cls"] = lambda: named["cls_token"].astype(jnp.float32)

@@ -47,8 +47,8 @@ class Trained(NamedTuple):
 
     @property
     def has_scorer(self) -> bool:
-        """Whether there are learned MIL weights, which tell patches apart."""
-        return "mil_scorer" in self.params
+        """Whether there are MIL weights that tell patches apart."""
+        return "mil_scorer" in self.params or self.config.method.mil_scorer == "class_token"
 
 
 def read_trained(

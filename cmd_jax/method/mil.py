@@ -7,33 +7,50 @@ Array = jax.Array
 
 
 def gated_attention_scores(tokens: Array, tanh_kernel: Array, sigmoid_kernel: Array, out_kernel: Array) -> Array:
-    """Scores e_i = w . (tanh(V h_i) * sigmoid(U h_i)) of every patch.
+    """Scores e_hi = w_h . (tanh(V h_i) * sigmoid(U h_i)) of every patch, by every head h.
 
     Args:
         tokens: [..., N, D] patch embeddings h.
         tanh_kernel: [D, M], V.
         sigmoid_kernel: [D, M], U.
-        out_kernel: [M], w.
+        out_kernel: [M, H], w.
 
     Returns:
-        [..., N] float32 scores (logits of the MIL weights).
+        [..., H, N] float32 scores (logits of the MIL weights).
     """
     gated = jnp.tanh(tokens @ tanh_kernel) * jax.nn.sigmoid(tokens @ sigmoid_kernel)
-    return (gated @ out_kernel).astype(jnp.float32)
+    return jnp.swapaxes(gated @ out_kernel, -1, -2).astype(jnp.float32)
 
 
 def attention_scores(tokens: Array, tanh_kernel: Array, out_kernel: Array) -> Array:
-    """Scores e_i = w . tanh(V h_i) of every patch, without the gate.
+    """Scores e_hi = w_h . tanh(V h_i) of every patch, by every head h, without the gate.
 
     Args:
         tokens: [..., N, D] patch embeddings h.
         tanh_kernel: [D, M], V.
-        out_kernel: [M], w.
+        out_kernel: [M, H], w.
 
     Returns:
-        [..., N] float32 scores (logits of the MIL weights).
+        [..., H, N] float32 scores (logits of the MIL weights).
     """
-    return (jnp.tanh(tokens @ tanh_kernel) @ out_kernel).astype(jnp.float32)
+    return jnp.swapaxes(jnp.tanh(tokens @ tanh_kernel) @ out_kernel, -1, -2).astype(jnp.float32)
+
+
+def class_token_scores(attention: Array, patches: int) -> Array:
+    """Scores e_hi = log A_hi: at temperature 1 the weights are a transformer's attention A, of its class token over patches.
+
+    Not in the paper, whose scorer is one beside the backbone.
+
+    Args:
+        attention: [..., H, T, T] probabilities of a block, from the token of the second last axis: the class token first, the
+            patches last.
+        patches: N.
+
+    Returns:
+        [..., H, N] float32 scores (logits of the MIL weights).
+    """
+    of_patches = attention[..., 0, -patches:].astype(jnp.float32)
+    return jnp.log(jnp.maximum(of_patches, jnp.finfo(jnp.float32).tiny))
 
 
 def mil_weights(scores: Array, temp: float) -> Array:
@@ -56,5 +73,6 @@ def relative_entropy(weights: Array) -> Array:
 
 
 def bag_embedding(weights: Array, tokens: Array) -> Array:
-    """sum_i a_i h_i: [..., N] weights, [..., N, D] tokens -> [..., D]."""
-    return jnp.einsum("...n,...nd->...d", weights, tokens.astype(jnp.float32))
+    """sum_i a_hi h_i of every head h, joined: [..., H, N] weights, [..., N, D] tokens -> [..., H * D] float32."""
+    bags = jnp.einsum("...hn,...nd->...hd", weights, tokens.astype(jnp.float32))
+    return bags.reshape(*bags.shape[:-2], -1)

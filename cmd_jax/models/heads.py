@@ -10,7 +10,8 @@ from cmd_jax.method import mil
 from cmd_jax.models.layers import gelu
 
 Array = jax.Array
-Scoring = Literal["gated", "attention", "mean"]
+Scoring = Literal["gated", "attention", "class_token", "mean"]
+UNLEARNED: tuple[Scoring, ...] = ("class_token", "mean")  # without parameters of their own
 _kernel_init = nn.initializers.lecun_normal()
 
 
@@ -26,27 +27,39 @@ class MILScorer(nn.Module):
 
     Attributes:
         hidden_dim: M.
-        scoring: "gated" (`method.mil.gated_attention_scores`), "attention" (`method.mil.attention_scores`) or "mean", which has
-            no parameters and scores all patches alike.
+        scoring: "gated" (`method.mil.gated_attention_scores`), "attention" (`method.mil.attention_scores`), "class_token"
+            (`method.mil.class_token_scores`) or "mean", which scores all patches alike; the last two have no parameters.
+        heads: H of "gated" and "attention"; "class_token" has the backbone's, "mean" one.
     """
 
     hidden_dim: int
     scoring: Scoring = "gated"
+    heads: int = 1
 
     @nn.compact
-    def __call__(self, tokens: Array) -> Array:
-        """tokens: [..., N, D] -> [..., N] float32 scores."""
+    def __call__(self, tokens: Array, attention: Array | None = None) -> Array:
+        """Scores patches.
+
+        Args:
+            tokens: [..., N, D].
+            attention: [..., H, T, T] of the backbone's last block; "class_token" alone reads it.
+
+        Returns:
+            [..., H, N] float32 scores.
+        """
+        if self.scoring == "class_token":
+            return mil.class_token_scores(attention, tokens.shape[-2])
         if self.scoring == "mean":
-            return jnp.zeros(tokens.shape[:-1], jnp.float32)
+            return jnp.zeros((*tokens.shape[:-2], 1, tokens.shape[-2]), jnp.float32)
         gated, shape = self.scoring == "gated", (tokens.shape[-1], self.hidden_dim)
         tanh_kernel = self.param("tanh_kernel", _kernel_init, shape)
         sigmoid_kernel = self.param("sigmoid_kernel", _kernel_init, shape) if gated else None
         # Small, so that training starts from nearly uniform weights.
-        out_kernel = self.param("out_kernel", nn.initializers.truncated_normal(0.02), (self.hidden_dim, 1))
+        out_kernel = self.param("out_kernel", nn.initializers.truncated_normal(0.02), (self.hidden_dim, self.heads))
         tokens = tokens.astype(jnp.float32)
         if gated:
-            return mil.gated_attention_scores(tokens, tanh_kernel, sigmoid_kernel, out_kernel[:, 0])
-        return mil.attention_scores(tokens, tanh_kernel, out_kernel[:, 0])
+            return mil.gated_attention_scores(tokens, tanh_kernel, sigmoid_kernel, out_kernel)
+        return mil.attention_scores(tokens, tanh_kernel, out_kernel)
 
 
 class BatchStatisticsNorm(nn.Module):

@@ -17,8 +17,9 @@ class Encoded(NamedTuple):
 
     Attributes:
         patch_tokens: [B, N, D] backbone embeddings after the final norm.
-        mil_weights: [B, N] float32, sum to 1 over N.
-        image_embedding: [B, F] float32, the pooled bag; F is D times the number of pools.
+        mil_weights: [B, N] float32, sum to 1 over N; the mean over the scorer's heads.
+        bag: [B, H * D] float32, what each of the H heads makes of the patches.
+        image_embedding: [B, F] float32, the pools joined; F is D for each pool, and H * D for "mil".
         image_z: [B, d] float32, unit norm.
         region_z: [B, N, d] float32, unit norm.
         backbone: the backbone's named intermediates.
@@ -26,6 +27,7 @@ class Encoded(NamedTuple):
 
     patch_tokens: Array
     mil_weights: Array
+    bag: Array
     image_embedding: Array
     image_z: Array
     region_z: Array
@@ -41,7 +43,8 @@ class Network(nn.Module):
         prototypes: K.
         share_prototypes: both levels use the image level's prototypes.
         mil_temp: temperature of the MIL weights.
-        mil_scoring: how patches are scored, see `MILScorer`; with "mean" there is no parameter "mil_scorer".
+        mil_scoring: how patches are scored, see `MILScorer`; without parameters there is no "mil_scorer" among them.
+        mil_heads: see `MILScorer`.
         packed_views: views of all sizes share the products of one row of tokens (ViT), else one size after the other.
     """
 
@@ -59,9 +62,10 @@ class Network(nn.Module):
     dtype: jnp.dtype = jnp.float32
     packed_views: bool = False
     mil_scoring: Scoring = "gated"
+    mil_heads: int = 1
 
     def setup(self) -> None:
-        self.mil_scorer = MILScorer(self.mil_hidden_dim, self.mil_scoring)
+        self.mil_scorer = MILScorer(self.mil_hidden_dim, self.mil_scoring, self.mil_heads)
         head = (self.hidden_dim, self.bottleneck_dim, self.head_layers, self.head_batch_norm, self.dtype)
         self.image_head, self.region_head = ProjectionHead(*head), ProjectionHead(*head)
         self.image_last_layer = Prototypes(self.prototypes, self.bottleneck_dim, self.learned_gain)
@@ -69,8 +73,8 @@ class Network(nn.Module):
             self.region_last_layer = Prototypes(self.prototypes, self.bottleneck_dim, self.learned_gain)
 
     def score_patches(self, patch_tokens: Array) -> Array:
-        """MIL weights of given patch embeddings: [..., N, D] -> [..., N] float32, sum to 1."""
-        return mil.mil_weights(self.mil_scorer(patch_tokens), self.mil_temp)
+        """MIL weights of given patch embeddings: [..., N, D] -> [..., N] float32, sum to 1; "class_token" has none of these."""
+        return jnp.mean(mil.mil_weights(self.mil_scorer(patch_tokens), self.mil_temp), axis=-2)
 
     def __call__(self, images: Array) -> Encoded:
         """images: [B, height, width, 3] normalised float -> Encoded."""
@@ -95,16 +99,18 @@ class Network(nn.Module):
     def read(self, named: dict) -> Encoded:
         """What sits on the backbone: MIL weights, pooling and both heads on its named intermediates."""
         tokens = named["patch_tokens"]
-        weights = self.score_patches(tokens)
+        weights = mil.mil_weights(self.mil_scorer(tokens, named.get("attention")), self.mil_temp)  # [B, H, N]
+        bag = mil.bag_embedding(weights, tokens)
         pools = {
-            "mil": lambda: mil.bag_embedding(weights, tokens),
+            "mil": lambda: bag,
             "mean": lambda: jnp.mean(tokens.astype(jnp.float32), axis=1),
             "cls": lambda: named["cls_token"].astype(jnp.float32),
         }
         # As they are: every part is made of tokens after the final norm, and the head's first layer weighs them.
         parts = [pools[name]() for name in self.image_pool.split("+")]
         pooled = jnp.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
-        return Encoded(tokens, weights, pooled, self.image_head(pooled), self.region_head(tokens), named)
+        weights = jnp.mean(weights, axis=1)
+        return Encoded(tokens, weights, bag, pooled, self.image_head(pooled), self.region_head(tokens), named)
 
     def prototype_rows(self) -> tuple[Array, Array]:
         """(image W, region W), both [K, d] float32; the same array when prototypes are shared."""

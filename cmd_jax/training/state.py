@@ -79,6 +79,7 @@ def make_network(config: ConfigDict) -> Network:
         dtype=dtype,
         packed_views=config.model.packed_views,
         mil_scoring=config.method.mil_scorer,
+        mil_heads=config.method.mil_heads,
     )
 
 

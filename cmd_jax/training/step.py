@@ -137,10 +137,12 @@ def make_gradients(
         def loss_fn(student: Params) -> tuple[Array, Result]:
             student = gather(student, shardings)
             encoded, views = encode_views(network, student, groups, drop_key)
-            # L_T trains the scorer on the teacher's embeddings, and nothing else.
-            inter_teacher_weights = network.apply(
-                {"params": student}, jax.lax.stop_gradient(teacher.features), method="score_patches"
-            )
+            # L_T trains the scorer on the teacher's embeddings, and nothing else. Attention is no scorer of embeddings.
+            inter_teacher_weights = teacher.mil_weights
+            if config.method.mil_scorer != "class_token":
+                inter_teacher_weights = network.apply(
+                    {"params": student}, jax.lax.stop_gradient(teacher.features), method="score_patches"
+                )
             result = cmd_objective(
                 views,
                 prototypes_of(network, student),

@@ -54,9 +54,9 @@ def test_pools_and_shapes(pool):
     np.testing.assert_allclose(out.image_embedding, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("scoring", ["gated", "attention", "mean"])
-def test_scorers_weigh_patches_by_their_equation(scoring):
-    network = _network(mil_scoring=scoring, mil_temp=0.5)
+@pytest.mark.parametrize(("scoring", "heads"), [("gated", 1), ("attention", 1), ("mean", 1), ("gated", 3), ("attention", 2)])
+def test_scorers_weigh_patches_by_their_equation(scoring, heads):
+    network = _network(mil_scoring=scoring, mil_temp=0.5, mil_heads=heads)
     params, out = _encode(network)
     tokens, weights = np.asarray(out.patch_tokens, np.float64), np.asarray(out.mil_weights)
     scorer = params["params"].get("mil_scorer", {})
@@ -67,19 +67,42 @@ def test_scorers_weigh_patches_by_their_equation(scoring):
     }
     assert set(scorer) == names[scoring]
     assert ("mil_scorer" in params["params"]) == bool(scorer)
-    scores = np.zeros(tokens.shape[:2])
-    for b, i in np.ndindex(*scores.shape if scorer else (0, 0)):
+    scores = np.zeros((tokens.shape[0], heads, tokens.shape[1]))
+    for b, h, i in np.ndindex(*scores.shape if scorer else (0, 0, 0)):
         hidden = np.tanh(tokens[b, i] @ scorer["tanh_kernel"])
         if scoring == "gated":
             hidden /= 1 + np.exp(-(tokens[b, i] @ scorer["sigmoid_kernel"]))
-        scores[b, i] = hidden @ scorer["out_kernel"][:, 0] / 0.5
+        scores[b, h, i] = hidden @ scorer["out_kernel"][:, h] / 0.5
     expected = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
-    np.testing.assert_allclose(weights, expected, rtol=1e-5)
+    np.testing.assert_allclose(weights, expected.mean(1), rtol=1e-5)
+    bags = np.concatenate([np.einsum("bn,bnd->bd", expected[:, h], tokens) for h in range(heads)], axis=1)
+    np.testing.assert_allclose(out.bag, bags, atol=1e-5)
+    np.testing.assert_array_equal(out.image_embedding, out.bag)
     if scoring == "mean":
         np.testing.assert_array_equal(weights, np.float32(0.25))
         np.testing.assert_allclose(out.image_embedding, tokens.mean(1), atol=1e-5)
     again = network.apply(params, out.patch_tokens, method="score_patches")
     np.testing.assert_array_equal(again, weights)
+
+
+@pytest.mark.parametrize("temp", [1.0, 0.25])
+def test_the_class_token_weighs_patches_by_its_attention(temp):
+    network = _network(mil_scoring="class_token", mil_temp=temp, image_pool="cls+mil")
+    network = network.clone(backbone=network.backbone.clone(registers=2))
+    params, out = _encode(network)
+    assert "mil_scorer" not in params["params"]
+    attention, tokens = (np.asarray(x, np.float64) for x in (out.backbone["attention"], out.patch_tokens))
+    # [B, H, T, T]: from the class token, to what lies behind it and the two registers
+    expected = attention[:, :, 0, 3:] ** (1 / temp)
+    expected /= expected.sum(-1, keepdims=True)
+    np.testing.assert_allclose(out.mil_weights, expected.mean(1), rtol=1e-5)
+    bags = np.concatenate([np.einsum("bn,bnd->bd", expected[:, h], tokens) for h in range(2)], axis=1)
+    np.testing.assert_allclose(out.bag, bags, atol=1e-5)
+    np.testing.assert_array_equal(out.image_embedding, np.concatenate([out.backbone["cls_token"], out.bag], axis=1))
+    # the bag trains the attention
+    query = lambda params: jnp.sum(network.apply(params, normal(1, 3, 16, 16, 3)).bag ** 2)
+    gradient = quick(jax.grad(query))(params)["params"]["backbone"]["cls_token"]
+    assert np.abs(gradient).max() > 0
 
 
 @pytest.mark.parametrize("share", [False, True])
@@ -94,17 +117,19 @@ def test_prototypes_have_unit_rows_and_may_be_shared(share):
 
 def test_gated_attention_is_its_equation():
     rng = np.random.default_rng(0)
-    h, v, u, w = (rng.normal(size=shape).astype(np.float32) for shape in ((2, 5, 4), (4, 3), (4, 3), (3,)))
-    scores = mil.gated_attention_scores(h, v, u, w)
+    h, v, u, w = (rng.normal(size=shape).astype(np.float32) for shape in ((2, 5, 4), (4, 3), (4, 3), (3, 2)))
+    scores, plain = mil.gated_attention_scores(h, v, u, w), mil.attention_scores(h, v, w)
+    assert scores.shape == plain.shape == (2, 2, 5)
     for b in range(2):
         for i in range(5):
             gate = np.tanh(v.T @ h[b, i]) / (1 + np.exp(-(u.T @ h[b, i])))
-            np.testing.assert_allclose(scores[b, i], w @ gate, rtol=2e-5, atol=1e-6)
-            np.testing.assert_allclose(mil.attention_scores(h, v, w)[b, i], w @ np.tanh(v.T @ h[b, i]), rtol=2e-5, atol=1e-6)
+            np.testing.assert_allclose(scores[b, :, i], w.T @ gate, rtol=2e-5, atol=1e-6)
+            np.testing.assert_allclose(plain[b, :, i], w.T @ np.tanh(v.T @ h[b, i]), rtol=2e-5, atol=1e-6)
     cold, warm = (np.asarray(mil.mil_weights(scores, temp)) for temp in (0.1, 10.0))
     assert np.all(cold.max(-1) > warm.max(-1))
     np.testing.assert_array_equal(cold.argmax(-1), np.argmax(scores, -1))
-    np.testing.assert_allclose(mil.bag_embedding(cold, h), np.einsum("bn,bnd->bd", cold, h), rtol=1e-5)
+    bags = np.einsum("bkn,bnd->bkd", cold, h)
+    np.testing.assert_allclose(mil.bag_embedding(cold, h), bags.reshape(2, -1), rtol=1e-5, atol=1e-6)
 
 
 def test_relative_entropy_is_its_equation_with_a_finite_gradient_at_a_weight_of_zero():

@@ -15,6 +15,7 @@ from cmd_jax.training.step import encode_views, make_train_step
 from tests.conftest import quick, tiny
 
 IMAGES = 16
+_BUILT = {}
 
 
 def _batch(size=8, canvas=32):
@@ -24,12 +25,22 @@ def _batch(size=8, canvas=32):
 
 
 def _setup(config):
+    """State before the first step, and the step; of equal configurations they are the same objects."""
     config = config_lib.resolve(config, IMAGES)
-    network = make_network(config)
-    optimizer = adamw(config.optim.clip_grad, freeze_steps=1)
-    state = quick(lambda: init_state(config, network, optimizer))()
-    train_step = make_train_step(config, network, optimizer, make_schedules(config, IMAGES))
-    return state, quick(train_step)
+    key = config.to_json()
+    if key not in _BUILT:
+        network = make_network(config)
+        optimizer = adamw(config.optim.clip_grad, freeze_steps=1)
+        state = quick(lambda: init_state(config, network, optimizer))()
+        _BUILT[key] = state, quick(make_train_step(config, network, optimizer, make_schedules(config, IMAGES)))
+    return _BUILT[key]
+
+
+@pytest.fixture
+def two_views(tiny_config):
+    """Without local views, which a test that they do not matter to need not compile."""
+    tiny_config.views.local_count = 0
+    return tiny_config
 
 
 def _moved(before, after):
@@ -143,11 +154,11 @@ def test_how_it_is_computed_changes_no_number(plain, name):
     np.testing.assert_allclose(plain, _numbers(SPEED[name]), rtol=2e-5)
 
 
-def test_a_bfloat16_teacher_stays_close(tiny_config):
+def test_a_bfloat16_teacher_stays_close(two_views):
     losses = []
     for dtype in ("float32", "bfloat16"):
-        tiny_config.model.teacher_dtype = dtype
-        state, step = _setup(tiny_config)
+        two_views.model.teacher_dtype = dtype
+        state, step = _setup(two_views)
         state, metrics = step(state, _batch())
         assert {leaf.dtype.name for leaf in jax.tree.leaves((state.teacher, state.centers))} == {"float32"}
         losses.append(float(metrics["loss"]))
@@ -155,29 +166,29 @@ def test_a_bfloat16_teacher_stays_close(tiny_config):
     np.testing.assert_allclose(losses[1], losses[0], rtol=2e-2)
 
 
-def test_a_step_is_a_function_of_seed_step_and_images(tiny_config):
-    state, step = _setup(tiny_config)
+def test_a_step_is_a_function_of_seed_step_and_images(two_views):
+    state, step = _setup(two_views)
     first, again = step(state, _batch())[1], step(state, _batch())[1]
     assert float(first["loss"]) == float(again["loss"])
     later = step(state._replace(step=jnp.int32(5)), _batch())[1]
     assert float(first["loss_intra_image"]) != float(later["loss_intra_image"])
 
 
-def test_koleo_is_added_to_the_loss_with_its_weight(tiny_config):
+def test_koleo_is_added_to_the_loss_with_its_weight(two_views):
     batch, losses = _batch(), {}
     for weight in (0.0, 0.5):
-        tiny_config.method.koleo_weight = weight
-        state, step = _setup(tiny_config)
+        two_views.method.koleo_weight = weight
+        state, step = _setup(two_views)
         losses[weight] = step(state, batch)[1]
     assert "loss_koleo" not in losses[0.0]
     expected = losses[0.0]["loss"] + 0.5 * losses[0.5]["loss_koleo"]
     np.testing.assert_allclose(losses[0.5]["loss"], expected, rtol=1e-5)
 
 
-def test_a_concatenation_of_pools_widens_the_image_head_and_trains(tiny_config):
-    tiny_config.method.image_pool = "cls+mean+mil"
-    tiny_config.method.koleo_weight = 0.1
-    state, step = _setup(tiny_config)
+def test_a_concatenation_of_pools_widens_the_image_head_and_trains(two_views):
+    two_views.method.image_pool = "cls+mean+mil"
+    two_views.method.koleo_weight = 0.1
+    state, step = _setup(two_views)
     width = state.student["region_head"]["mlp_0"]["kernel"].shape[0]
     assert state.student["image_head"]["mlp_0"]["kernel"].shape[0] == 3 * width
     before = state
@@ -188,14 +199,14 @@ def test_a_concatenation_of_pools_widens_the_image_head_and_trains(tiny_config):
 
 
 @pytest.mark.parametrize("weight", [0.5, -0.5])
-def test_the_entropy_of_mil_weights_is_added_to_the_loss_and_moves_the_weights(tiny_config, weight):
+def test_the_entropy_of_mil_weights_is_added_to_the_loss_and_moves_the_weights(two_views, weight):
     batch, entropies, first = _batch(), {}, {}
-    tiny_config.method.mil_temp = 0.02  # for weights that are far from uniform
-    tiny_config.model.drop_path = 0.0
-    tiny_config.optim.lr, tiny_config.optim.warmup_epochs = 0.1, 0.0
+    two_views.method.mil_temp = 0.02  # for weights that are far from uniform
+    two_views.model.drop_path = 0.0
+    two_views.optim.lr, two_views.optim.warmup_epochs = 0.1, 0.0
     for used in (0.0, weight):
-        tiny_config.method.mil_entropy_weight = used
-        state, step = _setup(tiny_config)
+        two_views.method.mil_entropy_weight = used
+        state, step = _setup(two_views)
         state, first[used] = step(state, batch)
         for _ in range(3):
             state, metrics = step(state, batch)
@@ -209,10 +220,10 @@ def test_the_entropy_of_mil_weights_is_added_to_the_loss_and_moves_the_weights(t
     assert (entropies[weight] < entropies[0.0]) == (weight > 0)
 
 
-def test_the_inter_level_terms_warm_up(tiny_config):
-    method = tiny_config.method
+def test_the_inter_level_terms_warm_up(two_views):
+    method = two_views.method
     method.mil_warmup_epochs = 2.0  # four steps
-    state, step = _setup(tiny_config)
+    state, step = _setup(two_views)
     for number in range(6):
         state, metrics = step(state, _batch())
         scale = min(number / 4, 1)
@@ -225,11 +236,11 @@ def test_the_inter_level_terms_warm_up(tiny_config):
         np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
 
 
-def test_the_direction_of_the_inter_level_terms_changes_them_alone(tiny_config):
+def test_the_direction_of_the_inter_level_terms_changes_them_alone(two_views):
     metrics = {}
     for direction in ("bag_to_image", "image_to_bag"):
-        tiny_config.method.inter_direction = direction
-        state, step = _setup(tiny_config)
+        two_views.method.inter_direction = direction
+        state, step = _setup(two_views)
         metrics[direction] = step(state, _batch())[1]
     there, back = metrics.values()
     for term in ("intra_image", "intra_region", "inter_student", "inter_teacher"):
@@ -237,10 +248,10 @@ def test_the_direction_of_the_inter_level_terms_changes_them_alone(tiny_config):
         assert same == term.startswith("intra")
 
 
-@pytest.mark.parametrize("scorer", ["attention", "mean"])
-def test_other_scorers_train(tiny_config, scorer):
-    tiny_config.method.mil_scorer = scorer
-    state, step = _setup(tiny_config)
+@pytest.mark.parametrize("scorer", ["attention", "class_token", "mean"])
+def test_other_scorers_train(two_views, scorer):
+    two_views.method.mil_scorer = scorer
+    state, step = _setup(two_views)
     assert ("mil_scorer" in state.student) == (scorer == "attention")
     before = state
     for _ in range(2):
@@ -251,9 +262,9 @@ def test_other_scorers_train(tiny_config, scorer):
         np.testing.assert_allclose(metrics["mil_entropy"], 1.0, rtol=1e-6)
 
 
-def test_sinkhorn_centering_uses_the_batch_and_no_earlier_center(tiny_config):
-    tiny_config.method.centering = "sinkhorn"
-    state, step = _setup(tiny_config)
+def test_sinkhorn_centering_uses_the_batch_and_no_earlier_center(two_views):
+    two_views.method.centering = "sinkhorn"
+    state, step = _setup(two_views)
     shifted = state._replace(centers=jax.tree.map(lambda center: center + jnp.arange(center.size), state.centers))
     (after, metrics), (_, same) = step(state, _batch()), step(shifted, _batch())
     np.testing.assert_allclose(metrics["loss"], same["loss"], rtol=1e-6)
