@@ -127,9 +127,16 @@ def test_the_inter_teacher_term_trains_the_scorer_alone():
         assert moved == name.startswith("scorer"), name
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("method", list(torch_loss.METHODS))
-@pytest.mark.parametrize("model", ["vit_micro", "swin_micro"])
+# Every two of the values meet.
+@pytest.mark.parametrize(
+    ("model", "method", "dtype"),
+    [
+        ("vit_micro", "dino", "float32"),
+        ("vit_micro", "cmd", "bfloat16"),
+        ("swin_micro", "dino", "bfloat16"),
+        ("swin_micro", "cmd", "float32"),
+    ],
+)
 def test_a_step_moves_both_networks(model, method, dtype):
     px = [] if model == "vit_micro" else ["--global_px=64", "--local_px=32"]
     training = _training(f"--model={model}", f"--method={method}", f"--dtype={dtype}", *px)
