@@ -25,6 +25,7 @@ from cmd_jax.evaluation.patches import inspect_patches, make_inspector
 from cmd_jax.evaluation.pointing import pointing
 from cmd_jax.evaluation.retrieval import retrieval
 from cmd_jax.evaluation.splits import Splits
+from cmd_jax.features.extract import widths
 from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.run import build_run
 from cmd_jax.training.sharding import all_hardware, data_parallel
@@ -35,12 +36,12 @@ ROWS_AT_ONCE = 1024
 IMAGES_AT_ONCE = 256
 STATES = ("untrained", "trained")
 LOOKS = {"dino": "attention", "esvit": "similarity"}  # where a method looks; the others by their MIL weights
-VERSION = 1  # of quality.json; raise it where the same key gets another meaning
+VERSION = 2  # of quality.json; raise it where the same key gets another meaning
 
 
 def candidates(config: ConfigDict) -> tuple[str, ...]:
     """Features that are tried, as `eval.features` names them."""
-    return ("mean", "mil", "mean+mil") if is_swin(config) else ("cls", "mean", "mil", "cls+mean", "cls+mean+mil")
+    return ("mean", "mil", "mean+mil") if is_swin(config) else ("cls", "mean", "mil", "cls+mean", "cls+mil", "cls+mean+mil")
 
 
 def joined(parts: dict[str, np.ndarray], feature: str) -> np.ndarray:
@@ -180,20 +181,22 @@ class Measurement:
             checkpoints.close()
         self._network = built.network
         extract = make_extractor(config, built.network)
+        width = widths(config, trained)["patch_tokens"][-1]
         everywhere = data_parallel(jax.local_devices()).replicated
 
         def state(teacher: Params) -> _State:
             params = jax.device_put(teacher, everywhere)
             of_splits = [extract_features(extract, params, split, config) for split in splits]
-            train, test = (dict(zip(pools(config), self._parts(found.features), strict=True)) for found in of_splits)
+            train, test = (dict(zip(pools(config), self._parts(found.features, width), strict=True)) for found in of_splits)
             return _State(params, train, test, of_splits[0].labels, of_splits[1])
 
         return {"untrained": state(built.first_state().teacher), "trained": state(trained)}
 
-    def _parts(self, features: np.ndarray) -> list[np.ndarray]:
-        """The pools of joined features, of unit norm again."""
+    def _parts(self, features: np.ndarray, width: int) -> list[np.ndarray]:
+        """The pools of joined features, of unit norm again: as wide as a token, but for the last, a bag of one head or more."""
         count = len(pools(self._config))
-        return [part * np.sqrt(count).astype(np.float32) for part in np.split(features, count, axis=1)]
+        parts = np.split(features, [width * number for number in range(1, count)], axis=1)
+        return [part * np.sqrt(count).astype(np.float32) for part in parts]
 
     def _test(self, state: _State, feature: str) -> dict[str, float | None]:
         train, test = joined(state.train, feature), joined(state.test, feature)

@@ -384,7 +384,12 @@ def test_the_whole_comparison_and_a_second_call_that_trains_nothing(photo_folder
     assert result["rows"]["dino"]["seconds_per_step"]["0"] > 0
     # Both teachers are those of the run: its own k-NN, of the feature that it is evaluated with, says the same.
     run, feature = runs["cmd/seed-0"], "cls+mean+mil"
-    found = quality_measure.Measurement(run, plan(photo_folder, out).splits, []).tests(feature)
+    measured = quality_measure.Measurement(run, plan(photo_folder, out).splits, [])
+    found = measured.tests(feature)
+    pools = measured._states["trained"].train
+    assert pools["mil"].shape[1] == 3 * pools["cls"].shape[1]  # of the attention's heads
+    for pool in pools.values():
+        np.testing.assert_allclose(np.linalg.norm(pool, axis=1), 1, rtol=1e-5)
     assert run.config.eval.features == feature
     for state, step in (("untrained", 0), ("trained", run.steps)):
         assert found[state]["knn"] == pytest.approx(load_metrics(run.workdir, step)["knn20_top1"])

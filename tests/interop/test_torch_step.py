@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import torch_loss, torch_step
+from benchmarks import torch_step
 from benchmarks.torch_loss import Encoded, Levels, TermWeights, cmd_loss
 from benchmarks.worker import Worker
 from cmd_jax.method import objective
