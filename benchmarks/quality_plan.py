@@ -19,6 +19,7 @@ from cmd_jax.config import METHODS, ConfigDict, ConfigError, is_swin
 from cmd_jax.data.sources import open_source
 from cmd_jax.evaluation.evaluate import load_metrics
 from cmd_jax.evaluation.splits import Part, Splits, open_labelled_splits, spread
+from cmd_jax.presets import PAPER
 from cmd_jax.rules import keys
 from cmd_jax.training.resume import differences
 from cmd_jax.training.schedules import total_steps
@@ -31,7 +32,6 @@ LAMBDA = ("method.inter_student_weight", "method.inter_teacher_weight")
 
 # Of cmd: what each changes. One that changes nothing, because the recipe is so already, is left out and named. Those of terms
 # that cmd_bag has not are of the paper's objective ("paper").
-PAPER = {"method.name": "cmd", "method.mil_scorer": "gated"}
 ABLATIONS: dict[str, dict[str, Any]] = {
     "paper": PAPER,
     "without_image": PAPER | {"method.intra_image_weight": 0.0},

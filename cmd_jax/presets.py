@@ -21,6 +21,8 @@ from ml_collections import ConfigDict
 
 from cmd_jax.config import EVAL_PROTOCOLS, ConfigError, default
 
+PAPER = {"method.name": "cmd", "method.mil_scorer": "gated"}  # the paper's objective and scorer, in any recipe
+
 
 def fine_grained(file: str, preset: str) -> ConfigDict:
     """The configuration of a preset, without its data.

@@ -9,7 +9,7 @@ training, checkpoint and evaluation; too short to learn).
 from ml_collections import ConfigDict
 
 from cmd_jax.config import ConfigError, default
-from cmd_jax.presets import two_cores
+from cmd_jax.presets import PAPER, two_cores
 
 
 def get_config(preset: str = "") -> ConfigDict:
@@ -34,7 +34,7 @@ def get_config(preset: str = "") -> ConfigDict:
         config.optim.warmup_epochs = 0.0
         config.train.log_every_steps = 5
     elif preset == "paper":
-        config.method.name, config.method.mil_scorer = "cmd", "gated"
+        config.update_from_flattened_dict(PAPER)
     elif preset:
         raise ConfigError(f"configs/demo.py has no preset {preset!r}; use none, paper or smoke")
     return config

@@ -14,7 +14,7 @@ method cmd_bag), "paper" (the same with the paper's objective).
 from ml_collections import ConfigDict
 
 from cmd_jax.config import ConfigError, default
-from cmd_jax.presets import two_cores
+from cmd_jax.presets import PAPER, two_cores
 
 
 def get_config(preset: str = "") -> ConfigDict:
@@ -25,7 +25,7 @@ def get_config(preset: str = "") -> ConfigDict:
         two_cores(config)
         config.data.canvas_px = 160
         if preset == "paper":
-            config.method.name, config.method.mil_scorer = "cmd", "gated"
+            config.update_from_flattened_dict(PAPER)
     elif preset:
         raise ConfigError(f"configs/folder.py has no preset {preset!r}; use none, small or paper")
     return config

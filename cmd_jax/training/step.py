@@ -16,6 +16,7 @@ from cmd_jax.method.chunks import Streaming
 from cmd_jax.method.koleo import koleo
 from cmd_jax.method.objective import Result, Views, cmd_objective
 from cmd_jax.method.rows import Centers, PrototypePair, TermWeights
+from cmd_jax.models.heads import UNLEARNED
 from cmd_jax.models.network import Encoded, Network
 from cmd_jax.training import health
 from cmd_jax.training.schedules import Schedules, scaled_momentum
@@ -137,9 +138,9 @@ def make_gradients(
         def loss_fn(student: Params) -> tuple[Array, Result]:
             student = gather(student, shardings)
             encoded, views = encode_views(network, student, groups, drop_key)
-            # L_T trains the scorer on the teacher's embeddings, and nothing else. Attention is no scorer of embeddings.
+            # L_T trains the scorer on the teacher's embeddings, and nothing else.
             inter_teacher_weights = teacher.mil_weights
-            if config.method.mil_scorer != "class_token":
+            if config.method.mil_scorer not in UNLEARNED:
                 inter_teacher_weights = network.apply(
                     {"params": student}, jax.lax.stop_gradient(teacher.features), method="score_patches"
                 )
