@@ -33,6 +33,7 @@ from cmd_jax.training.schedules import make_schedules
 from cmd_jax.training.sharding import all_hardware
 from cmd_jax.training.state import TrainState, count_parameters, init_state, make_network, with_dtype
 from cmd_jax.training.step import (
+    Crops,
     ema,
     encode_views,
     make_apply,
@@ -117,7 +118,7 @@ class Setup:
             gradients, teach = make_gradients(self.config, self.network, self.schedules), make_teach(self.config, self.network)
             apply, data = make_apply(self.optimizer, self.schedules), self.views()
             step = lambda state, views: apply(
-                state, *gradients(state, views, teach(state.teacher, views[0]), jax.random.key(0))
+                state, *gradients(state, Crops(views), teach(state.teacher, views[0]), jax.random.key(0))
             )
         compiled = jax.jit(step, donate_argnums=0).lower(self.state, data).compile()
         return_free_memory()  # as the training loop does

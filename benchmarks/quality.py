@@ -7,8 +7,8 @@
 
 Trains dino, esvit, cmd and the ablations of cmd that are asked for, each for every seed, with one recipe: configs/demo.py, or
 configs/folder.py:small with --folder (train/CLASS/*, test/CLASS/*), changed by --set for all of them. Keys that make the
-method (method.name, image_pool, region_weights and the weights of the terms) are set for cmd alone. Rows of a seed start from
-the same backbone weights and see the same views of the same images.
+method (method.name, image_pool, region_matching, region_weights and the weights of the terms) are set for cmd alone. Rows of a
+seed start from the same backbone weights and see the same views of the same images.
 
 Each run is a job of cmd_jax.main in OUT/NAME/seed-S, with OUT/NAME/seed-S.log. Run again, finished runs are kept, interrupted
 ones go on, and what was measured is not measured again. A run takes as long as `make demo`, or as its configuration says: three

@@ -21,24 +21,34 @@ SMALL_DATASET = 20_000
 
 MODELS = (*vit.SIZES, *swin.SIZES)
 
-# What a method's name stands for: weights of the terms, pooling of the image level, weights of the regions.
+# What a method's name stands for: weights of the terms, pooling of the image level, matching and weights of the regions.
 METHODS = {
     "cmd": {
         "intra_image": 0.5,
         "intra_region": 0.5,
         "inter": 1.0,
         "image_pool": "mil",
+        "region_matching": "similarity",
         "region_weights": "teacher_mil",
     },
-    # of CMD what is measured to help on small data (docs/results.md): the class token joined by the bag of weighed patches
+    # of CMD what is measured to help on small data (docs/results.md): the class token joined by the bag of weighed patches, and
+    # regions that match by location
     "cmd_bag": {
         "intra_image": 1.0,
-        "intra_region": 0.0,
+        "intra_region": 1.0,
         "inter": 0.0,
         "image_pool": "cls+mil",
-        "region_weights": "teacher_mil",
+        "region_matching": "location",
+        "region_weights": "uniform",
     },
-    "esvit": {"intra_image": 0.5, "intra_region": 0.5, "inter": 0.0, "image_pool": "mean", "region_weights": "uniform"},
+    "esvit": {
+        "intra_image": 0.5,
+        "intra_region": 0.5,
+        "inter": 0.0,
+        "image_pool": "mean",
+        "region_matching": "similarity",
+        "region_weights": "uniform",
+    },
     # what the authors' released code computes, to reproduce it (cmd_jax/method/released.py says what it is and why masked)
     "released": {
         "intra_image": 0.5,
@@ -46,9 +56,17 @@ METHODS = {
         "inter": 0.0,
         "released": 1.0,
         "image_pool": "mean",
+        "region_matching": "similarity",
         "region_weights": "uniform",
     },
-    "dino": {"intra_image": 1.0, "intra_region": 0.0, "inter": 0.0, "image_pool": "cls", "region_weights": "uniform"},
+    "dino": {
+        "intra_image": 1.0,
+        "intra_region": 0.0,
+        "inter": 0.0,
+        "image_pool": "cls",
+        "region_matching": "similarity",
+        "region_weights": "uniform",
+    },
 }
 SOURCES = ("synthetic_birds", "cub", "cars", "aircraft", "aircraft/family", "aircraft/manufacturer", "nabirds", "folder")
 TFDS_PREFIX = "tfds:"  # of data.source: any other dataset of TFDS
@@ -70,7 +88,9 @@ def default() -> ConfigDict:
     config.method.name = "cmd"  # cmd (the paper's) | cmd_bag | esvit | dino | released: fills the None below
     # How patches become the image embedding: mil | cls | mean, or several like cls+mean
     config.method.image_pool = placeholder(str)
-    config.method.region_weights = placeholder(str)  # teacher_mil | uniform
+    # Of L_R, a patch's partner in a teacher's view: similarity (the most similar one) | location (the one that shows the place)
+    config.method.region_matching = placeholder(str)
+    config.method.region_weights = placeholder(str)  # of patches in L_R: teacher_mil | uniform
     config.method.intra_image_weight = placeholder(float)  # of L_I
     config.method.intra_region_weight = placeholder(float)  # of L_R
     config.method.inter_student_weight = placeholder(float)  # of L_S, the paper's lambda
@@ -248,6 +268,7 @@ def resolve(config: ConfigDict, train_images: int, hardware: Hardware = ONE_CPU)
     rules: dict[str, Any] = {
         "model.patch_size": patch_px(config),
         "method.image_pool": method["image_pool"],
+        "method.region_matching": method["region_matching"],
         "method.region_weights": method["region_weights"],
         "method.intra_image_weight": method["intra_image"],
         "method.intra_region_weight": method["intra_region"],

@@ -21,7 +21,8 @@ from ml_collections import ConfigDict
 
 from cmd_jax.config import EVAL_PROTOCOLS, ConfigError, default
 
-PAPER = {"method.name": "cmd", "method.mil_scorer": "gated"}  # the paper's objective and scorer, in any recipe
+# the paper's objective and scorer, in any recipe
+PAPER = {"method.name": "cmd", "method.mil_scorer": "gated", "method.mil_temp": 1.0}
 
 
 def fine_grained(file: str, preset: str) -> ConfigDict:
@@ -59,7 +60,7 @@ def two_cores(config: ConfigDict) -> None:
     config.head.prototypes, config.head.hidden_dim, config.head.bottleneck_dim, config.head.layers = 64, 256, 64, 2
     config.head.batch_norm = True  # takes out what all images share, from the first step
     config.method.name = "cmd_bag"
-    config.method.mil_scorer = "class_token"
+    config.method.mil_scorer, config.method.mil_temp = "class_token", 2.0
     config.method.mil_hidden_dim = 64  # of the learned scorers
     config.method.centering = "sinkhorn"  # moving centers had gradients with peaks of 60 and more
     config.method.teacher_temp = 0.01

@@ -118,6 +118,7 @@ RULES: dict[str, Rule] = {
     "seed": Whole(0, 2**32 - 1),  # JAX takes the lower 32 bits: two seeds beyond would be the same run
     "method.name": Choice(tuple(METHODS)),
     "method.image_pool": Joined(("mil", "cls", "mean")),
+    "method.region_matching": Choice(("similarity", "location")),
     "method.region_weights": Choice(("teacher_mil", "uniform")),
     "method.intra_image_weight": WEIGHT,
     "method.intra_region_weight": WEIGHT,

@@ -85,7 +85,7 @@ def test_a_method_fills_what_is_open_and_leaves_what_is_set(name):
     resolved = config_lib.resolve(config, 1000).method
     expected = {
         "cmd": (0.5, 0.5, 1.0, 1.0, 0.0),
-        "cmd_bag": (1.0, 0.0, 0.0, 0.0, 0.0),
+        "cmd_bag": (1.0, 1.0, 0.0, 0.0, 0.0),
         "esvit": (0.5, 0.5, 0.0, 0.0, 0.0),
         "released": (0.5, 0.5, 0.0, 0.0, 1.0),
         "dino": (1.0, 0.0, 0.0, 0.0, 0.0),

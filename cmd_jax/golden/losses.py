@@ -14,7 +14,8 @@ import numpy as np
 from cmd_jax.golden.fixture import CENTER, EXACT, GRADIENT, LOSS, SCHEDULE, Fixture
 from cmd_jax.method import released
 from cmd_jax.method.logits import bag_probs, student_logits, teacher_logits
-from cmd_jax.method.objective import Result, Views, cmd_objective, match_regions
+from cmd_jax.method.objective import Result, Views, cmd_objective
+from cmd_jax.method.regions import match_by_similarity
 from cmd_jax.method.rows import Centers, PrototypePair, TermWeights
 from cmd_jax.training.schedules import epoch_linear
 
@@ -160,7 +161,7 @@ def check_esvit(fixture: Fixture) -> None:
         for v in range(fixture.meta["ncrops"]):
             if v != q:
                 group, row = (problem.student[0], v) if v < 2 else (problem.student[1], v - 2)
-                match = match_regions(group.features[:, [row]], problem.teacher.features[:, [q]])
+                match = match_by_similarity(group.features[:, [row]], problem.teacher.features[:, [q]])
                 fixture.check(f"out_match_t{q}_s{v}", match[:, 0, 0], EXACT)
 
 

@@ -7,7 +7,7 @@ and a student view v != q.
     L = w_ii L_I + w_ir L_R + w_is L_S + w_it L_T
 
     L_I  intra-level, image:   CE( p_t_img[q], p_s_img[v] )
-    L_R  intra-level, region:  sum_i w_i CE( p_t_reg[q, m(i)], p_s_reg[v, i] ), m(i) the most similar teacher patch
+    L_R  intra-level, region:  sum_i w_i CE( p_t_reg[q, m(i)], p_s_reg[v, i] ), m(i) the matching teacher patch, see `regions`
     L_S  inter-level, student: KL( sum_i a_s[v, i] p_s_reg[v, i] || p_s_img[v] )
     L_T  inter-level, teacher: KL( sum_i a_t[q, i] p_t_reg[q, i] || p_t_img[q] ), gradient to the student's scorer alone
 L_S and L_T may also be the divergence in the other direction, KL(image || bag).
@@ -24,6 +24,7 @@ from cmd_jax.method import released
 from cmd_jax.method.bags import InterDirection
 from cmd_jax.method.centers import sinkhorn_center, update_center
 from cmd_jax.method.chunks import Streaming
+from cmd_jax.method.regions import Places, match_by_location, match_by_similarity
 from cmd_jax.method.rows import Centers, Pairing, PrototypePair, StudentRows, TeacherRows, TermWeights
 
 Array = jax.Array
@@ -38,7 +39,7 @@ class Views(NamedTuple):
     Attributes:
         image_z: [B, V, d] float32, unit norm.
         region_z: [B, V, N, d] float32, unit norm.
-        features: [B, V, N, D] backbone embeddings of the patches, compared by cosine to match regions.
+        features: [B, V, N, D] backbone embeddings of the patches, compared by cosine where regions match by similarity.
         mil_weights: [B, V, N] float32, sum to 1 over N.
     """
 
@@ -66,28 +67,15 @@ class Result(NamedTuple):
     marginal_entropy: Array
 
 
-def match_regions(student: Array, teacher: Array) -> Array:
-    """m(i) = argmax_j cosine(student patch i, teacher patch j), for every pair of views.
-
-    Args:
-        student: [B, V, N, D].
-        teacher: [B, Q, M, D].
-
-    Returns:
-        [B, Q, V, N] int32 indices into the teacher's M patches.
-    """
-
-    def unit(x: Array) -> Array:
-        x = x.astype(jnp.float32)
-        return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-16))
-
-    # The highest precision: on a TPU the default rounds to bfloat16, enough to swap near ties.
-    similarity = jnp.einsum("bvnd,bqmd->bqvnm", unit(student), unit(teacher), precision="highest")
-    return jnp.argmax(similarity, axis=-1)
-
-
-def pair_views(group: Views, teacher: Views, first: int, views: int, region_weights: RegionWeights) -> Pairing:
-    """Pairs every teacher view q with the student's views v != q, and each patch with its most similar one.
+def pair_views(
+    group: Views,
+    teacher: Views,
+    first: int,
+    views: int,
+    region_weights: RegionWeights,
+    places: tuple[Places, Places] | None = None,
+) -> Pairing:
+    """Pairs every teacher view q with the student's views v != q, and each patch with the teacher's patch that matches it.
 
     Args:
         group: the student's views of one size.
@@ -95,17 +83,24 @@ def pair_views(group: Views, teacher: Views, first: int, views: int, region_weig
         first: place of the group's first view among all of the student's; the teacher's views are the first two.
         views: number of all views of the student.
         region_weights: "teacher_mil" weighs a region by its matched teacher patch, "uniform" is EsViT's mean.
+        places: of the group and of the teacher's views: patches match that show one place, and those of places that the
+            teacher does not see weigh nothing. None: the most similar patches match.
     """
     batch, count, patches = group.mil_weights.shape
     other = jnp.arange(TEACHER_VIEWS)[:, None] != first + jnp.arange(count)  # [Q, V]
     image_weights = other / (TEACHER_VIEWS * (views - 1))
-    match = match_regions(group.features, teacher.features)  # [B, Q, V, N]
+    if places is None:
+        match, seen = match_by_similarity(group.features, teacher.features), True  # [B, Q, V, N]
+    else:
+        match, seen = match_by_location(*places, patches, teacher.mil_weights.shape[-1])
     if region_weights == "uniform":
-        weights = jnp.full(match.shape, 1.0 / patches)
+        weights = jnp.ones(match.shape)
     else:
         index = match.reshape(batch, TEACHER_VIEWS, -1)
         weights = jnp.take_along_axis(teacher.mil_weights, index, axis=2).reshape(match.shape)
-        weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
+    weights = jnp.where(seen, weights, 0.0)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    weights = weights / jnp.where(total > 0, total, 1.0)  # 0 where two views have no place in common
     return jax.lax.stop_gradient(Pairing(image_weights, match, image_weights[..., None] * weights))
 
 
@@ -127,6 +122,7 @@ def cmd_objective(
     streaming: Streaming | None = None,
     inter_scale: Array | None = None,
     inter_direction: InterDirection = "bag_to_image",
+    places: tuple[Places, ...] | None = None,
 ) -> Result:
     """Computes the loss of one batch and the centers after it.
 
@@ -147,6 +143,8 @@ def cmd_objective(
         streaming: how K is passed over; None: in one chunk, float32.
         inter_scale: [] factor of the weights of L_S and L_T at this step; None: 1.
         inter_direction: of L_S and L_T, "bag_to_image" is KL(bag || image), "image_to_bag" KL(image || bag).
+        places: where the student's views lie, group by group, the first of them the teacher's too: regions match by location.
+            None: by similarity.
     """
     stop = jax.lax.stop_gradient
     teacher, teacher_prototypes, centers = stop(teacher), stop(teacher_prototypes), stop(centers)
@@ -159,8 +157,10 @@ def cmd_objective(
 
     views = sum(group.image_z.shape[1] for group in student)
     firsts = (0, TEACHER_VIEWS)
+    of_group = [None] * len(student) if places is None else [(place, places[0]) for place in places]
     pairings = tuple(
-        pair_views(group, teacher, first, views, region_weights) for group, first in zip(student, firsts, strict=False)
+        pair_views(group, teacher, first, views, region_weights, place)
+        for group, first, place in zip(student, firsts[: len(student)], of_group, strict=True)
     )
     rows = TeacherRows(teacher.image_z, teacher.region_z, teacher_prototypes, centers, jnp.asarray(teacher_temp))
     distilled = P.distil(

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import optax
 
 from cmd_jax.config import ConfigDict, token_px
-from cmd_jax.data.augment import crop_views, key_points
+from cmd_jax.data.augment import Placed, crop_views, key_points
 from cmd_jax.data.loader import Batch
 from cmd_jax.method import mil
 from cmd_jax.method.chunks import Streaming
 from cmd_jax.method.koleo import koleo
 from cmd_jax.method.objective import Result, Views, cmd_objective
+from cmd_jax.method.regions import Places
 from cmd_jax.method.rows import Centers, PrototypePair, TermWeights
 from cmd_jax.models.heads import UNLEARNED
 from cmd_jax.models.network import Encoded, Network
@@ -77,6 +78,18 @@ class Outcome(NamedTuple):
     health: Metrics
 
 
+class Crops(NamedTuple):
+    """Views of a batch.
+
+    Attributes:
+        groups: [B, V, H, W, 3] normalised float each, the two global views first, then the local ones if there are any.
+        places: of the groups, where regions match by location.
+    """
+
+    groups: tuple[Array, ...]
+    places: tuple[Places, ...] | None = None
+
+
 class Taught(NamedTuple):
     """What the teacher says of the global views of a batch, as a network gives it and as the objective reads it."""
 
@@ -102,42 +115,49 @@ def make_teach(config: ConfigDict, network: Network, shardings: Shardings | None
     return teach
 
 
-def make_views(config: ConfigDict, teach: Callable) -> Callable[[Params, Batch, Array], tuple[tuple[Array, ...], Taught]]:
-    """Builds (teacher's parameters, batch, key) -> (groups of views [B, V, H, W, 3], what the teacher says of the first).
+def make_views(config: ConfigDict, teach: Callable) -> Callable[[Params, Batch, Array], tuple[Crops, Taught]]:
+    """Builds (teacher's parameters, batch, key) -> (views of all sizes, what the teacher says of the global ones).
 
     With `views.key_patch_share` local views look where the teacher's MIL weights lie, so it reads the global ones first.
     """
-    views, patch_side = config.views, token_px(config) / config.views.global_px
+    views = config.views
+    patch_side = lambda view_px: token_px(config) / view_px
 
-    def cut(params: Params, batch: Batch, key: Array) -> tuple[tuple[Array, ...], Taught]:
+    def places(group: Placed) -> Places:
+        return Places(group.box, group.flip, patch_side(group.pixels.shape[2]))
+
+    def cut(params: Params, batch: Batch, key: Array) -> tuple[Crops, Taught]:
         crop = functools.partial(crop_views, key, *batch, views=views, normalization=config.data.normalization)
         shown = crop(local=False)
         taught = teach(params, shown.pixels)
-        if not views.local_count:
-            return (shown.pixels,), taught
-        focus = None
-        if views.key_patch_share:
-            focus = key_points(key, batch.index, taught.views.mil_weights, shown, patch_side=patch_side, views=views)
-        return (shown.pixels, crop(focus, local=True).pixels), taught
+        groups = (shown,)
+        if views.local_count:
+            focus = None
+            if views.key_patch_share:
+                side = patch_side(views.global_px)
+                focus = key_points(key, batch.index, taught.views.mil_weights, shown, patch_side=side, views=views)
+            groups = (shown, crop(focus, local=True))
+        by_location = config.method.region_matching == "location"
+        return Crops(tuple(group.pixels for group in groups), tuple(map(places, groups)) if by_location else None), taught
 
     return cut
 
 
 def make_gradients(
     config: ConfigDict, network: Network, schedules: Schedules, shardings: Shardings | None = None
-) -> Callable[[TrainState, tuple[Array, ...], Taught, Array], tuple[Params, Outcome]]:
-    """Builds (state, groups of views [B, V, H, W, 3], what the teacher says of the first, key of stochastic depth) ->
-    (gradients for the student, outcome)."""
+) -> Callable[[TrainState, Crops, Taught, Array], tuple[Params, Outcome]]:
+    """Builds (state, views, what the teacher says of the global ones, key of stochastic depth) -> (gradients for the student,
+    outcome)."""
     weights = term_weights(config)
     streaming = make_streaming(config, shardings)
     center_momentum = scaled_momentum(config.method.center_momentum, config)
 
-    def gradients(state: TrainState, groups: tuple[Array, ...], taught: Taught, drop_key: Array) -> tuple[Params, Outcome]:
+    def gradients(state: TrainState, crops: Crops, taught: Taught, drop_key: Array) -> tuple[Params, Outcome]:
         temp, teacher = schedules.teacher_temp(state.step), taught.views
 
         def loss_fn(student: Params) -> tuple[Array, Result]:
             student = gather(student, shardings)
-            encoded, views = encode_views(network, student, groups, drop_key)
+            encoded, views = encode_views(network, student, crops.groups, drop_key)
             # L_T trains the scorer on the teacher's embeddings, and nothing else.
             inter_teacher_weights = teacher.mil_weights
             if config.method.mil_scorer not in UNLEARNED:
@@ -159,10 +179,11 @@ def make_gradients(
                 centering=config.method.centering,
                 streaming=streaming,
                 inter_direction=config.method.inter_direction,
+                places=crops.places,
                 inter_scale=schedules.inter_scale and schedules.inter_scale(state.step),
             )
             if config.method.koleo_weight:
-                embeddings = encoded[0].image_embedding.reshape(*groups[0].shape[:2], -1)  # [B * 2, F] -> [B, 2, F]
+                embeddings = encoded[0].image_embedding.reshape(*crops.groups[0].shape[:2], -1)  # [B * 2, F] -> [B, 2, F]
                 spread = jnp.mean(jax.vmap(koleo, in_axes=1)(embeddings))
                 loss = result.loss + config.method.koleo_weight * spread
                 result = result._replace(loss=loss, terms={**result.terms, "koleo": spread})
@@ -244,8 +265,8 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
         def part(number: Array | int, batch: Batch) -> tuple[Params, Outcome]:
-            groups, taught = cut(state.teacher, batch, jax.random.fold_in(key, 0))
-            return gradients(state, groups, taught, jax.random.fold_in(key, 1 + number))
+            views, taught = cut(state.teacher, batch, jax.random.fold_in(key, 0))
+            return gradients(state, views, taught, jax.random.fold_in(key, 1 + number))
 
         if parts == 1:
             return apply(state, *part(0, batch))

@@ -63,7 +63,7 @@ def test_methods_differ_in_the_method_alone(planned):
     assert list(first) == ["dino", "esvit", "cmd", "prototypes_64"]
     tables = {name: keys(run.config) for name, run in first.items()}
     differing = lambda a, b: {key for key in tables[a] if tables[a][key] != tables[b][key]} - FREE
-    of_method = {f"method.{key}" for key in ("name", "image_pool", "region_weights", *quality_weights())}
+    of_method = {f"method.{key}" for key in ("name", "image_pool", "region_matching", "region_weights", *quality_weights())}
     for name in ("dino", "esvit"):
         assert differing(name, "cmd") <= of_method
         for term in ("intra_image", "intra_region"):

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmd_jax.method.objective import Views, cmd_objective, match_regions
+from cmd_jax.method.objective import Views, cmd_objective
+from cmd_jax.method.regions import Places, match_by_location
 from cmd_jax.method.released import divergence
 from cmd_jax.method.rows import Centers, PrototypePair, TermWeights
 
@@ -53,7 +54,7 @@ def _run(problem, weights=CMD, region_weights="teacher_mil", temps=(0.1, 0.04), 
     )
 
 
-def _oracle(problem, region_weights, temps, direction="bag_to_image"):
+def _oracle(problem, region_weights, temps, direction="bag_to_image", matches=None):
     """The four terms as loops over images, pairs of views and patches, float64 (docs: method, Objective)."""
     student, student_w, teacher, teacher_w, a_t, centers = problem
     views = [(group, v) for group in student for v in range(group.image_z.shape[1])]
@@ -73,12 +74,17 @@ def _oracle(problem, region_weights, temps, direction="bag_to_image"):
             regions, targets = region_p(group.region_z[b, row]), teacher_region(teacher.region_z[b, q])
             weight, ce = [], []
             for i, feature in enumerate(group.features[b, row]):
-                others = teacher.features[b, q]
-                cosine = others @ feature / np.linalg.norm(others, axis=1) / np.linalg.norm(feature)
-                match = int(np.argmax(cosine))
+                if matches is None:
+                    others = teacher.features[b, q]
+                    cosine = others @ feature / np.linalg.norm(others, axis=1) / np.linalg.norm(feature)
+                    match = int(np.argmax(cosine))
+                else:
+                    match, seen = (x[b, q, v, i] for x in matches[v])
+                    if not seen:
+                        continue
                 weight.append(teacher.mil_weights[b, q, match] if region_weights == "teacher_mil" else 1.0)
                 ce.append(-np.sum(targets[match] * np.log(regions[i])))
-            terms[1] += np.dot(weight, ce) / np.sum(weight)
+            terms[1] += np.dot(weight, ce) / np.sum(weight) if weight else 0.0
             terms[2] += kl(group.mil_weights[b, row] @ regions, own)
             terms[3] += kl(a_t[b, q] @ targets, target)
     return terms / (images * len(pairs))
@@ -97,6 +103,28 @@ def test_terms_equal_the_loops_of_the_equations(region_weights, local):
         0.9 * problem[5].region + 0.1 * (problem[2].region_z @ problem[3].region.T).mean((0, 1, 2)),
         atol=1e-6,
     )
+
+
+@pytest.mark.parametrize("region_weights", ["teacher_mil", "uniform"])
+def test_regions_that_match_by_location_equal_the_loops(region_weights):
+    problem = _problem(seed=5, local=2, patches=(9, 4))
+    rng = np.random.default_rng(5)
+
+    def places(views, patches):
+        corner, size = rng.uniform(0, 40, (2, views, 2)), rng.uniform(20, 60, (2, views, 2))
+        return Places(np.concatenate([corner, size], axis=-1), rng.integers(0, 2, (2, views)).astype(bool), patches**-0.5)
+
+    global_, local = places(2, 9), places(2, 4)
+    local.box[0, 1] = (200, 200, 10, 10)  # where no teacher's view is
+    result = _run(problem, region_weights=region_weights, places=(global_, local))
+    groups = ((global_, 9), (local, 4))
+    found = [tuple(map(np.asarray, match_by_location(group, global_, patches, 9))) for group, patches in groups]
+    of_view = lambda match, row: np.repeat(match[:, :, row : row + 1], 4, axis=2)
+    matches = [tuple(of_view(part, row) for part in group) for group in found for row in range(2)]
+    assert not np.any(found[1][1][0, :, 1])
+    assert 0.1 < np.mean(found[0][1]) < 0.9
+    expected = _oracle(problem, region_weights, (0.1, 0.04), matches=matches)
+    np.testing.assert_allclose([float(x) for x in result.terms.values()], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.25])
@@ -174,16 +202,3 @@ def test_a_term_of_weight_zero_is_left_out():
     result = _run(_problem(), TermWeights(1.0, 0.0, 0.0, 0.0))
     assert [float(result.terms[name]) for name in ("intra_region", "inter_student", "inter_teacher")] == [0, 0, 0]
     assert float(result.loss) == float(result.terms["intra_image"])
-
-
-def test_matching_finds_the_permutation_of_every_pair_of_views():
-    rng = np.random.default_rng(1)
-    tokens = rng.normal(size=(3, 9, 4)).astype(np.float32)
-    orders = np.stack([rng.permutation(9) for _ in range(4)])
-    # scaling must not matter: the comparison is by cosine
-    student = np.stack([7.0 * tokens[:, order] for order in orders[:2]], axis=1)
-    teacher = np.stack([tokens[:, order] for order in orders[2:]], axis=1)
-    match = match_regions(student, teacher)
-    for q in range(2):
-        for v in range(2):
-            np.testing.assert_array_equal(orders[2 + q][match[:, q, v]], np.broadcast_to(orders[v], (3, 9)))

@@ -63,7 +63,7 @@ def test_a_step_moves_the_student_and_the_teacher_follows(tiny_config, method):
     assert all(np.isfinite(float(value)) for value in metrics.values())
     assert int(state.step) == 3
     used = {"backbone", "image_head", "image_last_layer"}
-    if method not in ("dino", "cmd_bag"):
+    if method != "dino":
         used |= {"region_head", "region_last_layer"}
     if method in ("cmd", "cmd_bag"):
         used |= {"mil_scorer"}
@@ -114,9 +114,9 @@ def test_key_patch_views_look_where_the_teachers_weights_lie_and_change_no_other
         return seen["points"]
 
     monkeypatch.setattr(step_lib, "key_points", record)
-    (globals_, locals_), taught = cut(0.0)
+    ((globals_, locals_), _), taught = cut(0.0)
     assert not seen
-    (same, moved), again = cut(1.0)
+    ((same, moved), _), again = cut(1.0)
     jax.effects_barrier()
     np.testing.assert_array_equal(globals_, same)
     np.testing.assert_array_equal(taught.views.mil_weights, again.views.mil_weights)
@@ -260,6 +260,18 @@ def test_other_scorers_train(two_views, scorer):
     assert ("mil_scorer" in _moved(before.student, state.student)) == (scorer == "attention")
     if scorer == "mean":
         np.testing.assert_allclose(metrics["mil_entropy"], 1.0, rtol=1e-6)
+
+
+def test_regions_match_by_location_and_change_the_region_term_alone(tiny_config):
+    metrics = {}
+    for matching in ("similarity", "location"):
+        tiny_config.method.region_matching = matching
+        state, step = _setup(tiny_config)
+        metrics[matching] = step(state, _batch())[1]
+    for term in ("intra_image", "intra_region", "inter_student", "inter_teacher"):
+        same = np.isclose(*(metrics[matching][f"loss_{term}"] for matching in metrics), rtol=1e-6)
+        assert same == (term != "intra_region")
+    assert all(np.isfinite(float(value)) for value in metrics["location"].values())
 
 
 def test_sinkhorn_centering_uses_the_batch_and_no_earlier_center(two_views):
