@@ -9,6 +9,9 @@ RUN_LAUNCH := $(VENV_LAUNCH)/bin/python
 VENV_TPU := .venv-tpu
 RUN_TPU := $(VENV_TPU)/bin/python
 
+# Python writes the bytecode of what is imported; that of everything else would be half of the time.
+INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
+
 # Tests run in two processes: most of their time is the compiler's, which uses one core.
 WORKERS ?= 2
 # Huge pages for large blocks: a fifth of a training step's time on a CPU (docs/performance.md).
@@ -22,8 +25,8 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: requirements.lock setup.cfg pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found; install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
-	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(RUN) $(INSTALL) --requirement requirements.lock
+	$(RUN) $(INSTALL) --no-deps --editable .
 	@touch $@
 
 # Trains on the embedded dataset and evaluates the teacher; a finished or interrupted runs/demo is continued.
@@ -49,7 +52,7 @@ test-browser: $(VENV)/.installed-browser
 	$(RUN) -m pytest tests/browser
 
 $(VENV)/.installed-browser: $(VENV)/.installed
-	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[browser]'
+	$(RUN) $(INSTALL) --constraint requirements.lock --editable '.[browser]'
 	@touch $@
 
 # Weights in and out beside PyTorch, transformers and ONNX Runtime, in an environment of their own.
@@ -60,9 +63,9 @@ test-interop: $(VENV_INTEROP)/.installed
 $(VENV_INTEROP)/.installed: requirements-interop.lock setup.cfg pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found; install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV_INTEROP)
-	$(RUN_INTEROP) -m pip install --quiet --disable-pip-version-check --no-deps --extra-index-url https://download.pytorch.org/whl/cpu $$(grep '^torch==' requirements-interop.lock)
-	$(RUN_INTEROP) -m pip install --quiet --disable-pip-version-check --requirement requirements-interop.lock
-	$(RUN_INTEROP) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(RUN_INTEROP) $(INSTALL) --no-deps --extra-index-url https://download.pytorch.org/whl/cpu $$(grep '^torch==' requirements-interop.lock)
+	$(RUN_INTEROP) $(INSTALL) --requirement requirements-interop.lock
+	$(RUN_INTEROP) $(INSTALL) --no-deps --editable .
 	@touch $@
 
 # The files of launch/ without a cloud, in an environment of their own: stand-ins for gcloud and Slurm, linters, schemas, SkyPilot.
@@ -72,7 +75,7 @@ test-launch: $(VENV_LAUNCH)/.installed
 $(VENV_LAUNCH)/.installed: requirements-launch.lock
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found; install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV_LAUNCH)
-	$(RUN_LAUNCH) -m pip install --quiet --disable-pip-version-check --requirement requirements-launch.lock
+	$(RUN_LAUNCH) $(INSTALL) --requirement requirements-launch.lock
 	@touch $@
 
 # Ours against what it replaces, on this machine, each with a JSON object as its last line.
@@ -98,9 +101,9 @@ scaling: $(VENV_TPU)/.installed
 $(VENV_TPU)/.installed: requirements.lock setup.cfg pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found; install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV_TPU)
-	$(RUN_TPU) -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
-	$(RUN_TPU) -m pip install --quiet --disable-pip-version-check --constraint requirements.lock 'jax[tpu]'
-	$(RUN_TPU) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(RUN_TPU) $(INSTALL) --requirement requirements.lock
+	$(RUN_TPU) $(INSTALL) --constraint requirements.lock 'jax[tpu]'
+	$(RUN_TPU) $(INSTALL) --no-deps --editable .
 	@touch $@
 
 lint: setup
