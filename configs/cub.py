@@ -9,7 +9,8 @@ DIR holds the genuine archive CUB_200_2011.tgz (1.1 GB, from https://data.caltec
 
 Presets, all of 300 epochs but the last; cmd_jax/presets.py has their values beside the references' recipes:
 
-    vit_s16     CMD, ViT-S/16, batch 64 (the default)
+    vit_s16     CMD as measured best on small data (method cmd_bag), ViT-S/16, batch 64 (the default)
+    paper       the same with the paper's objective and scorer
     swin_t_w14  CMD as the paper trains it, Swin-T with window 14, batch 64
     dino        DINO, ViT-S/16, batch 64
     esvit       EsViT, Swin-T with window 7, batch 64

@@ -16,8 +16,8 @@ from cmd_jax.validation import validate
 CONFIGS = Path(__file__).parent.parent / "configs"
 FINE_GRAINED = ("", *presets.PRESETS)
 PRESETS = {
-    "demo": ("", "smoke"),
-    "folder": ("", "small"),
+    "demo": ("", "paper", "smoke"),
+    "folder": ("", "small", "paper"),
     "cub": FINE_GRAINED,
     "cars": FINE_GRAINED,
     "aircraft": (*FINE_GRAINED, "family", "manufacturer"),
