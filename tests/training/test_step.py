@@ -103,7 +103,7 @@ def test_key_patch_views_look_where_the_teachers_weights_lie_and_change_no_other
         config = config_lib.resolve(tiny_config, IMAGES)
         network = make_network(config)
         state = init_state(config, network, adamw(3.0, 0))
-        groups = jax.jit(step_lib.make_views(config, step_lib.make_teach(config, network)))
+        groups = quick(step_lib.make_views(config, step_lib.make_teach(config, network)))
         return groups(state.teacher, _batch(), jax.random.key(0))
 
     draw = step_lib.key_points
@@ -262,11 +262,11 @@ def test_other_scorers_train(two_views, scorer):
         np.testing.assert_allclose(metrics["mil_entropy"], 1.0, rtol=1e-6)
 
 
-def test_regions_match_by_location_and_change_the_region_term_alone(tiny_config):
+def test_regions_match_by_location_and_change_the_region_term_alone(two_views):
     metrics = {}
     for matching in ("similarity", "location"):
-        tiny_config.method.region_matching = matching
-        state, step = _setup(tiny_config)
+        two_views.method.region_matching = matching
+        state, step = _setup(two_views)
         metrics[matching] = step(state, _batch())[1]
     for term in ("intra_image", "intra_region", "inter_student", "inter_teacher"):
         same = np.isclose(*(metrics[matching][f"loss_{term}"] for matching in metrics), rtol=1e-6)
