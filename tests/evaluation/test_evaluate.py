@@ -139,18 +139,19 @@ def test_the_best_step_needs_its_number_at_every_evaluation():
 
 
 @pytest.mark.parametrize(
-    ("method", "model", "features"),
+    ("method", "model", "scorer", "features"),
     [
-        ("cmd", "vit_small", "cls+mean+mil"),
-        ("cmd_bag", "vit_small", "cls+mean+mil"),
-        ("cmd", "swin_tiny", "mean+mil"),
-        ("dino", "vit_small", "cls"),
-        ("esvit", "swin_tiny", "mean"),
+        ("cmd", "vit_small", "gated", "cls+mean+mil"),
+        ("cmd_bag", "vit_small", "gated", "cls+mean+mil"),
+        ("cmd_bag", "vit_small", "class_token", "mil"),
+        ("cmd", "swin_tiny", "gated", "mean+mil"),
+        ("dino", "vit_small", "class_token", "cls"),
+        ("esvit", "swin_tiny", "gated", "mean"),
     ],
 )
-def test_features_are_the_best_for_cmd_and_the_references_own_for_them(method, model, features):
+def test_features_are_the_best_for_cmd_and_the_references_own_for_them(method, model, scorer, features):
     config = default()
-    config.method.name, config.model.name = method, model
+    config.method.name, config.model.name, config.method.mil_scorer = method, model, scorer
     assert config_lib.resolve(config, 100).eval.features == features
 
 
