@@ -28,7 +28,7 @@ class Places(NamedTuple):
 
 
 def match_by_similarity(student: Array, teacher: Array) -> Array:
-    """argmax_j cosine(student patch i, teacher patch j), for every pair of views (EsViT, arXiv 2106.09785, eq. 3).
+    """argmax_j cosine(student patch i, teacher patch j), for every pair of views (EsViT, arXiv 2106.09785, the region-level task).
 
     Args:
         student: [B, V, N, D].
