@@ -28,7 +28,7 @@ class Places(NamedTuple):
 
 
 def match_by_similarity(student: Array, teacher: Array) -> Array:
-    """argmax_j cosine(student patch i, teacher patch j), for every pair of views (EsViT, arXiv 2106.09785, the region-level task).
+    """argmax_j cosine(student patch i, teacher patch j), for every pair of views (EsViT, arXiv 2106.09785, L_R).
 
     Args:
         student: [B, V, N, D].
