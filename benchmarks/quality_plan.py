@@ -30,8 +30,8 @@ BASELINES, OURS = ("dino", "esvit"), "cmd"
 COMPARED = (*BASELINES, OURS)
 LAMBDA = ("method.inter_student_weight", "method.inter_teacher_weight")
 
-# Of cmd: what each changes. One that changes nothing, because the recipe is so already, is left out and named. Those of the
-# inter-level terms, which cmd_bag has not, are of the paper's objective ("paper").
+# Of cmd: what each changes. One that changes nothing, because the recipe is so already, is left out and named. The first
+# seven are of the paper's objective, which has the inter-level terms.
 ABLATIONS: dict[str, dict[str, Any]] = {
     "paper": PAPER,
     "paper_location": PAPER | {"method.region_matching": "location"},

@@ -79,7 +79,7 @@ def _oracle(problem, region_weights, temps, direction="bag_to_image", matches=No
                     cosine = others @ feature / np.linalg.norm(others, axis=1) / np.linalg.norm(feature)
                     match = int(np.argmax(cosine))
                 else:
-                    match, seen = (x[b, q, v, i] for x in matches[v])
+                    match, seen = (x[b, q, i] for x in matches[v])
                     if not seen:
                         continue
                 weight.append(teacher.mil_weights[b, q, match] if region_weights == "teacher_mil" else 1.0)
@@ -119,8 +119,7 @@ def test_regions_that_match_by_location_equal_the_loops(region_weights):
     result = _run(problem, region_weights=region_weights, places=(global_, local))
     groups = ((global_, 9), (local, 4))
     found = [tuple(map(np.asarray, match_by_location(group, global_, patches, 9))) for group, patches in groups]
-    of_view = lambda match, row: np.repeat(match[:, :, row : row + 1], 4, axis=2)
-    matches = [tuple(of_view(part, row) for part in group) for group in found for row in range(2)]
+    matches = [[part[:, :, row] for part in group] for group in found for row in range(2)]
     assert not np.any(found[1][1][0, :, 1])
     assert 0.1 < np.mean(found[0][1]) < 0.9
     expected = _oracle(problem, region_weights, (0.1, 0.04), matches=matches)
