@@ -95,7 +95,7 @@ def _train(config: ConfigDict, workdir: str, preemption: Preemption) -> None:
     progress = Progress(first_step, run.steps, config.train.batch_size)
     watch = CollapseWatch(watched_from(config, len(run.source)), config.train.batch_size // config.train.accumulate)
     unread: tuple[int, dict[str, jax.Array]] | None = None
-    train_step = run.compile()
+    train_step = run.compile() if first_step < run.steps else None
 
     def evaluate(step: int) -> None:
         protocols = evaluation_lib.measurable(evaluation_lib.protocols_at(config, step, run.steps), splits)

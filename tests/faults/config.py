@@ -8,6 +8,5 @@ from tests.conftest import tiny
 def get_config() -> ConfigDict:
     config = tiny()
     config.data.source = "folder"
-    config.views.local_count = 0  # half of the time to trace and compile
     config.eval.every_epochs = 2.0
     return config

@@ -38,14 +38,14 @@ class TrainRun:
         with open(self._log, "w") as log:
             self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
-    def wait_for(self, condition):
-        """Whether a moment came before the process ended."""
+    def wait_for(self, condition, every_s=0.05):
+        """Whether a moment came before the process ended. To look more often for a short one costs the run a core's time."""
         deadline = time.monotonic() + PATIENCE_S
         while not condition():
             if self._process.poll() is not None:
                 return False
             assert time.monotonic() < deadline, self.output()
-            time.sleep(0.002)
+            time.sleep(every_s)
         return True
 
     def send(self, number):

@@ -58,6 +58,6 @@ def test_a_run_of_damaged_steps_alone_ends_with_65(finished, photo_folder, tmp_p
         if path.is_file() and path.parent.name == "d":
             path.write_bytes(bytes(len(path.read_bytes())))
     for _ in range(2):
-        run = TrainRun(workdir, photo_folder, tmp_path, 2, "--config.eval.every_epochs=0.0", "--config.views.local_count=2")
+        run = TrainRun(workdir, photo_folder, tmp_path, 2, "--config.eval.every_epochs=0.0")
         assert run.end() == 65, run.output()
         assert "refusing to start from scratch" in run.output()

@@ -33,7 +33,7 @@ def test_kills_and_sigterms_lose_nothing(number, photo_folder, tmp_path, record_
         # The lines behind the newest checkpoint are gone by now: whatever comes next is new.
         seen = last_step(workdir)
         assert run.wait_for(lambda seen=seen: last_step(workdir) > seen), run.output()
-        assert run.wait_for(lambda condition=condition: condition(workdir)), run.output()
+        assert run.wait_for(lambda condition=condition: condition(workdir), every_s=0.002), run.output()
         time.sleep(rng.uniform(0, longest_s))
         hit[phase] += bool(condition(workdir))
         run.send(sent)

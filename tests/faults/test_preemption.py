@@ -28,7 +28,8 @@ def test_two_processes_stop_at_the_same_step_and_go_on_bit_for_bit(photo_folder,
     for told, moment in ((1, lambda: last_step(workdir) > 3), (0, lambda: is_evaluating(workdir))):
         seen = final_state(workdir)[0] if told == 0 else 0
         runs = _start_two(workdir, photo_folder, logs)
-        assert runs[0].wait_for(lambda seen=seen, moment=moment: last_step(workdir) > seen and moment()), runs[0].output()
+        assert runs[0].wait_for(lambda seen=seen: last_step(workdir) > seen), runs[0].output()
+        assert runs[0].wait_for(moment, every_s=0.002), runs[0].output()
         runs[told].send(signal.SIGTERM)
         codes, output = _end(runs)
         assert codes == [75, 75], output

@@ -124,6 +124,7 @@ def test_a_best_metric_that_cannot_be_had(finished, config, photo_folder, tmp_pa
 
 
 def test_any_number_of_hosts_sees_the_same_images_and_crops_and_goes_on_with_another(config):
+    config.views.local_count = 2
     source = open_source(config.data, "train")
     crop = quick(lambda key, *batch: multi_crop(key, *batch, views=config.views, normalization="imagenet"))
 

@@ -38,6 +38,7 @@ def main():
     out = {}
     for name, options in MESHES[jax.device_count()].items():
         config = tiny()
+        config.views.local_count = 2
         config.model.drop_path = 0.0  # drawn anew for each part of a batch
         config.update_from_flattened_dict(options)
         config = config_lib.resolve(config, IMAGES, all_hardware())

@@ -37,9 +37,9 @@ def _setup(config):
 
 
 @pytest.fixture
-def two_views(tiny_config):
-    """Without local views, which a test that they do not matter to need not compile."""
-    tiny_config.views.local_count = 0
+def multi_crop(tiny_config):
+    """With local views, for a test that they matter to."""
+    tiny_config.views.local_count = 2
     return tiny_config
 
 
@@ -79,9 +79,9 @@ def test_a_step_moves_the_student_and_the_teacher_follows(tiny_config, method):
         np.testing.assert_allclose(new, m * old + (1 - m) * student, atol=1e-6)
 
 
-def test_stochastic_depth_is_the_students_alone(tiny_config, monkeypatch):
-    tiny_config.model.drop_path = 0.9
-    state, step = _setup(tiny_config)
+def test_stochastic_depth_is_the_students_alone(multi_crop, monkeypatch):
+    multi_crop.model.drop_path = 0.9
+    state, step = _setup(multi_crop)
     drawn = []
 
     def record(network, params, groups, drop_key):
@@ -91,16 +91,16 @@ def test_stochastic_depth_is_the_students_alone(tiny_config, monkeypatch):
     monkeypatch.setattr(step_lib, "encode_views", record)
     jax.eval_shape(step, state, _batch())
     # the teacher's global views, then all of the student's
-    assert drawn == [([2], False), ([2, tiny_config.views.local_count], True)]
+    assert drawn == [([2], False), ([2, multi_crop.views.local_count], True)]
 
 
-def test_key_patch_views_look_where_the_teachers_weights_lie_and_change_no_other_view(tiny_config, monkeypatch):
-    tiny_config.views.local_scale = (0.05, 0.1)
+def test_key_patch_views_look_where_the_teachers_weights_lie_and_change_no_other_view(multi_crop, monkeypatch):
+    multi_crop.views.local_scale = (0.05, 0.1)
     seen = {}
 
     def cut(share):
-        tiny_config.views.key_patch_share = share
-        config = config_lib.resolve(tiny_config, IMAGES)
+        multi_crop.views.key_patch_share = share
+        config = config_lib.resolve(multi_crop, IMAGES)
         network = make_network(config)
         state = init_state(config, network, adamw(3.0, 0))
         groups = quick(step_lib.make_views(config, step_lib.make_teach(config, network)))
@@ -135,6 +135,7 @@ SPEED = {
 
 def _numbers(options):
     config, numbers = tiny(), []
+    config.views.local_count = 2
     config.model.update(drop_path=0.5, packed_views=False, scan_blocks=False)
     config.update_from_flattened_dict(options)
     state, step = _setup(config)
@@ -154,11 +155,11 @@ def test_how_it_is_computed_changes_no_number(plain, name):
     np.testing.assert_allclose(plain, _numbers(SPEED[name]), rtol=2e-5)
 
 
-def test_a_bfloat16_teacher_stays_close(two_views):
+def test_a_bfloat16_teacher_stays_close(tiny_config):
     losses = []
     for dtype in ("float32", "bfloat16"):
-        two_views.model.teacher_dtype = dtype
-        state, step = _setup(two_views)
+        tiny_config.model.teacher_dtype = dtype
+        state, step = _setup(tiny_config)
         state, metrics = step(state, _batch())
         assert {leaf.dtype.name for leaf in jax.tree.leaves((state.teacher, state.centers))} == {"float32"}
         losses.append(float(metrics["loss"]))
@@ -166,29 +167,29 @@ def test_a_bfloat16_teacher_stays_close(two_views):
     np.testing.assert_allclose(losses[1], losses[0], rtol=2e-2)
 
 
-def test_a_step_is_a_function_of_seed_step_and_images(two_views):
-    state, step = _setup(two_views)
+def test_a_step_is_a_function_of_seed_step_and_images(tiny_config):
+    state, step = _setup(tiny_config)
     first, again = step(state, _batch())[1], step(state, _batch())[1]
     assert float(first["loss"]) == float(again["loss"])
     later = step(state._replace(step=jnp.int32(5)), _batch())[1]
     assert float(first["loss_intra_image"]) != float(later["loss_intra_image"])
 
 
-def test_koleo_is_added_to_the_loss_with_its_weight(two_views):
+def test_koleo_is_added_to_the_loss_with_its_weight(tiny_config):
     batch, losses = _batch(), {}
     for weight in (0.0, 0.5):
-        two_views.method.koleo_weight = weight
-        state, step = _setup(two_views)
+        tiny_config.method.koleo_weight = weight
+        state, step = _setup(tiny_config)
         losses[weight] = step(state, batch)[1]
     assert "loss_koleo" not in losses[0.0]
     expected = losses[0.0]["loss"] + 0.5 * losses[0.5]["loss_koleo"]
     np.testing.assert_allclose(losses[0.5]["loss"], expected, rtol=1e-5)
 
 
-def test_a_concatenation_of_pools_widens_the_image_head_and_trains(two_views):
-    two_views.method.image_pool = "cls+mean+mil"
-    two_views.method.koleo_weight = 0.1
-    state, step = _setup(two_views)
+def test_a_concatenation_of_pools_widens_the_image_head_and_trains(tiny_config):
+    tiny_config.method.image_pool = "cls+mean+mil"
+    tiny_config.method.koleo_weight = 0.1
+    state, step = _setup(tiny_config)
     width = state.student["region_head"]["mlp_0"]["kernel"].shape[0]
     assert state.student["image_head"]["mlp_0"]["kernel"].shape[0] == 3 * width
     before = state
@@ -199,14 +200,14 @@ def test_a_concatenation_of_pools_widens_the_image_head_and_trains(two_views):
 
 
 @pytest.mark.parametrize("weight", [0.5, -0.5])
-def test_the_entropy_of_mil_weights_is_added_to_the_loss_and_moves_the_weights(two_views, weight):
+def test_the_entropy_of_mil_weights_is_added_to_the_loss_and_moves_the_weights(tiny_config, weight):
     batch, entropies, first = _batch(), {}, {}
-    two_views.method.mil_temp = 0.02  # for weights that are far from uniform
-    two_views.model.drop_path = 0.0
-    two_views.optim.lr, two_views.optim.warmup_epochs = 0.1, 0.0
+    tiny_config.method.mil_temp = 0.02  # for weights that are far from uniform
+    tiny_config.model.drop_path = 0.0
+    tiny_config.optim.lr, tiny_config.optim.warmup_epochs = 0.1, 0.0
     for used in (0.0, weight):
-        two_views.method.mil_entropy_weight = used
-        state, step = _setup(two_views)
+        tiny_config.method.mil_entropy_weight = used
+        state, step = _setup(tiny_config)
         state, first[used] = step(state, batch)
         for _ in range(3):
             state, metrics = step(state, batch)
@@ -220,10 +221,10 @@ def test_the_entropy_of_mil_weights_is_added_to_the_loss_and_moves_the_weights(t
     assert (entropies[weight] < entropies[0.0]) == (weight > 0)
 
 
-def test_the_inter_level_terms_warm_up(two_views):
-    method = two_views.method
+def test_the_inter_level_terms_warm_up(tiny_config):
+    method = tiny_config.method
     method.mil_warmup_epochs = 2.0  # four steps
-    state, step = _setup(two_views)
+    state, step = _setup(tiny_config)
     for number in range(6):
         state, metrics = step(state, _batch())
         scale = min(number / 4, 1)
@@ -243,11 +244,11 @@ def test_the_inter_level_terms_warm_up(two_views):
         ("region_matching", ("similarity", "location"), {"intra_region"}),
     ],
 )
-def test_a_choice_changes_its_own_terms_alone(two_views, key, values, changed):
+def test_a_choice_changes_its_own_terms_alone(tiny_config, key, values, changed):
     metrics = []
     for value in values:
-        two_views.method[key] = value
-        state, step = _setup(two_views)
+        tiny_config.method[key] = value
+        state, step = _setup(tiny_config)
         metrics.append(step(state, _batch())[1])
     there, back = metrics
     for term in ("intra_image", "intra_region", "inter_student", "inter_teacher"):
@@ -257,9 +258,9 @@ def test_a_choice_changes_its_own_terms_alone(two_views, key, values, changed):
 
 
 @pytest.mark.parametrize("scorer", ["attention", "class_token", "mean"])
-def test_other_scorers_train(two_views, scorer):
-    two_views.method.mil_scorer = scorer
-    state, step = _setup(two_views)
+def test_other_scorers_train(tiny_config, scorer):
+    tiny_config.method.mil_scorer = scorer
+    state, step = _setup(tiny_config)
     assert ("mil_scorer" in state.student) == (scorer == "attention")
     before = state
     for _ in range(2):
@@ -270,9 +271,9 @@ def test_other_scorers_train(two_views, scorer):
         np.testing.assert_allclose(metrics["mil_entropy"], 1.0, rtol=1e-6)
 
 
-def test_sinkhorn_centering_uses_the_batch_and_no_earlier_center(two_views):
-    two_views.method.centering = "sinkhorn"
-    state, step = _setup(two_views)
+def test_sinkhorn_centering_uses_the_batch_and_no_earlier_center(tiny_config):
+    tiny_config.method.centering = "sinkhorn"
+    state, step = _setup(tiny_config)
     shifted = state._replace(centers=jax.tree.map(lambda center: center + jnp.arange(center.size), state.centers))
     (after, metrics), (_, same) = step(state, _batch()), step(shifted, _batch())
     np.testing.assert_allclose(metrics["loss"], same["loss"], rtol=1e-6)
