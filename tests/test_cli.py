@@ -5,12 +5,13 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.programs import ROOT, Programs
+
+FLAGS = ("-W", "error::FutureWarning")
 SMALL = (
     "--config=configs/folder.py:small",
     "--config.train.batch_size=8",
@@ -25,10 +26,18 @@ SMALL = (
 )
 
 
-def _run(binary, *arguments):
-    command = [sys.executable, "-W", "error::FutureWarning", "-m", f"cmd_jax.{binary}", *arguments]
+def _start(binary, *arguments):
+    """In a process of its own, as a user does."""
+    command = [sys.executable, *FLAGS, "-m", f"cmd_jax.{binary}", *arguments]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def run():
+    """Takes a binary's name and its arguments, and starts no Python for them."""
+    with Programs(flags=FLAGS) as programs:
+        yield lambda binary, *arguments: programs.run(f"cmd_jax.{binary}", *arguments)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +55,7 @@ def _run(binary, *arguments):
     ],
 )
 def test_help(command, flag):
-    out = _run(*command.split(), "--help")
+    out = _start(*command.split(), "--help")
     assert out.returncode == 0, out.stderr
     text = out.stdout + out.stderr
     assert flag.strip("-") in text
@@ -58,68 +67,68 @@ def test_help(command, flag):
 def test_train_and_evaluate_a_folder(photo_folder, tmp_path):
     folder, workdir = f"--config.data.folder={photo_folder}", f"--workdir={tmp_path / 'run'}"
     cache = f"--compile_cache={tmp_path / 'programs'}"
-    dry = _run("main", *SMALL, folder, "--dry_run", cache)
+    dry = _start("main", *SMALL, folder, "--dry_run", cache)
     assert dry.returncode == 0, dry.stderr
     assert "24 train, 12 test images" in dry.stdout
     (program,) = (tmp_path / "programs").glob("jit_train_step*-cache")
-    trained = _run("main", *SMALL, folder, workdir, cache)
+    trained = _start("main", *SMALL, folder, workdir, cache)
     assert trained.returncode == 0, trained.stderr
     assert list((tmp_path / "programs").glob("jit_train_step*-cache")) == [program]  # the dry run's
     assert list((tmp_path / "programs").glob("jit_extract*"))
     for words in ("untrained teacher", "step 3/3", "k-NN top-1", "Retrieval Rank-1", "ETA", "images/s"):
         assert words in trained.stdout, words
-    evaluated = _run("eval", workdir)
+    evaluated = _start("eval", workdir)
     assert evaluated.returncode == 0, evaluated.stderr
     for words in ("untrained", "step 3", "12 test queries, 24 train images", "top-1 by class", "mil_overlays.png"):
         assert words in evaluated.stdout, words
-    missing = _run("eval", workdir, "--step=7")
+    missing = _start("eval", workdir, "--step=7")
     assert (missing.returncode, missing.stderr.count("\n")) == (65, 1)
     assert "has no step 7; it has 3" in missing.stderr
 
 
-def test_weights_go_out_and_come_in(finished, tmp_path):
+def test_weights_go_out_and_come_in(run, finished, tmp_path):
     out, workdir = f"--out={tmp_path / 'out'}", f"--workdir={tmp_path / 'run'}"
-    exported = _run("convert", "export", f"--workdir={finished[0]}", "--format=hf", "--network=student", "--step=3", out)
+    exported = run("convert", "export", f"--workdir={finished[0]}", "--format=hf", "--network=student", "--step=3", out)
     assert exported.returncode == 0, exported.stderr
     lines = exported.stdout.splitlines()
     assert lines[0] == f"wrote {tmp_path / 'out'}: student of step 3, 242,976 parameters"
     assert lines[1] == f"wrote {tmp_path / 'out' / 'README.md'}, its model card: fill in the licence"
     model = (*SMALL, "--config.data.folder=photos")
-    imported = _run("convert", "import", str(tmp_path / "out"), *model, workdir)
+    imported = run("convert", "import", str(tmp_path / "out"), *model, workdir)
     assert imported.returncode == 0, imported.stderr
     for words in ("30 arrays of", "(Hugging Face ViT): backbone", "from the seed: image_head", f"wrote {tmp_path / 'run'}"):
         assert words in imported.stdout, words
     assert sorted(os.listdir(tmp_path / "run")) == ["checkpoints", "config.json"]
-    again = _run("convert", "import", str(tmp_path / "out"), *model, workdir)
+    again = run("convert", "import", str(tmp_path / "out"), *model, workdir)
     assert (again.returncode, again.stderr.count("\n")) == (65, 1)
-    unfit = _run("convert", "import", str(tmp_path / "out"), *model, workdir + "2", "--config.model.name=vit_tiny")
+    unfit = run("convert", "import", str(tmp_path / "out"), *model, workdir + "2", "--config.model.name=vit_tiny")
     assert (unfit.returncode, unfit.stderr.count("\n")) == (65, 1)
     assert "embeddings.cls_token is (1, 1, 96), the model's is (1, 1, 192)" in unfit.stderr
-    bare = _run("convert", "export", f"--workdir={finished[0]}")
+    bare = run("convert", "export", f"--workdir={finished[0]}")
     assert bare.returncode == 64
     assert "export needs --format=safetensors, stablehlo, onnx, timm or hf, and --out=PATH" in bare.stderr
 
 
-def test_a_folder_is_embedded_and_searched(finished, photo_folder, tmp_path):
+def test_a_folder_is_embedded_and_searched(run, finished, photo_folder, tmp_path):
     folder, out = tmp_path / "photos", tmp_path / "features.parquet"
     shutil.copytree(photo_folder / "train", folder)
     (folder / "bad\x1b.png").write_bytes(b"")
     flags = (f"--checkpoint={finished[0]}", f"--out={out}", "--batch_size=8")
-    made = _run("embed", *flags, f"--images={folder}", "--patches")
+    made = run("embed", *flags, f"--images={folder}", "--patches")
     assert made.returncode == 0, made.stderr
     assert "25/25 images" in made.stdout
     assert made.stdout.endswith(
         f"wrote {out}: 24 images\n1 images could not be read and are left out; {out}.bad.txt lists them\n"
     )
     query = folder / "a class" / "3.png"
-    found = _run("embed", *flags, f"--query={query}", "--top=2", "--patches")
+    found = run("embed", *flags, f"--query={query}", "--top=2", "--patches")
     assert found.returncode == 0, found.stderr
     lines = found.stdout.splitlines()
     assert len(lines) == 3
     assert re.fullmatch(rf"patch \([01], [01]\) of {re.escape(str(query))}", lines[0])
     assert re.fullmatch(r"   1   1\.0000  \([01], [01]\)  a class/3\.png", lines[1])
     out.write_bytes(out.read_bytes()[:-20])
-    damaged = _run("embed", *flags, f"--query={query}")
+    damaged = run("embed", *flags, f"--query={query}")
     assert (damaged.returncode, damaged.stderr.count("\n")) == (65, 1)
     assert f"{out} is damaged or no file of features" in damaged.stderr
 
@@ -172,8 +181,8 @@ def test_a_folder_is_embedded_and_searched(finished, photo_folder, tmp_path):
         ("embed", ("--checkpoint=x", "--out=a.npz", "--sheet=a.png", "--images=x"), "--sheet draws what --query finds"),
     ],
 )
-def test_a_mistake_gets_one_line_and_exit_code_64(binary, arguments, message):
-    out = _run(binary, *arguments)
+def test_a_mistake_gets_one_line_and_exit_code_64(run, binary, arguments, message):
+    out = run(binary, *arguments)
     assert out.returncode == 64, out.stderr
     assert message in out.stderr
     assert out.stderr.startswith("error: ")
@@ -181,35 +190,35 @@ def test_a_mistake_gets_one_line_and_exit_code_64(binary, arguments, message):
     assert not (ROOT / "x").exists()
 
 
-def test_prepare_describes_and_verifies(tmp_path):
+def test_prepare_describes_and_verifies(run, tmp_path):
     data = f"--data_dir={tmp_path / 'data'}"
-    missing = _run("prepare", "nabirds", data)
+    missing = run("prepare", "nabirds", data)
     assert (missing.returncode, missing.stdout, missing.stderr.count("\n")) == (65, "", 1)
     assert f"{tmp_path / 'data' / 'downloads' / 'manual'} lacks nabirds.tar.gz from https://dl.allaboutbirds" in missing.stderr
     (tmp_path / "nabirds.tar.gz").write_bytes(b"<html>404</html>")
-    damaged = _run("prepare", "nabirds", data, f"--manual_dir={tmp_path}")
+    damaged = run("prepare", "nabirds", data, f"--manual_dir={tmp_path}")
     assert (damaged.returncode, damaged.stderr.count("\n")) == (65, 1)
     assert "nabirds.tar.gz has md5 " in damaged.stderr
 
 
-def test_prepare_verifies_a_folder(photo_folder, tmp_path):
+def test_prepare_verifies_a_folder(run, photo_folder, tmp_path):
     folder = shutil.copytree(photo_folder, tmp_path / "photos")
-    assert _run("prepare", "folder", f"--folder={folder}").returncode == 0
-    verified = _run("prepare", "folder", f"--folder={folder}", "--verify")
+    assert run("prepare", "folder", f"--folder={folder}").returncode == 0
+    verified = run("prepare", "folder", f"--folder={folder}", "--verify")
     assert verified.returncode == 0, verified.stderr
     assert "24 train, 12 test images, 3 classes" in verified.stdout
     assert "all files and pictures are right" in verified.stdout
     path = folder / "test" / "a class" / "0.png"
     path.write_bytes(path.read_bytes() + b" ")  # decodes as before
-    changed = _run("prepare", "folder", f"--folder={folder}", "--verify")
+    changed = run("prepare", "folder", f"--folder={folder}", "--verify")
     assert (changed.returncode, changed.stderr.count("\n")) == (65, 1)
     assert "1 of 36 files are not what manifest.sha256 says, first test/a class/0.png (has changed)" in changed.stderr
 
 
-def test_a_work_directory_that_cannot_be_one_is_refused_before_any_work(tmp_path):
+def test_a_work_directory_that_cannot_be_one_is_refused_before_any_work(run, tmp_path):
     (tmp_path / "file").write_text("")
     for workdir, place in ((tmp_path / "file", "file"), (tmp_path / "file" / "run", "file")):
-        out = _run("main", "--config=configs/demo.py:smoke", f"--config.data.data_dir={tmp_path}", f"--workdir={workdir}")
+        out = run("main", "--config=configs/demo.py:smoke", f"--config.data.data_dir={tmp_path}", f"--workdir={workdir}")
         expected = f"error: --workdir={workdir} cannot be a directory, {tmp_path / place} is a file; choose another\n"
         assert (out.returncode, out.stdout, out.stderr) == (64, "", expected)
     assert sorted(os.listdir(tmp_path)) == ["file"]
@@ -233,10 +242,10 @@ def test_a_work_directory_that_cannot_be_one_is_refused_before_any_work(tmp_path
         ),
     ],
 )
-def test_a_mistake_inside_a_configuration_is_one_line(tmp_path, text, message):
+def test_a_mistake_inside_a_configuration_is_one_line(run, tmp_path, text, message):
     path = tmp_path / "mine.py"
     path.write_text(text)
-    out = _run("main", f"--config={path}", "--dry_run")
+    out = run("main", f"--config={path}", "--dry_run")
     assert (out.returncode, out.stderr.count("\n")) == (64, 1), out.stderr
     assert message.format(path=path) in out.stderr
 
@@ -252,8 +261,8 @@ def test_a_mistake_inside_a_configuration_is_one_line(tmp_path, text, message):
         ("parity", ("--fixtures=/no/place",), 64),
     ],
 )
-def test_debug_shows_the_traceback_before_the_line_and_keeps_the_code(binary, arguments, code):
-    out = _run(binary, *arguments, "--debug")
+def test_debug_shows_the_traceback_before_the_line_and_keeps_the_code(run, binary, arguments, code):
+    out = run(binary, *arguments, "--debug")
     assert out.returncode == code
     assert out.stderr.startswith("Traceback (most recent call last)")
     assert out.stderr.splitlines()[-1].startswith("error: ")
@@ -331,17 +340,17 @@ def test_an_interrupted_run_ends_with_one_line():
     assert (out.returncode, out.stdout, out.stderr) == (130, "working\n", "interrupted\n")
 
 
-def test_a_config_json_that_was_edited_wrongly_is_refused_by_the_evaluation(tmp_path):
+def test_a_config_json_that_was_edited_wrongly_is_refused_by_the_evaluation(run, tmp_path):
     for text, message in (("{", "is no JSON"), ('{"eval": {"batch_size": "many"}}', "eval.batch_size is 'many'; it must be a")):
         (tmp_path / "config.json").write_text(text)
-        out = _run("eval", f"--workdir={tmp_path}")
+        out = run("eval", f"--workdir={tmp_path}")
         assert (out.returncode, out.stderr.count("\n")) == (64, 1), out.stderr
         assert message in out.stderr
 
 
-def test_parity_ends_with_1_when_something_is_off_or_missing(tmp_path):
+def test_parity_ends_with_1_when_something_is_off_or_missing(run, tmp_path):
     fixtures = ROOT / "tests" / "fixtures"
-    good = _run("parity", f"--fixtures={fixtures}", "--only=schedules", "--verbose")
+    good = run("parity", f"--fixtures={fixtures}", "--only=schedules", "--verbose")
     assert good.returncode == 0, good.stderr
     lines = good.stdout.splitlines()
     assert (lines[0].split()[0], lines[0].split()[-1]) == ("schedules", "ok")
@@ -350,7 +359,7 @@ def test_parity_ends_with_1_when_something_is_off_or_missing(tmp_path):
         arrays = {key: file[key] for key in file.files}
     np.savez(tmp_path / "schedules.npz", **(arrays | {"out_a_lr": arrays["out_a_lr"] + 1e-6}))
     (tmp_path / "MANIFEST.md").write_text("`schedules.npz` and `knn.npz`")
-    bad = _run("parity", f"--fixtures={tmp_path}")
+    bad = run("parity", f"--fixtures={tmp_path}")
     assert bad.returncode == 1
     assert [line.split()[0::3] for line in bad.stdout.splitlines()] == [["knn", "MISSING"], ["schedules", "FAIL"]]
     assert "schedules: out_a_lr is off by" in bad.stderr

@@ -1,18 +1,16 @@
 """Every command of README.md and docs/ runs, on data of a test's size, or says what it needs that is not here."""
 
 import configparser
-import json
 import os
 import re
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from tests.conftest import QUICK_FLAGS
 from tests.docs.commands import ROOT, Command, commands, commands_of
+from tests.programs import Programs
 from tests.test_cli import SMALL
 
 COMMANDS = list(dict.fromkeys((command.words, command.needs) for command in commands()))
@@ -57,25 +55,13 @@ def test_every_program_runs(photo_folder, tmp_path):
             arguments += ["--config.model.name=vit_micro", "--config.eval.resize_px=18"]
             arguments += ["--config.views.local_count=0"]  # half of the time to trace and compile
             arguments += ["--config.eval.protocols=('knn',)"]  # all of them run in tests/evaluation
+        if arguments[0] == "cmd_jax.parity":
+            arguments += ["--only=dino_loss"]  # all of them are in tests/golden
         given.append(arguments)
-    golden = [command for command in given if command[0] == "cmd_jax.parity"]
-    _run([command for command in given if command not in golden], tmp_path, XLA_FLAGS=QUICK_FLAGS)
-    _run(golden, tmp_path)  # numbers of the programs that users run
-
-
-def _run(given: list[list[str]], directory: Path, **environment: str) -> None:
-    environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tests.docs.programs"]
-    done = subprocess.run(
-        command,
-        cwd=directory,
-        env=os.environ | environment,
-        input=json.dumps(given),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    with Programs(tmp_path, XLA_FLAGS=QUICK_FLAGS) as programs:
+        for arguments in given:
+            done = programs.run(*arguments)
+            assert done.returncode == 0, f"{' '.join(arguments)}: {done.stderr}"
 
 
 def _is_reader(words: tuple[str, ...]) -> bool:
