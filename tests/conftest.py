@@ -1,5 +1,6 @@
-"""Shared by all tests: a tiny configuration, a folder of photos, and a cache of compiled programs."""
+"""Shared by all tests: a tiny configuration, a folder of photos, a cache of compiled programs, and the order of long tests."""
 
+import itertools
 import os
 import re
 import shutil
@@ -52,6 +53,18 @@ def pytest_configure(config):
 def pytest_unconfigure(config):
     if hasattr(config, "compile_cache"):
         shutil.rmtree(config.compile_cache, ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items):
+    """Two processes get half of the tests each (`--dist worksteal`), and the long ones begin the halves: none of them is left
+    at the end, when the other process has nothing to do. Those that share something stay together."""
+    shared = lambda item: item.get_closest_marker("long").args or item.nodeid
+    long = [item for item in items if item.get_closest_marker("long")]
+    others = [item for item in items if not item.get_closest_marker("long")]
+    groups = [list(group) for _, group in itertools.groupby(long, shared)]
+    first, second = (list(itertools.chain(*groups[start::2])) for start in (0, 1))
+    rest = max(0, len(items) // 2 - len(first))
+    items[:] = first + others[:rest] + second + others[rest:]
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -64,6 +64,7 @@ def test_help(command, flag):
     assert command != "main" or all(word in text for word in ("64", "65", "70", "75", "130", "--debug"))
 
 
+@pytest.mark.long
 def test_train_and_evaluate_a_folder(photo_folder, tmp_path):
     folder, workdir = f"--config.data.folder={photo_folder}", f"--workdir={tmp_path / 'run'}"
     cache = f"--compile_cache={tmp_path / 'programs'}"

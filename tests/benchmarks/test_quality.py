@@ -353,6 +353,7 @@ def test_tables_have_a_line_a_row():
         assert f"| {name}" in text
 
 
+@pytest.mark.long
 def test_the_whole_comparison_and_a_second_call_that_trains_nothing(photo_folder, tmp_path, capsys, monkeypatch):
     """The first run is a main job as it is started in earnest, the others train in this process, which takes less time."""
     out = tmp_path / "out"

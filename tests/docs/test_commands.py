@@ -40,6 +40,7 @@ def test_make_has_the_targets_and_setup_the_extras():
                 assert extra in setup["options.extras_require"], words
 
 
+@pytest.mark.long
 def test_every_program_runs(photo_folder, tmp_path):
     """In the order of the pages, so that what one command writes the next ones read."""
     photo = next((photo_folder / "test").rglob("*.png"))

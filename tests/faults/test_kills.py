@@ -15,6 +15,7 @@ KILLS, TERMS = (4, 3), (1, 1)
 PHASES = {"training": (last_step, 0.4), "saving": (is_saving, 0.08), "evaluation": (is_evaluating, 0.3)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", range(len(KILLS)))
 def test_kills_and_sigterms_lose_nothing(number, photo_folder, tmp_path, record_property):
     reference, workdir, logs = tmp_path / "reference", tmp_path / "run", tmp_path

@@ -21,6 +21,7 @@ from cmd_jax.training.step import make_train_step
 from tests.conftest import quick, tiny
 from tests.training.test_step import IMAGES, _batch
 
+pytestmark = pytest.mark.long("meshes")
 ROOT = Path(__file__).parents[2]
 STEPS = 5
 ALL_REDUCES = 2  # gradients with the bottlenecks' means that centers are made of; statistics of the metrics
