@@ -234,7 +234,11 @@ def interrupted(stage: Stage) -> None:
 
 
 def hung_up(stage: Stage) -> None:
-    _interrupted(stage, signal.SIGHUP)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # what ignores it, as below nohup, starts scripts that cannot trap it
+    try:
+        _interrupted(stage, signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
     assert not stage.exists()
 
 
