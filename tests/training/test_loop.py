@@ -88,8 +88,9 @@ def test_stopped_and_continued_equals_uninterrupted_bit_for_bit(finished, config
     assert steps == list(range(1, STEPS + 1))  # nothing twice, nothing lost
 
 
-def test_a_finished_run_is_left_as_it_is(finished, config):
+def test_a_finished_run_is_left_as_it_is_and_compiles_no_step(finished, config, monkeypatch):
     before = _lines(finished[0])
+    monkeypatch.setattr(Run, "compile", lambda _: pytest.fail("compiled"))
     loop.train(config, str(finished[0]))
     assert _lines(finished[0]) == before
 

@@ -142,6 +142,7 @@ def _numbers(options):
     for _ in range(3):
         state, metrics = step(state, _batch())
         numbers.append([float(metrics[key]) for key in ("loss", "grad_norm", "feature_std", "mil_entropy")])
+    assert np.isfinite(numbers).all()
     return numbers
 
 
