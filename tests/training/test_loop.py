@@ -186,8 +186,9 @@ def test_labels_from_other_data_and_pictures_from_a_disk_cache_change_nothing(fi
 
 
 def test_dry_run_describes_and_writes_nothing(config):
+    config.views.local_count = 2
     text = describe(config)
-    for part in ("24 train, 12 test images, 3 classes", "2 x 16 px (4 patches)", "6 steps of 8 images"):
+    for part in ("24 train, 12 test images, 3 classes", "2 x 16 px (4 patches), 2 x 8 px (1 patches)", "6 steps of 8 images"):
         assert part in text
     assert "GFLOP" in text
 

@@ -53,9 +53,9 @@ def _moved(before, after):
 
 
 @pytest.mark.parametrize("method", config_lib.METHODS)
-def test_a_step_moves_the_student_and_the_teacher_follows(tiny_config, method):
-    tiny_config.method.name = method
-    state, step = _setup(tiny_config)
+def test_a_step_moves_the_student_and_the_teacher_follows(multi_crop, method):
+    multi_crop.method.name = method
+    state, step = _setup(multi_crop)
     states = [state]
     for _ in range(3):
         state, metrics = step(state, _batch())
@@ -168,8 +168,8 @@ def test_a_bfloat16_teacher_stays_close(tiny_config):
     np.testing.assert_allclose(losses[1], losses[0], rtol=2e-2)
 
 
-def test_a_step_is_a_function_of_seed_step_and_images(tiny_config):
-    state, step = _setup(tiny_config)
+def test_a_step_is_a_function_of_seed_step_and_images(multi_crop):
+    state, step = _setup(multi_crop)
     first, again = step(state, _batch())[1], step(state, _batch())[1]
     assert float(first["loss"]) == float(again["loss"])
     later = step(state._replace(step=jnp.int32(5)), _batch())[1]
