@@ -34,7 +34,8 @@ from benchmarks import region_problem, worker
 from benchmarks.naive_loss import naive_terms
 from cmd_jax.method import centers as centers_lib
 from cmd_jax.method import objective as objective_lib
-from cmd_jax.method.chunks import Streaming, default_chunk
+from cmd_jax.method.chunk_size import default_chunk
+from cmd_jax.method.chunks import Streaming
 from cmd_jax.method.rows import Centers, PrototypePair, StudentRows, TeacherRows, TermWeights
 
 ROOT = Path(__file__).parents[1]
@@ -264,7 +265,7 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--prototypes", type=int, nargs="+", default=[4096, 16_384, 65_536], help="values of K (%(default)s)")
     add("--objectives", nargs="+", choices=list(region_problem.OBJECTIVES), default=["region", "cmd"], help="(%(default)s)")
-    add("--chunk", type=int, help="prototypes in a chunk of the streamed form (cmd_jax.method.chunks.default_chunk)")
+    add("--chunk", type=int, help="prototypes in a chunk of the streamed form (cmd_jax.method.chunk_size.default_chunk)")
     add("--rounds", type=int, default=5, help="timed steps of each form (%(default)s)")
     add("--budget_gib", type=float, default=4.0, help="temporary memory for the largest batch; 0: not looked for (%(default)s)")
     add("--run_gib", type=float, default=8.0, help="a JAX form with more temporary memory is compiled only (%(default)s)")

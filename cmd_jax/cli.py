@@ -9,7 +9,6 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -17,10 +16,8 @@ from cmd_jax import files
 from cmd_jax.config import ConfigDict, ConfigError
 from cmd_jax.data.errors import BadImage, DatasetError
 from cmd_jax.data.text import printable
-from cmd_jax.training import processes
-from cmd_jax.training.errors import CheckpointError, SaveError
-from cmd_jax.training.health import Collapsed, NonFinite
-from cmd_jax.training.preemption import Preempted
+from cmd_jax.training.errors import CheckpointError, Collapsed, NonFinite, Preempted, SaveError
+from cmd_jax.validation import validate
 from cmd_jax.weights.errors import WeightsError
 
 # 0 is success; launchers retry on any other code, a crash of the machine for example.
@@ -77,9 +74,22 @@ def join_processes() -> None:
         ConfigError: the flags do not fit together, or no cluster is found.
     """
     if _DISTRIBUTED.value:
+        from cmd_jax.training import processes  # imported after the flags are checked: it loads jax
+
         processes.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _HEARTBEAT.value)
     elif any(flag.value is not None for flag in (_COORDINATOR, _PROCESSES, _PROCESS)):
         raise ConfigError("--coordinator_address, --num_processes and --process_id need --distributed; add it")
+
+
+def start_jax() -> None:
+    """Loads jax and sets its directory of compiled programs.
+
+    A binary calls it once its flags are checked: loading takes seconds, which --help and a wrong flag need not wait for.
+    """
+    import jax
+
+    if _COMPILE_CACHE.value:
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(_COMPILE_CACHE.value))
 
 
 def run(main: Callable[..., None], usage: str, words: int = 0) -> None:
@@ -95,10 +105,10 @@ def run(main: Callable[..., None], usage: str, words: int = 0) -> None:
 
 
 def given_config() -> ConfigDict:
-    """The value of the flag --config, which the binary defines.
+    """The value of the flag --config, which the binary defines, checked as far as it can be without data and devices.
 
     Raises:
-        ConfigError: it is missing, or names no file.
+        ConfigError: it is missing, names no file, or a value in it cannot work.
     """
     config, remedy = flags.FLAGS["config"].value, "pass a file such as --config=configs/demo.py"
     if config is None:
@@ -108,6 +118,7 @@ def given_config() -> ConfigDict:
         raise ConfigError(f"--config={path} does not exist; {remedy}")
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"get_config returned a {type(config).__name__}; return cmd_jax.config.default(), changed")
+    validate(config)
     return config
 
 
@@ -150,8 +161,6 @@ def _parse(arguments: list[str], words: int) -> list[str]:
 
 
 def _guarded(main: Callable[[], None]) -> None:
-    if _COMPILE_CACHE.value:
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(_COMPILE_CACHE.value))
     try:
         main()
     except Exception as error:
@@ -168,10 +177,8 @@ def _judge(error: Exception) -> tuple[int, str] | None:
     for kind, code in EXIT_CODES.items():
         if isinstance(error, kind):
             return code, _one_line(error)
-    if isinstance(error, MemoryError | jax.errors.JaxRuntimeError):
-        text = _one_line(error)
-        # The same program takes the same memory the next time.
-        return (BAD_CONFIG, f"out of memory ({text}); {LESS_MEMORY}") if _is_memory(error, text) else None
+    if _is_memory(error):  # the same program takes the same memory the next time
+        return BAD_CONFIG, f"out of memory ({_one_line(error)}); {LESS_MEMORY}"
     if isinstance(error, OSError) and error.errno in _FULL:
         place = os.fspath(error.filename or ".")
         return BAD_DATA, f"{place}: {error.strerror}, {_free_gib(place):.2f} GiB are free; make room and run again"
@@ -180,8 +187,10 @@ def _judge(error: Exception) -> tuple[int, str] | None:
     return None
 
 
-def _is_memory(error: Exception, text: str) -> bool:
-    return isinstance(error, MemoryError) or text.startswith("RESOURCE_EXHAUSTED")
+def _is_memory(error: Exception) -> bool:
+    jax = sys.modules.get("jax")  # an error of its runtime comes from a process that has loaded it
+    of_device = jax is not None and isinstance(error, jax.errors.JaxRuntimeError)
+    return isinstance(error, MemoryError) or (of_device and _one_line(error).startswith("RESOURCE_EXHAUSTED"))
 
 
 def _free_gib(path: str) -> float:

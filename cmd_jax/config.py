@@ -13,13 +13,13 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from cmd_jax import files
-from cmd_jax.method.chunks import default_chunk
-from cmd_jax.models import swin, vit
+from cmd_jax.method.chunk_size import default_chunk
+from cmd_jax.models.sizes import SWIN_PATCH_PX, SWIN_SIZES, SWIN_STRIDE_PX, VIT_SIZES
 
 # Below this many images the field uses fewer prototypes, a colder teacher and a faster EMA (see `resolve`).
 SMALL_DATASET = 20_000
 
-MODELS = (*vit.SIZES, *swin.SIZES)
+MODELS = (*VIT_SIZES, *SWIN_SIZES)
 
 # What a method's name stands for: weights of the terms, pooling of the image level, matching and weights of the regions.
 METHODS = {
@@ -312,17 +312,17 @@ def resolve(config: ConfigDict, train_images: int, hardware: Hardware = ONE_CPU)
 
 def is_swin(config: ConfigDict) -> bool:
     """Whether the configured backbone is a Swin, otherwise it is a ViT."""
-    return config.model.name in swin.SIZES
+    return config.model.name in SWIN_SIZES
 
 
 def patch_px(config: ConfigDict) -> int:
     """Side in pixels of the squares that the backbone embeds, resolved or not."""
-    return config.model.patch_size or (swin.PATCH_PX if is_swin(config) else 16)
+    return config.model.patch_size or (SWIN_PATCH_PX if is_swin(config) else 16)
 
 
 def token_px(config: ConfigDict) -> int:
     """Side in pixels of a patch token: the stride of the last stage of a Swin, the patch of a ViT."""
-    return swin.STRIDE_PX if is_swin(config) else patch_px(config)
+    return SWIN_STRIDE_PX if is_swin(config) else patch_px(config)
 
 
 def region_rows(config: ConfigDict) -> int:

@@ -52,7 +52,8 @@ def _import(source: str, workdir: str) -> None:
     if not source:
         raise ConfigError("import needs a source: python -m cmd_jax.convert import SOURCE --config=FILE --workdir=DIR")
     config = cli.given_config()
-    from cmd_jax.training import transfer  # imported after the flags are checked: it loads jax
+    cli.start_jax()
+    from cmd_jax.training import transfer
 
     config.init.weights = source
     print("\n".join(transfer.import_run(config, workdir)))
@@ -66,7 +67,8 @@ def _export(source: str, workdir: str) -> None:
         raise ConfigError(f"{workdir} has no config.json; give the --workdir of a run of cmd_jax.main or of an import")
     if _FORMAT.value is None or _OUT.value is None:
         raise ConfigError("export needs --format=safetensors, stablehlo, onnx, timm or hf, and --out=PATH")
-    from cmd_jax.features import export  # imported after the flags are checked: it loads jax
+    cli.start_jax()
+    from cmd_jax.features import export
 
     step, scalars = export.export_run(workdir, _STEP.value, _NETWORK.value, _FORMAT.value, _OUT.value)
     print(f"wrote {_OUT.value}: {_NETWORK.value} of step {step}, {scalars:,} parameters")

@@ -43,7 +43,8 @@ def main() -> None:
         raise ConfigError("--images=DIR is missing (or --query=IMAGE, to search in --out)")
     if _SHEET.value is not None and (_IMAGES.value is None or _QUERY.value is None):
         raise ConfigError("--sheet draws what --query finds below --images; pass both")
-    from cmd_jax.features import commands  # imported after the flags are checked: it loads jax
+    cli.start_jax()
+    from cmd_jax.features import commands
 
     network = (_CHECKPOINT.value, _STEP.value, _FEATURES.value, _MODEL.value, _IMAGE_PX.value)
     if _QUERY.value is None:

@@ -40,7 +40,8 @@ def main() -> None:
     if _BEST.value and _STEP.value is not None:
         raise ConfigError(f"--best and --step={_STEP.value} name two steps; pass one of them")
     cli.join_processes()
-    from cmd_jax.evaluation import restore  # imported after the flags are checked: it loads jax
+    cli.start_jax()
+    from cmd_jax.evaluation import restore
 
     restore.evaluate_run(_WORKDIR.value, _STEP.value, _BEST.value, _PROTOCOLS.value, _SOURCE.value, _FOLDER.value)
 

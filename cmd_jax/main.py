@@ -31,7 +31,8 @@ def main() -> None:
     if _WORKDIR.value is not None:
         cli.check_workdir(_WORKDIR.value)
     cli.join_processes()
-    from cmd_jax.training import loop, run  # imported after the flags are checked: it loads jax
+    cli.start_jax()
+    from cmd_jax.training import loop, run
 
     if _DRY_RUN.value:
         print(run.describe(config))

@@ -25,7 +25,8 @@ _VERBOSE = flags.DEFINE_bool("verbose", False, "list every array with its error,
 def main() -> None:
     if _FIXTURES.value is None:
         raise ConfigError("--fixtures is missing; pass a directory of golden numbers such as --fixtures=tests/fixtures")
-    from cmd_jax.golden import check  # imported after the flags are checked: it loads jax
+    cli.start_jax()
+    from cmd_jax.golden import check
 
     names = check.fixture_names(_FIXTURES.value)
     good = True

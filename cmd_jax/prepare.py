@@ -36,6 +36,8 @@ def main(name: str = "") -> None:
         raise ConfigError(f"no dataset; use python -m cmd_jax.prepare NAME with one of {', '.join(preparation.NAMES)}")
     if (name == "folder") != bool(_FOLDER.value):
         raise ConfigError("--folder=DIR belongs to python -m cmd_jax.prepare folder; pass both or neither")
+    if _VIEWS.value:
+        cli.start_jax()
     threads = default().data.decode_threads
     if name == "folder":
         lines = preparation.prepare_folder(_FOLDER.value, _VERIFY.value, threads)

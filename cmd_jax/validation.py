@@ -3,8 +3,7 @@
 from ml_collections import ConfigDict
 
 from cmd_jax.config import METHODS, SOURCES, TFDS_PREFIX, ConfigError, is_swin, patch_px, token_px
-from cmd_jax.models import swin
-from cmd_jax.models.heads import UNLEARNED
+from cmd_jax.models.sizes import SWIN_PATCH_PX, UNLEARNED
 from cmd_jax.rules import check_values
 
 
@@ -86,8 +85,8 @@ def _check_backbone(config: ConfigDict) -> None:
     name = config.model.name
     if config.model.attention == "cudnn":
         raise ConfigError(f"model.attention is 'cudnn', but {name} adds a bias to its attention; set it to xla or choose a ViT")
-    if patch_px(config) != swin.PATCH_PX:
-        raise ConfigError(f"model.patch_size is {config.model.patch_size}, but a Swin's is {swin.PATCH_PX}; set it to that")
+    if patch_px(config) != SWIN_PATCH_PX:
+        raise ConfigError(f"model.patch_size is {config.model.patch_size}, but a Swin's is {SWIN_PATCH_PX}; set it to that")
     for key in ("packed_views", "scan_blocks"):
         if config.model[key]:
             raise ConfigError(f"model.{key} is True, but {name} has blocks of several shapes; set it to False or choose a ViT")

@@ -12,6 +12,7 @@ import pytest
 from tests.programs import ROOT, Programs
 
 FLAGS = ("-W", "error::FutureWarning")
+HEAVY = {"jax", "jaxlib", "flax", "numpy", "orbax", "PIL", "sklearn", "tensorflow"}
 SMALL = (
     "--config=configs/folder.py:small",
     "--config.train.batch_size=8",
@@ -26,11 +27,16 @@ SMALL = (
 )
 
 
-def _start(binary, *arguments):
+def _start(binary, *arguments, flags=FLAGS):
     """In a process of its own, as a user does."""
-    command = [sys.executable, *FLAGS, "-m", f"cmd_jax.{binary}", *arguments]
+    command = [sys.executable, *flags, "-m", f"cmd_jax.{binary}", *arguments]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def _imported(importtime):
+    """Packages that a process has loaded, by what `-X importtime` says of it."""
+    return {name.strip().split(".")[0] for name in re.findall(r"^import time:.*\|(.*)$", importtime, re.MULTILINE)}
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +61,23 @@ def run():
     ],
 )
 def test_help(command, flag):
-    out = _start(*command.split(), "--help")
+    out = _start(*command.split(), "--help", flags=(*FLAGS, "-X", "importtime"))
+    assert not HEAVY & _imported(out.stderr)
     assert out.returncode == 0, out.stderr
     text = out.stdout + out.stderr
     assert flag.strip("-") in text
     assert f"python -m cmd_jax.{command} " in text
     assert "Exit codes" in text
     assert command != "main" or all(word in text for word in ("64", "65", "70", "75", "130", "--debug"))
+
+
+@pytest.mark.parametrize("wrong", ["--config.optim.lr=nan", "--config.optim.lrr=1", "--wordkir=x"])
+def test_a_wrong_flag_loads_no_jax(wrong):
+    out = _start("main", "--config=configs/demo.py", "--dry_run", wrong, flags=(*FLAGS, "-X", "importtime"))
+    assert out.returncode == 64
+    assert "error: " in out.stderr
+    assert "ml_collections" in _imported(out.stderr)
+    assert not HEAVY & _imported(out.stderr)
 
 
 @pytest.mark.long
@@ -277,8 +293,7 @@ from cmd_jax.config import ConfigError
 from cmd_jax.data.decode import BadImage
 from cmd_jax.data.errors import DatasetError
 from cmd_jax.evaluation.splits import NoLabels
-from cmd_jax.training.errors import CheckpointError
-from cmd_jax.training.health import Collapsed, NonFinite
+from cmd_jax.training.errors import CheckpointError, Collapsed, NonFinite
 from cmd_jax.weights.errors import WeightsError
 
 system = lambda number, *path: OSError(number, os.strerror(number), *path)

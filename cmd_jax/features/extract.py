@@ -11,7 +11,8 @@ from cmd_jax.config import ConfigDict, token_px
 from cmd_jax.data.augment import normalize
 from cmd_jax.evaluation.features import last_blocks, once
 from cmd_jax.method import mil
-from cmd_jax.models.heads import UNLEARNED, MILScorer, l2_normalize
+from cmd_jax.models.heads import MILScorer, l2_normalize
+from cmd_jax.models.sizes import UNLEARNED
 from cmd_jax.models.swin import Swin
 from cmd_jax.models.vit import ViT
 from cmd_jax.training.sharding import data_parallel

@@ -9,7 +9,7 @@ import numpy as np
 from cmd_jax import config as config_lib
 from cmd_jax import files
 from cmd_jax.config import ConfigDict, ConfigError
-from cmd_jax.models import swin
+from cmd_jax.models.sizes import SWIN_SIZES
 from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.fingerprint import differences
 from cmd_jax.training.state import Params, init_params, make_network
@@ -149,7 +149,7 @@ def _of_others(source: str, features: str | None, model: str | None, image_px: i
     config.views.global_px = image_px
     config.views.local_count = 0
     config.views.local_px = image_px
-    config.method.image_pool = "mean" if model in swin.SIZES else "cls"
+    config.method.image_pool = "mean" if model in SWIN_SIZES else "cls"
     config.eval.features = config.method.image_pool
     _read_shapes(config, arrays, source)
     config = _checked(config, features)

@@ -1,17 +1,14 @@
 """What sits on the backbone: the MIL scorer, the projection heads and their weight-normalised prototypes."""
 
-from typing import Literal
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from cmd_jax.method import mil
 from cmd_jax.models.layers import gelu
+from cmd_jax.models.sizes import Scoring
 
 Array = jax.Array
-Scoring = Literal["gated", "attention", "class_token", "mean"]
-UNLEARNED: tuple[Scoring, ...] = ("class_token", "mean")  # without parameters of their own
 _kernel_init = nn.initializers.lecun_normal()
 
 

@@ -4,8 +4,6 @@ Window and shift of every block follow from the image side the model is configur
 to whole windows. Letters: B images, M windows of an image, n = window^2 tokens of a window, N tokens, D width, H heads.
 """
 
-from typing import NamedTuple
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -23,29 +21,11 @@ from cmd_jax.models.layers import (
     self_attention,
     table_init,
 )
+from cmd_jax.models.sizes import SWIN_PATCH_PX
 
 Array = jax.Array
 Named = dict[str, Array | tuple[Array, ...]]
-PATCH_PX = 4  # of all named sizes
-STRIDE_PX = 32  # side in pixels of a token of the last of four stages
 MASKED = -100.0  # added to the logits between regions that only the cyclic shift made neighbours
-
-
-class Size(NamedTuple):
-    """Architecture of a named model: width of the first stage, blocks and heads of each of the four."""
-
-    width: int
-    depths: tuple[int, int, int, int]
-    heads: tuple[int, int, int, int]
-
-
-# "micro" is ours, for CPU cores; the others are Swin's.
-SIZES = {
-    "swin_micro": Size(24, (1, 1, 2, 1), (1, 2, 4, 8)),
-    "swin_tiny": Size(96, (2, 2, 6, 2), (3, 6, 12, 24)),
-    "swin_small": Size(96, (2, 2, 18, 2), (3, 6, 12, 24)),
-    "swin_base": Size(128, (2, 2, 18, 2), (4, 8, 16, 32)),
-}
 
 
 def block_windows(grid: int, depths: tuple[int, ...], window: int) -> tuple[tuple[int, int], ...]:
@@ -200,7 +180,7 @@ class Swin(nn.Module):
     num_heads: tuple[int, ...]
     window: int
     table_px: int
-    patch_size: int = PATCH_PX
+    patch_size: int = SWIN_PATCH_PX
     mlp_ratio: float = 4.0
     drop_path_rate: float = 0.0
     dtype: jnp.dtype = jnp.float32

@@ -4,7 +4,7 @@ Letters: B images, N patches, R registers, T = 1 + R + N tokens, D width, H head
 """
 
 import math
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -29,23 +29,6 @@ from cmd_jax.models.layers import (
 Array = jax.Array
 Named = dict[str, Array | tuple[Array, ...]]
 ResampleRule = Literal["dino", "esvit"]
-
-
-class Size(NamedTuple):
-    """Architecture of a named model."""
-
-    width: int
-    depth: int
-    heads: int
-
-
-# "micro" is ours, for two CPU cores; the others are DINO's.
-SIZES = {
-    "vit_micro": Size(96, 2, 3),
-    "vit_tiny": Size(192, 12, 3),
-    "vit_small": Size(384, 12, 6),
-    "vit_base": Size(768, 12, 12),
-}
 
 
 def bicubic_matrix(table_side: int, patches: int, scale: float) -> np.ndarray:

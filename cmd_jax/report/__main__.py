@@ -48,6 +48,7 @@ def main() -> None:
         for path in write_comparison(_WORKDIRS.value, _OUT.value):
             print(f"wrote {path}")
     else:
+        cli.start_jax()
         from cmd_jax.evaluation import restore
 
         restore.evaluate_run(_WORKDIRS.value[0], _STEP.value, _BEST.value, QUICK)

@@ -1,4 +1,4 @@
-"""The errors of checkpoints, apart from the library that writes them: a command line that is wrong need not load it."""
+"""The errors of a run, apart from the modules that raise them: a command line that is wrong need not load jax."""
 
 
 class CheckpointError(RuntimeError):
@@ -7,3 +7,15 @@ class CheckpointError(RuntimeError):
 
 class SaveError(RuntimeError):
     """A checkpoint that could not be written; the steps before it are whole."""
+
+
+class NonFinite(RuntimeError):
+    """The loss or its gradient stopped being finite."""
+
+
+class Collapsed(RuntimeError):
+    """The teacher tells images apart no longer."""
+
+
+class Preempted(RuntimeError):
+    """A run that stopped because it was asked to; what it had done is saved."""

@@ -8,19 +8,12 @@ import jax.numpy as jnp
 
 from cmd_jax.config import ConfigDict
 from cmd_jax.method import mil
+from cmd_jax.training.errors import NonFinite
 from cmd_jax.training.schedules import steps_per_epoch, total_steps
 
 Array = jax.Array
 
 BAD_STEPS_LIMIT = 3  # in a row: a single one is an accident of a batch, after three the next would be bad too
-
-
-class NonFinite(RuntimeError):
-    """The loss or its gradient stopped being finite."""
-
-
-class Collapsed(RuntimeError):
-    """The teacher tells images apart no longer."""
 
 
 class BadSteps(NamedTuple):

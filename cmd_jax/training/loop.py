@@ -18,10 +18,10 @@ from cmd_jax.evaluation.splits import Splits, open_splits
 from cmd_jax.report.page import write_report
 from cmd_jax.training import processes
 from cmd_jax.training.checkpoint import Checkpoints, compile_fingerprints, free_space
-from cmd_jax.training.errors import SaveError
-from cmd_jax.training.health import Collapsed, CollapseWatch, read_bad_step, watched_from
+from cmd_jax.training.errors import Collapsed, Preempted, SaveError
+from cmd_jax.training.health import CollapseWatch, read_bad_step, watched_from
 from cmd_jax.training.metrics import MetricsWriter, Progress
-from cmd_jax.training.preemption import Asked, Preempted, Preemption
+from cmd_jax.training.preemption import Asked, Preemption
 from cmd_jax.training.resume import check_unchanged
 from cmd_jax.training.run import prepare_run
 from cmd_jax.training.schedules import steps_per_epoch

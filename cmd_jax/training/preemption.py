@@ -18,10 +18,6 @@ class Asked(BaseException):
     """The run is to stop now: raised where it looks, caught by the loop, which then saves. No error, so none may catch it."""
 
 
-class Preempted(RuntimeError):
-    """A run that stopped because it was asked to; what it had done is saved."""
-
-
 class Preemption:
     """Looks for the request to stop while its `with` block runs."""
 

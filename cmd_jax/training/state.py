@@ -8,8 +8,8 @@ import optax
 
 from cmd_jax.config import ConfigDict, is_swin
 from cmd_jax.method.rows import Centers
-from cmd_jax.models import swin, vit
 from cmd_jax.models.network import Network
+from cmd_jax.models.sizes import SWIN_SIZES, VIT_SIZES
 from cmd_jax.models.swin import Swin
 from cmd_jax.models.vit import ViT
 from cmd_jax.training.health import BadSteps
@@ -48,8 +48,8 @@ def make_backbone(config: ConfigDict) -> ViT | Swin:
         "remat": model.remat,
     }
     if is_swin(config):
-        return Swin(*swin.SIZES[model.name], window=model.window, **common)
-    size = vit.SIZES[model.name]
+        return Swin(*SWIN_SIZES[model.name], window=model.window, **common)
+    size = VIT_SIZES[model.name]
     return ViT(
         width=size.width,
         depth=size.depth,

@@ -17,8 +17,8 @@ from cmd_jax.method.koleo import koleo
 from cmd_jax.method.objective import Result, Views, cmd_objective
 from cmd_jax.method.regions import Places
 from cmd_jax.method.rows import Centers, PrototypePair, TermWeights
-from cmd_jax.models.heads import UNLEARNED
 from cmd_jax.models.network import Encoded, Network
+from cmd_jax.models.sizes import UNLEARNED
 from cmd_jax.training import health
 from cmd_jax.training.schedules import Schedules, scaled_momentum
 from cmd_jax.training.sharding import Shardings

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.naive_loss import naive_terms
-from cmd_jax.method.chunks import Streaming, default_chunk
+from cmd_jax.method.chunk_size import default_chunk
+from cmd_jax.method.chunks import Streaming
 from cmd_jax.method.logits import bag_probs, teacher_logits
 from cmd_jax.method.prototypes import distil
 from cmd_jax.method.rows import Centers, Pairing, PrototypePair, StudentRows, TeacherRows, TermWeights

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cmd_jax.models.sizes import SWIN_SIZES
 from cmd_jax.models.swin import (
-    SIZES,
     PatchMerging,
     Swin,
     WindowAttention,
@@ -143,7 +143,7 @@ def test_stochastic_depth_is_drawn_in_training_alone(params):
 
 @pytest.mark.parametrize(("name", "millions"), [("swin_tiny", 27.5), ("swin_small", 48.8), ("swin_base", 86.7)])
 def test_sizes_have_the_parameters_of_the_references(name, millions):
-    model = Swin(*SIZES[name], window=7, table_px=224)
+    model = Swin(*SWIN_SIZES[name], window=7, table_px=224)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3))))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6 == pytest.approx(millions, abs=0.05)
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from cmd_jax.models.layers import drop_path, keep_factors
-from cmd_jax.models.vit import SIZES, ViT, bicubic_matrix, resample_positions
+from cmd_jax.models.sizes import VIT_SIZES
+from cmd_jax.models.vit import ViT, bicubic_matrix, resample_positions
 from tests.conftest import normal, quick
 
 
@@ -127,7 +128,7 @@ def test_views_of_two_sizes_in_one_row_give_what_each_gives_alone(alone, scan_bl
 
 @pytest.mark.parametrize(("name", "millions"), [("vit_tiny", 5.5), ("vit_small", 21.7), ("vit_base", 85.8)])
 def test_sizes_have_the_parameters_of_the_references(name, millions):
-    size = SIZES[name]
+    size = VIT_SIZES[name]
     model = ViT(16, size.width, size.depth, size.heads, table_px=224)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3))))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6 == pytest.approx(millions, abs=0.05)

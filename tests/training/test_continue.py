@@ -18,7 +18,8 @@ from cmd_jax.evaluation import evaluate as evaluation_lib
 from cmd_jax.evaluation.restore import evaluate_run
 from cmd_jax.training import loop
 from cmd_jax.training.checkpoint import Checkpoints
-from cmd_jax.training.preemption import Asked, Preempted, Preemption
+from cmd_jax.training.errors import Preempted
+from cmd_jax.training.preemption import Asked, Preemption
 from cmd_jax.training.run import prepare_run
 from tests.conftest import quick
 

@@ -10,13 +10,12 @@ import pytest
 
 from cmd_jax.training import health, loop
 from cmd_jax.training.checkpoint import Checkpoints
+from cmd_jax.training.errors import Collapsed, NonFinite
 from cmd_jax.training.health import (
     LOGS_IN_ROW,
     SIGNS,
     BadSteps,
-    Collapsed,
     CollapseWatch,
-    NonFinite,
     Sign,
     feature_std,
     mil_entropy,

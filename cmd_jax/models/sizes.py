@@ -1,0 +1,42 @@
+"""What is known of the models by name, without flax: a command line that is wrong need not load it."""
+
+from typing import Literal, NamedTuple
+
+Scoring = Literal["gated", "attention", "class_token", "mean"]
+UNLEARNED: tuple[Scoring, ...] = ("class_token", "mean")  # MIL scorers without parameters of their own
+
+
+class ViTSize(NamedTuple):
+    """Architecture of a named ViT."""
+
+    width: int
+    depth: int
+    heads: int
+
+
+# "micro" is ours, for two CPU cores; the others are DINO's.
+VIT_SIZES = {
+    "vit_micro": ViTSize(96, 2, 3),
+    "vit_tiny": ViTSize(192, 12, 3),
+    "vit_small": ViTSize(384, 12, 6),
+    "vit_base": ViTSize(768, 12, 12),
+}
+
+
+class SwinSize(NamedTuple):
+    """Architecture of a named Swin: width of the first stage, blocks and heads of each of the four."""
+
+    width: int
+    depths: tuple[int, int, int, int]
+    heads: tuple[int, int, int, int]
+
+
+# "micro" is ours, for CPU cores; the others are Swin's.
+SWIN_SIZES = {
+    "swin_micro": SwinSize(24, (1, 1, 2, 1), (1, 2, 4, 8)),
+    "swin_tiny": SwinSize(96, (2, 2, 6, 2), (3, 6, 12, 24)),
+    "swin_small": SwinSize(96, (2, 2, 18, 2), (3, 6, 12, 24)),
+    "swin_base": SwinSize(128, (2, 2, 18, 2), (4, 8, 16, 32)),
+}
+SWIN_PATCH_PX = 4  # of all named sizes
+SWIN_STRIDE_PX = 32  # side in pixels of a token of the last of four stages
