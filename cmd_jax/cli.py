@@ -12,7 +12,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from cmd_jax import files
+from cmd_jax import files, tuple_flag
 from cmd_jax.config import ConfigDict, ConfigError
 from cmd_jax.data.errors import BadImage, DatasetError
 from cmd_jax.data.text import printable
@@ -50,13 +50,13 @@ _PATH = {  # errors of the system that a path on the command line or in the conf
     errno.ELOOP: "its links lead in a circle; choose another path",
 }
 
+tuple_flag.register()
 _DEBUG = flags.DEFINE_bool("debug", False, "show the traceback of an error")
 _COMPILE_CACHE = flags.DEFINE_string(
     "compile_cache",
     os.environ.get("JAX_COMPILATION_CACHE_DIR", os.path.join("~", ".cache", "cmd_jax")),
     "directory of compiled programs, read by later runs; empty: none; JAX_COMPILATION_CACHE_DIR sets the default",
 )
-
 
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "one of several processes; Cloud TPU and SLURM need no other flag")
 _COORDINATOR = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0, with --distributed")

@@ -263,6 +263,7 @@ def resolve(config: ConfigDict, train_images: int, hardware: Hardware = ONE_CPU)
         A copy without None among the learning values; frozen against unknown keys.
     """
     config = config.copy_and_resolve_references()
+    _write_as_floats(config)
     small = train_images < SMALL_DATASET
     method = METHODS[config.method.name]
     rules: dict[str, Any] = {
@@ -329,6 +330,14 @@ def region_rows(config: ConfigDict) -> int:
     """Patches of all views of one image, student's and teacher's: the rows of the objective's logits."""
     patches = lambda side: (-(-side // token_px(config))) ** 2
     return 4 * patches(config.views.global_px) + config.views.local_count * patches(config.views.local_px)
+
+
+def _write_as_floats(config: ConfigDict) -> None:
+    """Numbers of a tuple as floats where its default has floats; of a single number ConfigDict takes care."""
+    for section, part in default().items():
+        for name, usual in part.items() if isinstance(part, ConfigDict) else ():
+            if isinstance(usual, tuple) and isinstance(usual[0], float):
+                config[section][name] = tuple(map(float, config[section][name]))
 
 
 def _fill(config: ConfigDict, key: str, value: Any) -> None:

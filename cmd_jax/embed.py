@@ -4,6 +4,7 @@ from absl import flags
 
 from cmd_jax import cli
 from cmd_jax.config import ConfigError
+from cmd_jax.tuple_flag import TupleParser
 
 USAGE = """Writes the features of all images below a folder to one file, and searches in it.
 
@@ -31,7 +32,9 @@ _BATCH = flags.DEFINE_integer("batch_size", 64, "images that are encoded at a ti
 _PATCHES = flags.DEFINE_bool("patches", False, "patch level: write patch tokens and MIL weights; search for a patch")
 _QUERY = flags.DEFINE_string("query", None, "image to search for in --out")
 _TOP = flags.DEFINE_integer("top", 10, "matches to print (--query)", lower_bound=1, upper_bound=10_000)
-_PATCH = flags.DEFINE_list("patch", None, "ROW,COLUMN of the query's patch, from 0; its most weighted one (--query --patches)")
+_PATCH = flags.DEFINE(
+    TupleParser(), "patch", None, "ROW,COLUMN of the query's patch, from 0; its most weighted one (--query --patches)"
+)
 _SHEET = flags.DEFINE_string("sheet", None, "picture.png of the matches to draw; needs --images (--query)")
 
 

@@ -26,7 +26,7 @@ def find(
     query: str,
     top: int,
     patches: bool,
-    patch: list[str] | None,
+    patch: tuple | None,
     sheet: str | None,
     images: str | None,
 ) -> list[str]:
@@ -46,9 +46,7 @@ def find(
     return lines + ([f"wrote {sheet}"] if sheet else [])
 
 
-def _place(patch: list[str] | None) -> tuple[int, int] | None:
-    if patch is None:
-        return None
-    if len(patch) != 2 or not all(word.strip().isdecimal() for word in patch):
-        raise ConfigError(f"--patch={','.join(patch)} is no place; give ROW,COLUMN, for example 3,5")
-    return int(patch[0]), int(patch[1])
+def _place(patch: tuple | None) -> tuple[int, int] | None:
+    if patch is not None and (len(patch) != 2 or not all(type(place) is int and place >= 0 for place in patch)):
+        raise ConfigError(f"--patch={','.join(map(str, patch))} is no place; give ROW,COLUMN, for example 3,5")
+    return patch
