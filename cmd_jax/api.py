@@ -1,8 +1,9 @@
 """Features in a notebook: `cmd_jax.load("runs/photos").embed(images)`."""
 
 import contextlib
+import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -66,10 +67,11 @@ def _errors_alone() -> Iterator[None]:
 
 
 class Model:
-    """A trained network. Its methods take `images`: a path, a PIL image or an array, or a list of them.
+    """A trained network. Its methods take `images`: a path, a PIL image or an array, or an iterable of them.
 
-    An array is [H, W, 3] of uint8 or of floating-point numbers in 0..1, or a batch [N, H, W, 3] of them; the path of a
-    directory stands for all images below it, sorted by path. Pictures of any size are prepared as in the evaluation: the
+    An array is [H, W, 3] or [H, W], of uint8 or of floating-point numbers in 0..1, or a batch [N, H, W, 3] of them; an iterable
+    is a list, a generator or an array [N] of paths, for example. The path of a directory, given alone, stands for all images
+    below it, sorted by path. Pictures of any size are prepared as in the evaluation: the
     shorter side is resized to `config.eval.resize_px`, and the central `crop_px` x `crop_px` is read. A picture that cannot be
     read raises BadImage, so that rows always match images.
 
@@ -140,14 +142,13 @@ class Model:
         if output not in self._encoders:
             self._encoders[output] = make_encoder(self.config, self._trained.params, (output,))
         encoder, outputs = self._encoders[output], []
-        for crops in self._batches(separate(images)):
+        for crops in self._batches(iter(separate(images))):
             rows = min(self._batch_size, 1 << (len(crops) - 1).bit_length())  # few sizes: few compilations
             outputs.append(np.asarray(encoder(crops, rows)[output])[: len(crops)])
         return np.concatenate(outputs) if outputs else np.zeros((0, *self._widths[output]), np.float32)
 
-    def _batches(self, pictures: Sequence[Any]) -> Iterator[np.ndarray]:
+    def _batches(self, pictures: Iterator[Any]) -> Iterator[np.ndarray]:
         """[n, C, C, 3] uint8 each, decoded by threads."""
         with ThreadPoolExecutor(self.config.data.decode_threads) as pool:
-            for start in range(0, len(pictures), self._batch_size):
-                batch = pictures[start : start + self._batch_size]
+            while batch := list(itertools.islice(pictures, self._batch_size)):
                 yield np.stack(list(pool.map(lambda picture: crop(picture, self.config), batch)))

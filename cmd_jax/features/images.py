@@ -1,7 +1,7 @@
 """Whatever holds a picture -> the evaluation crop that a network reads."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,8 @@ from cmd_jax.config import ConfigDict, ConfigError
 from cmd_jax.data.decode import decode_rgb, eval_crop, image_rgb
 from cmd_jax.data.sources import IMAGE_SUFFIXES, image_files, read_image_file
 from cmd_jax.data.text import printable
+
+OF_OBJECTS = "OUST"  # kinds of dtypes whose elements are objects or text
 
 
 def folder_images(folder: str) -> list[str]:
@@ -52,23 +54,38 @@ def crop(image: Any, config: ConfigDict) -> np.ndarray:
     if isinstance(image, str | os.PathLike):
         return file_crop(os.fspath(image), config)
     if not isinstance(image, Image.Image):
+        if not hasattr(image, "__array__"):
+            raise ConfigError(f"an image is a {type(image).__name__}; give a path, a PIL image or an array")
         image = Image.fromarray(_levels(np.asarray(image)))
     pixels = image_rgb(image, "image", grayscale=config.data.grayscale)
     return eval_crop(pixels, config.eval.resize_px, config.eval.crop_px)
 
 
-def separate(images: Any) -> Sequence[Any]:
-    """Pictures one by one: a directory's files, a sequence's elements, a batch's rows; a single picture is one of one."""
+def separate(images: Any) -> Iterable[Any]:
+    """Pictures one by one: a directory's files, an iterable's elements, a batch's rows; a single picture is one of one.
+
+    Args:
+        images: a path, a PIL image or an array, as of `crop`; the path of a directory; a batch [N, H, W, 3]; or an iterable of
+            pictures, for example a list, a generator, or an array [N] of paths.
+
+    Raises:
+        ConfigError: it is none of these, or has no order (a set, a dictionary).
+    """
     if isinstance(images, str | os.PathLike):
         folder = os.fspath(images)
         return [os.path.join(folder, path) for path in folder_images(folder)] if os.path.isdir(folder) else [folder]
     if isinstance(images, Image.Image):
         return [images]
-    if isinstance(images, list | tuple):
-        return images
-    if not hasattr(images, "ndim"):
+    if hasattr(images, "__array__"):
+        array = np.asarray(images)
+        if array.dtype.kind in OF_OBJECTS:  # paths or pictures
+            if array.ndim > 1:
+                raise ConfigError(f"an array of {array.dtype} has shape {array.shape}; give paths as an array of one axis")
+            return np.atleast_1d(array).tolist()
+        return array if array.ndim == 4 else [array]
+    if isinstance(images, set | frozenset | Mapping | bytes) or not isinstance(images, Iterable):
         raise ConfigError(f"images are a {type(images).__name__}; give paths, PIL images or arrays, one or a list of them")
-    return list(np.asarray(images)) if images.ndim == 4 else [images]
+    return images
 
 
 def _levels(array: np.ndarray) -> np.ndarray:

@@ -77,6 +77,9 @@ def test_any_kind_of_picture_gives_the_same_features(model, pictures, photo_fold
     kinds = {
         "a directory": str(photo_folder / "test"),
         "paths": tuple(map(Path, paths)),
+        "a generator of paths": (path for path in paths),
+        "an array of text": np.array(paths),
+        "an array of objects": np.array([paths[0], Path(paths[1]), *paths[2:]], object),
         "PIL images": [Image.open(path) for path in paths],
         "a list of arrays": arrays,
         "a batch": np.stack(arrays),
@@ -119,6 +122,11 @@ def test_a_network_of_grey_levels_sees_grey_levels(model, finished, pictures, tm
         ([np.zeros((0, 8, 3), np.uint8)], r"shape \(0, 8, 3\)"),
         (np.zeros((2, 2, 8, 8, 3), np.uint8), r"shape \(2, 2, 8, 8, 3\)"),
         ({"a.png": 1}, "images are a dict; give paths, PIL images or arrays"),
+        ({"a.png"}, "images are a set; give paths, PIL images or arrays"),
+        (None, "images are a NoneType; give paths"),
+        ([b"a.png"], "an image is a bytes; give a path, a PIL image or an array"),
+        ([["a.png"], "b.png"], "an image is a list; give a path"),
+        (np.array([["a.png"]]), r"an array of <U5 has shape \(1, 1\); give paths as an array of one axis"),
     ],
 )
 def test_what_is_no_picture_is_refused(model, images, message):
