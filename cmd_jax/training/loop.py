@@ -102,6 +102,10 @@ def _train(config: ConfigDict, workdir: str, preemption: Preemption) -> None:
         if not protocols:
             return
         read_unread()
+        with progress.paused():
+            measure(step, protocols)
+
+    def measure(step: int, protocols: tuple[str, ...]) -> None:
         if processes.of_first(evaluation_lib.load_metrics(workdir, step) is None):
             teacher = local_copy(state.teacher, run.shardings)
             evaluation = evaluation_lib.evaluate(config, run.network, teacher, step, splits, preemption.poll, protocols)
@@ -143,7 +147,8 @@ def _train(config: ConfigDict, workdir: str, preemption: Preemption) -> None:
         # What is saved has passed the checks of its numbers, and a run that goes on from it lacks no line. A step that was left
         # out changed nothing, but it can be the first after numbers that grew too large.
         if step != first_step and step not in checkpoints.steps() and read_unread():
-            checkpoints.save(state, config, processes.of_first(best_value(step)))
+            with progress.paused():
+                checkpoints.save(state, config, processes.of_first(best_value(step)))
 
     def best_value(step: int) -> float:
         """NaN where it is not known."""

@@ -1,15 +1,18 @@
 """What a run says while it works: `metrics.jsonl`, TensorBoard events, a progress bar or plain lines."""
 
+import contextlib
 import json
 import math
 import os
 import sys
 import time
+from collections.abc import Callable, Iterator
 
 import tqdm
 from tensorboardX import SummaryWriter
 
 from cmd_jax import files
+from cmd_jax.data.progress import clock
 
 REWRITE_S = 60  # between two uploads of metrics.jsonl
 
@@ -80,41 +83,68 @@ class _Whole:
 
 
 class Progress:
-    """A bar with images/s and the remaining time on a terminal, plain lines elsewhere."""
+    """A bar on a terminal, plain lines elsewhere, with images/s and the remaining time.
 
-    def __init__(self, first_step: int, steps: int, batch_size: int):
-        self._steps, self._batch_size = steps, batch_size
+    images/s is the pace of the steps alone: neither the first step, which may compile, nor what happens inside `paused` counts.
+    The remaining time is that to the last step, at the pace since the first one with its pauses; the evaluation after the last
+    step is not in it.
+
+    Args:
+        first_step: steps that are done already.
+        steps: of the whole run.
+        batch_size: images of a step.
+        now: a clock, in seconds.
+    """
+
+    def __init__(self, first_step: int, steps: int, batch_size: int, now: Callable[[], float] = time.monotonic):
+        self._steps, self._batch_size, self._now = steps, batch_size, now
         self._first = self._step = first_step
         self._started: float | None = None
-        self._bar = tqdm.tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True) if sys.stderr.isatty() else None
+        self._paused_s = 0.0  # since it was started
+        self._bar = None
+        if sys.stderr.isatty():
+            layout = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+            self._bar = tqdm.tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True, bar_format=layout)
 
     def advance(self, step: int) -> None:
         """`step` steps are dispatched."""
         if self._started is None:  # the first step compiles: the clock starts behind it
-            self._started, self._first = time.monotonic(), step
+            self._started, self._first = self._now(), step
         self._step = step
         if self._bar:
             self._bar.update(step - self._bar.n)
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Work that is no step: an evaluation, a checkpoint. Entered when all steps that were dispatched are done."""
+        begun = self._now()
+        try:
+            yield
+        finally:
+            if self._started is not None:
+                self._paused_s += self._now() - begun
+
     def images_per_s(self) -> float:
-        """Throughput since the first step was compiled."""
+        """Throughput of the steps since the first one."""
         if self._started is None or self._step == self._first:
             return 0.0
-        return (self._step - self._first) * self._batch_size / (time.monotonic() - self._started)
+        return (self._step - self._first) * self._batch_size / (self._now() - self._started - self._paused_s)
 
     def show(self, step: int, metrics: dict[str, float]) -> None:
         """Shows a step's numbers."""
-        speed = self.images_per_s()
         text = (
             f"loss {metrics['loss']:.3f}  entropy {metrics['teacher_entropy']:.2f}  "
-            f"feature std {metrics['feature_std']:.2f}  {speed:.0f} images/s"
+            f"feature std {metrics['feature_std']:.2f}  {self.images_per_s():.0f} images/s  ETA {self._eta(step)}"
         )
         if self._bar:
             self._bar.set_postfix_str(text)
         else:
-            left = (self._steps - step) * self._batch_size / speed if speed else float("inf")
-            eta = f"{int(left // 3600)}:{int(left % 3600 // 60):02d}:{int(left % 60):02d}" if speed else "?"
-            print(f"step {step}/{self._steps}  {text}  ETA {eta}", flush=True)
+            print(f"step {step}/{self._steps}  {text}", flush=True)
+
+    def _eta(self, step: int) -> str:
+        if self._started is None or self._step == self._first:
+            return "?"
+        return clock((self._steps - step) * (self._now() - self._started) / (self._step - self._first))
 
     def say(self, text: str) -> None:
         """Prints above the bar."""

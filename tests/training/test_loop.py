@@ -1,5 +1,6 @@
 """A whole tiny run: files, resuming bit for bit, the teacher alone, health."""
 
+import functools
 import json
 import os
 
@@ -217,6 +218,29 @@ def test_nothing_is_compiled_after_the_first_step(config, tmp_path, monkeypatch)
     assert len(after) == STEPS
     assert after[0] > 0
     assert set(after[1:]) == {after[1]}
+
+
+def test_evaluations_and_checkpoints_count_for_no_speed(config, tmp_path, monkeypatch):
+    clock = [0.0]
+
+    def takes(seconds, function):
+        def timed(*arguments, **options):
+            clock[0] += seconds
+            return function(*arguments, **options)
+
+        return timed
+
+    measured = lambda *arguments: loop.evaluation_lib.Evaluation(arguments[3], [], {}, [], None, None, None)
+    monkeypatch.setattr(loop.evaluation_lib, "evaluate", takes(1000.0, measured))
+    monkeypatch.setattr(loop, "write_report", lambda *arguments: [])
+    monkeypatch.setattr(loop.Checkpoints, "save", takes(1000.0, loop.Checkpoints.save))
+    monkeypatch.setattr(loop.Progress, "advance", takes(2.0, loop.Progress.advance))
+    monkeypatch.setattr(loop, "Progress", functools.partial(loop.Progress, now=lambda: clock[0]))
+    config.eval.every_epochs = config.train.checkpoint_every_epochs = 0.7
+    loop.train(config, str(tmp_path))
+    assert agreement.evaluated_steps(str(tmp_path)) == [0, 2, 4, 6]
+    speeds = [line["images_per_s"] for line in _lines(tmp_path) if "loss" in line]
+    assert speeds == [config.train.batch_size / 2.0] * STEPS
 
 
 def test_a_batch_that_does_not_fit_is_refused(config):

@@ -2,49 +2,69 @@
 
 import json
 
-import pytest
-
 from cmd_jax.training import metrics
 from cmd_jax.training.metrics import MetricsWriter, Progress
 
 NUMBERS = {"loss": 1.5, "teacher_entropy": 0.4, "feature_std": 0.9}
 
 
-@pytest.fixture
-def clock(monkeypatch):
+class Clock:
     """A clock that the test sets."""
-    now = [100.0]
-    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
-    return now
+
+    def __init__(self):
+        self.seconds = 100.0
+
+    def __call__(self):
+        return self.seconds
 
 
-def test_plain_lines_give_speed_and_remaining_time_without_the_compilation(clock, capsys):
-    progress = Progress(first_step=10, steps=4000, batch_size=32)
-    progress.show(10, NUMBERS)
-    clock[0] += 60.0  # the first step compiles
-    progress.advance(11)
-    for step in range(12, 22):
-        clock[0] += 2.0
+def _run(progress, clock, steps, seconds):
+    for step in steps:
+        clock.seconds += seconds
         progress.advance(step)
+
+
+def test_plain_lines_give_speed_and_remaining_time_without_the_compilation(capsys):
+    clock = Clock()
+    progress = Progress(first_step=10, steps=4000, batch_size=32, now=clock)
+    progress.show(10, NUMBERS)
+    _run(progress, clock, [11], 60.0)  # the first step compiles
+    _run(progress, clock, range(12, 22), 2.0)
     progress.show(21, NUMBERS)
     first, last = capsys.readouterr().out.splitlines()
-    assert first.endswith("ETA ?")
+    assert first.endswith("0 images/s  ETA ?")
     assert last == "step 21/4000  loss 1.500  entropy 0.40  feature std 0.90  16 images/s  ETA 2:12:38"
 
 
-def test_a_terminal_gets_a_bar(clock, capsys, monkeypatch):
+def test_pauses_slow_nothing_but_the_remaining_time(capsys):
+    clock = Clock()
+    progress = Progress(first_step=0, steps=110, batch_size=32, now=clock)
+    with progress.paused():  # before the first step: it does not come again
+        clock.seconds += 1000.0
+    _run(progress, clock, range(1, 12), 2.0)
+    for step in (11, 21):
+        with progress.paused():
+            clock.seconds += 30.0
+        assert progress.images_per_s() == 16.0
+        _run(progress, clock, range(step + 1, step + 11), 2.0)
+    assert progress.images_per_s() == 16.0
+    progress.show(30, NUMBERS)
+    # 30 steps after the first and two pauses took 120 s
+    assert capsys.readouterr().out.endswith("16 images/s  ETA 0:05:20\n")
+
+
+def test_a_terminal_gets_a_bar(capsys, monkeypatch):
     monkeypatch.setattr(metrics.sys.stderr, "isatty", lambda: True, raising=False)
-    progress = Progress(first_step=0, steps=3, batch_size=4)
-    for step in (1, 2, 3):
-        clock[0] += 1.0
-        progress.advance(step)
+    clock = Clock()
+    progress = Progress(first_step=0, steps=3, batch_size=4, now=clock)
+    _run(progress, clock, (1, 2, 3), 1.0)
     progress.show(3, NUMBERS)
     progress.say("a line")
     progress.close()
     out = capsys.readouterr()
     assert "a line" in out.out
     assert "3/3" in out.err
-    assert "4 images/s" in out.err
+    assert "4 images/s  ETA 0:00:00" in out.err
 
 
 def test_lines_after_the_step_that_is_continued_are_dropped(tmp_path):
