@@ -172,12 +172,10 @@ def measure(plan: Plan) -> tuple[list[quality_table.Row], list[quality_pictures.
                 columns.append(quality_pictures.Maps(f"{name}: {measured.looks}", of_row(plan, name)[0], measured.maps()))
             measured.close()
         keys = (*quality_table.COLUMNS, "pointing_chance")
-        untrained, trained = (
-            {key: {seed: found[state][key] for seed, found in tests.items()} for key in keys} for state in STATES
-        )
+        start, trained = ({key: {seed: found[state][key] for seed, found in tests.items()} for key in keys} for state in STATES)
         seconds = {seed: measured.seconds_per_step() for seed, measured in done.items()}
         looks = next(iter(done.values())).looks
-        rows.append(quality_table.Row(name, feature, looks, trained, untrained, seconds))
+        rows.append(quality_table.Row(name, feature, looks, trained, start, seconds))
     return rows, columns
 
 

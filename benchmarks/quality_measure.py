@@ -34,9 +34,9 @@ from cmd_jax.training.state import Params
 K = 20
 ROWS_AT_ONCE = 1024
 IMAGES_AT_ONCE = 256
-STATES = ("untrained", "trained")
+STATES = ("start", "trained")
 LOOKS = {"dino": "attention", "esvit": "similarity"}  # where a method looks; the others by their MIL weights
-VERSION = 2  # of quality.json; raise it where the same key gets another meaning
+VERSION = 3  # of quality.json; raise it where the same key gets another meaning
 
 
 def candidates(config: ConfigDict) -> tuple[str, ...]:
@@ -141,7 +141,7 @@ class Measurement:
         return self._numbers["selection"]
 
     def tests(self, feature: str) -> dict[str, dict[str, float | None]]:
-        """Numbers on the test images with a feature, in percent: by "untrained" and "trained", then by name.
+        """Numbers on the test images with a feature, in percent: by "start" and "trained", then by name.
 
         "pointing" and "pointing_chance" are None without part boxes, the former too where all patches weigh the same.
         """
@@ -190,7 +190,7 @@ class Measurement:
             train, test = (dict(zip(pools(config), self._parts(found.features, width), strict=True)) for found in of_splits)
             return _State(params, train, test, of_splits[0].labels, of_splits[1])
 
-        return {"untrained": state(built.first_state().teacher), "trained": state(trained)}
+        return {"start": state(built.first_state().teacher), "trained": state(trained)}
 
     def _parts(self, features: np.ndarray, width: int) -> list[np.ndarray]:
         """The pools of joined features, of unit norm again: as wide as a token, but for the last, a bag of one head or more."""

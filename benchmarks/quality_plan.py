@@ -84,7 +84,7 @@ class Preset(NamedTuple):
         about: for --list.
         settings: changes of the base configuration.
         seeds: where --seeds is not given.
-        evaluations: of a run, for the learning curves, beside that of the untrained teacher.
+        evaluations: of a run, for the learning curves, beside that at the start.
         images: of a split, at most, that are measured; None is all.
     """
 

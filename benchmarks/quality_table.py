@@ -16,7 +16,7 @@ COLUMNS = {
     "pointing": "pointing",
 }
 # Points by which cmd is to be better, by column, and how often it is to point at a part where chance does so once.
-TARGETS = {"rank1": {"baseline": 10.0, "untrained": 20.0}, "linear": {"baseline": 10.0, "untrained": 20.0}}
+TARGETS = {"rank1": {"baseline": 10.0, "start": 20.0}, "linear": {"baseline": 10.0, "start": 20.0}}
 POINTING_TARGET = 3.0
 
 BySeed = dict[int, float | None]  # a number of every seed; None where it cannot be measured
@@ -30,7 +30,7 @@ class Row(NamedTuple):
         feature: chosen on the training images.
         looks: what the pointing accuracy is of.
         numbers: of the trained teacher: by column (and "pointing_chance"), then by seed.
-        untrained: of the same network before training, with the same feature.
+        start: of the same network before training, random weights, with the same feature.
         seconds_per_step: by seed.
     """
 
@@ -38,7 +38,7 @@ class Row(NamedTuple):
     feature: str
     looks: str
     numbers: dict[str, BySeed]
-    untrained: dict[str, BySeed]
+    start: dict[str, BySeed]
     seconds_per_step: BySeed
 
 
@@ -90,24 +90,24 @@ def best_of(rows: Sequence[Row], column: str) -> Row | None:
 
 
 def compare(rows: Sequence[Row], baselines: Sequence[str], ours: str) -> dict[str, dict[str, dict[str, Any]]]:
-    """Differences: by row, by what it is compared with ("baseline", "untrained", "cmd"), by column.
+    """Differences: by row, by what it is compared with ("baseline", "start", "cmd"), by column.
 
     The baseline of a column is the one with its best mean, which is on the baseline's side. Baselines are compared with the
-    untrained network alone, and ablations with ours too.
+    start alone, and ablations with ours too.
 
     Returns:
         {"to": name of the other row, "mean", "low", "high"}, the last three None where nothing can be compared.
     """
     by_name, found = {row.name: row for row in rows}, {}
     for row in rows:
-        kinds = ["untrained"]
+        kinds = ["start"]
         if row.name not in baselines:
             kinds += ["baseline", ours] if row.name != ours else ["baseline"]
         found[row.name] = {kind: {} for kind in kinds}
         for kind in kinds:
             for column in COLUMNS:
-                if kind == "untrained":
-                    to, numbers = kind, row.untrained
+                if kind == "start":
+                    to, numbers = kind, row.start
                 else:
                     others = [by_name[name] for name in (baselines if kind == "baseline" else [ours]) if name in by_name]
                     best = best_of(others, column)
@@ -132,7 +132,7 @@ def targets(rows: Sequence[Row], differences: dict, baselines: Sequence[str], ou
         for kind, points in asked.items():
             measured = row and (complete or kind != "baseline")
             reached = differences[ours][kind][column]["mean"] if measured else None
-            other = "the better baseline" if kind == "baseline" else "the untrained network"
+            other = "the better baseline" if kind == "baseline" else "the start"
             found.append(_target(f"{COLUMNS[column]}: {points:g} points over {other}", points, reached))
     accuracy, chance = (spread(row.numbers[name]) if row else None for name in ("pointing", "pointing_chance"))
     asked = POINTING_TARGET * chance.mean if chance else None
@@ -152,15 +152,15 @@ def markdown(rows: Sequence[Row], baselines: Sequence[str], ours: str) -> str:
     lines = [_line(row.name, row.numbers, row.looks, row.feature, row.seconds_per_step) for row in rows]
     reference = next((row for row in rows if row.name == ours), None)
     if reference:
-        lines.insert(0, _line("untrained", reference.untrained, reference.looks, reference.feature, {}))
+        lines.insert(0, _line("start", reference.start, reference.looks, reference.feature, {}))
     parts = [
-        "Percent on the test images, mean ± standard deviation over seeds. The untrained network is measured as the trained "
-        f"one of {ours}.",
+        "Percent on the test images, mean ± standard deviation over seeds. The start (random weights) is measured as the "
+        f"trained network of {ours}.",
         _table(head, lines),
     ]
     for kind, text in (
         ("baseline", "To the baseline with the best mean of the column"),
-        ("untrained", "To the untrained network, measured in the same way"),
+        ("start", "To the start, measured in the same way"),
         (ours, f"To {ours}"),
     ):
         chosen = {name: of_row[kind] for name, of_row in differences.items() if kind in of_row}

@@ -212,11 +212,11 @@ def default() -> ConfigDict:
     config.train.best_metric = placeholder(str)  # one of BEST_METRICS: the best step by it is kept too; None: the newest alone
 
     config.eval = ConfigDict()
-    # What is measured at the end of training and by cmd_jax.eval, some of EVAL_PROTOCOLS; of the untrained teacher the same
+    # What is measured at the end of training and by cmd_jax.eval, some of EVAL_PROTOCOLS; at the start the same
     # but "linear", which passes over all training images linear_epochs times: minutes on a GPU, hours on a CPU, so it is
     # in no default but that of the presets for GPUs. Without labels "label_free" is all that is left.
     config.eval.protocols = ("knn", "retrieval", "logistic", "fractions", "pointing", "label_free")
-    config.eval.every_epochs = 0.0  # 0: only of the untrained and of the final teacher
+    config.eval.every_epochs = 0.0  # 0: only at the start and at the end
     config.eval.protocols_between = ("knn", "retrieval", "pointing", "label_free")  # of every_epochs: those of seconds
     config.eval.batch_size = 64
     config.eval.resize_px = placeholder(int)  # shorter side; None: 8/7 of crop_px, the references' 256 for 224
@@ -314,6 +314,11 @@ def resolve(config: ConfigDict, train_images: int, hardware: Hardware = ONE_CPU)
 def is_swin(config: ConfigDict) -> bool:
     """Whether the configured backbone is a Swin, otherwise it is a ViT."""
     return config.model.name in SWIN_SIZES
+
+
+def start_name(config: ConfigDict) -> str:
+    """What a run starts from, for people."""
+    return f"weights of {config.init.weights}" if config.init.weights else "random weights"
 
 
 def patch_px(config: ConfigDict) -> int:

@@ -17,7 +17,7 @@ pairs of classes that are confused most, and pointing where parts are known.
   python -m cmd_jax.eval --workdir=runs/demo --protocols=linear
   python -m cmd_jax.eval --workdir=runs/demo --folder=OTHER_PHOTOS
 
-Prints each number with its 95 % interval and protocol, beside the untrained teacher's where the run measured it; writes
+Prints each number with its 95 % interval and protocol, beside the one at the start of the run where that was measured; writes
 DIR/eval/STEP/metrics.json, where numbers of earlier evaluations with other protocols are kept, and the report
 DIR/report/index.html. On other data the numbers go to DIR/eval/STEP/on_DATA/metrics.json, and there is no report. Without
 labels the label-free numbers are all there is.

@@ -2,7 +2,7 @@
 
     python -m cmd_jax.prepare aircraft --manual_dir=DIR
     python -m cmd_jax.main --config=configs/aircraft.py --workdir=runs/aircraft
-    python -m cmd_jax.main --config=configs/aircraft.py:swin_t_w14 --workdir=runs/aircraft_swin
+    python -m cmd_jax.main --config=configs/aircraft.py:paper --workdir=runs/aircraft_paper
 
 DIR holds the genuine archive fgvc-aircraft-2013b.tar.gz (2.75 GB, from https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft), or
 is where `prepare` puts it.
@@ -10,11 +10,12 @@ is where `prepare` puts it.
 Presets, all of 300 epochs but the last; cmd_jax/presets.py has their values beside the references' recipes:
 
     vit_s16     CMD as measured best on small data (method cmd_bag), ViT-S/16, batch 64 (the default)
-    paper       the same with the paper's objective and scorer
-    swin_t_w14  CMD as the paper trains it, Swin-T with window 14, batch 64
-    dino        DINO, ViT-S/16, batch 64
+    vit_s16_paper_objective
+                the same with the paper's objective and scorer
+    paper       the paper's recipe: its objective as we read it, Swin-T with window 14, batch 8
+    released    the same with what the authors' released code computes
     esvit       EsViT, Swin-T with window 7, batch 64
-    released    what the authors' released code computes, Swin-T with window 14, batch 8 as theirs
+    dino        DINO, ViT-S/16, batch 64
     small       CMD, ViT-micro at 48 px, batch 32, 20 epochs: for two CPU cores
     family, manufacturer
                 the default, evaluated on these coarser labels (70 and 30 classes)

@@ -2,7 +2,7 @@
 
     python -m cmd_jax.prepare cars --manual_dir=DIR
     python -m cmd_jax.main --config=configs/cars.py --workdir=runs/cars
-    python -m cmd_jax.main --config=configs/cars.py:swin_t_w14 --workdir=runs/cars_swin
+    python -m cmd_jax.main --config=configs/cars.py:paper --workdir=runs/cars_paper
 
 DIR holds the genuine cars_train.tgz, cars_test.tgz, car_devkit.tgz and cars_test_annos_withlabels.mat, or car_ims.tgz and
 cars_annos.mat. Their links at Stanford are dead: they must come from a copy.
@@ -10,11 +10,12 @@ cars_annos.mat. Their links at Stanford are dead: they must come from a copy.
 Presets, all of 300 epochs but the last; cmd_jax/presets.py has their values beside the references' recipes:
 
     vit_s16     CMD as measured best on small data (method cmd_bag), ViT-S/16, batch 64 (the default)
-    paper       the same with the paper's objective and scorer
-    swin_t_w14  CMD as the paper trains it, Swin-T with window 14, batch 64
-    dino        DINO, ViT-S/16, batch 64
+    vit_s16_paper_objective
+                the same with the paper's objective and scorer
+    paper       the paper's recipe: its objective as we read it, Swin-T with window 14, batch 8
+    released    the same with what the authors' released code computes
     esvit       EsViT, Swin-T with window 7, batch 64
-    released    what the authors' released code computes, Swin-T with window 14, batch 8 as theirs
+    dino        DINO, ViT-S/16, batch 64
     small       CMD, ViT-micro at 48 px, batch 32, 20 epochs: for two CPU cores
 
 The paper starts from a self-supervised checkpoint: --config.init.weights=PATH. Accuracy, time and memory: not measured.

@@ -2,8 +2,8 @@
 
     python -m cmd_jax.main --config=configs/demo.py --workdir=runs/demo
 
-Presets: "" (the demo, method cmd_bag), "paper" (the same with the paper's objective), "smoke" (the same job in seconds:
-training, checkpoint and evaluation; too short to learn).
+Presets: "" (the demo, method cmd_bag), "paper_objective" (the same with the paper's objective and scorer), "smoke" (the same
+job in seconds: training, checkpoint and evaluation; too short to learn).
 """
 
 from ml_collections import ConfigDict
@@ -33,8 +33,8 @@ def get_config(preset: str = "") -> ConfigDict:
         config.train.epochs = 0.1
         config.optim.warmup_epochs = 0.0
         config.train.log_every_steps = 5
-    elif preset == "paper":
+    elif preset == "paper_objective":
         config.update_from_flattened_dict(PAPER)
     elif preset:
-        raise ConfigError(f"configs/demo.py has no preset {preset!r}; use none, paper or smoke")
+        raise ConfigError(f"configs/demo.py has no preset {preset!r}; use none, paper_objective or smoke")
     return config

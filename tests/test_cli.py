@@ -92,11 +92,11 @@ def test_train_and_evaluate_a_folder(photo_folder, tmp_path):
     assert trained.returncode == 0, trained.stderr
     assert list((tmp_path / "programs").glob("jit_train_step*-cache")) == [program]  # the dry run's
     assert list((tmp_path / "programs").glob("jit_extract*"))
-    for words in ("untrained teacher", "step 3/3", "k-NN top-1", "Retrieval Rank-1", "ETA", "images/s"):
+    for words in ("teacher at the start (random weights):", "step 3/3", "k-NN top-1", "Retrieval Rank-1", "ETA", "images/s"):
         assert words in trained.stdout, words
     evaluated = _start("eval", workdir)
     assert evaluated.returncode == 0, evaluated.stderr
-    for words in ("untrained", "step 3", "12 test queries, 24 train images", "top-1 by class", "mil_overlays.png"):
+    for words in ("start: random weights", "step 3", "12 test queries, 24 train images", "top-1 by class", "mil_overlays.png"):
         assert words in evaluated.stdout, words
     missing = _start("eval", workdir, "--step=7")
     assert (missing.returncode, missing.stderr.count("\n")) == (65, 1)

@@ -16,8 +16,8 @@ from cmd_jax.validation import validate
 CONFIGS = Path(__file__).parent.parent / "configs"
 FINE_GRAINED = ("", *presets.PRESETS)
 PRESETS = {
-    "demo": ("", "paper", "smoke"),
-    "folder": ("", "small", "paper"),
+    "demo": ("", "paper_objective", "smoke"),
+    "folder": ("", "small", "small_paper_objective", "paper"),
     "cub": FINE_GRAINED,
     "cars": FINE_GRAINED,
     "aircraft": (*FINE_GRAINED, "family", "manufacturer"),
@@ -52,17 +52,28 @@ def test_the_presets_of_the_references_have_their_values():
     resolved = {name: config_lib.resolve(_file("cub").get_config(name), 5994) for name in FINE_GRAINED if name != "small"}
     assert resolved[""].to_dict() == resolved["vit_s16"].to_dict()
     assert {config.train.epochs for config in resolved.values()} == {300.0}
-    swin, released = resolved["swin_t_w14"], resolved["released"]
-    assert (swin.model.name, swin.model.window, swin.model.patch_size, swin.method.image_pool) == ("swin_tiny", 14, 4, "mil")
+    paper, released = resolved["paper"], resolved["released"]
+    assert (paper.model.name, paper.model.window, paper.model.patch_size) == ("swin_tiny", 14, 4)
+    method = paper.method
+    assert (method.image_pool, method.region_matching, method.mil_scorer, method.mil_temp) == ("mil", "similarity", "gated", 1)
     assert (resolved["esvit"].model.window, resolved["esvit"].method.image_pool) == (7, "mean")
-    assert (released.method.released_weight, released.train.batch_size, released.model.window) == (1.0, 8, 14)
-    assert released.optim.lr * released.train.batch_size / 256 == pytest.approx(1.56e-5, rel=2e-3)  # of train_nfg.bat
-    for name in ("swin_t_w14", "esvit", "released"):
+    assert (released.method.released_weight, released.model.window) == (1.0, 14)
+    for config in (paper, released):
+        assert (config.train.batch_size, config.method.momentum_batch_size) == (8, 8)
+        assert config.optim.lr * config.train.batch_size / 256 == pytest.approx(1.56e-5, rel=2e-3)  # of train_nfg.bat
+    for name in ("paper", "esvit", "released"):
         method = resolved[name].method
         temps = (method.warmup_teacher_temp, method.teacher_temp, method.warmup_teacher_temp_epochs)
         assert (*temps, method.teacher_momentum) == (0.04, 0.07, 30, 0.996)
-        assert not resolved[name].head.norm_last_layer
+        assert (resolved[name].head.prototypes, resolved[name].head.norm_last_layer) == (65_536, False)
     assert (resolved["dino"].method.teacher_temp, resolved["dino"].method.warmup_teacher_temp) == (0.04, 0.04)
+
+
+def test_the_recipe_of_the_paper_does_not_depend_on_the_size_of_the_data():
+    of_size = {images: config_lib.resolve(_file("cub").get_config("paper"), images) for images in (100, 100_000)}
+    assert of_size[100].to_dict() == of_size[100_000].to_dict()
+    own = config_lib.resolve(_file("folder").get_config("paper"), 100).to_dict()
+    assert {key for key, value in own.items() if value != of_size[100].to_dict()[key]} == {"data"}
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -76,6 +87,13 @@ def test_small_data_gets_fewer_prototypes_a_colder_teacher_and_a_faster_ema():
     assert small.head.prototypes < large.head.prototypes == 65_536
     assert small.method.teacher_temp < large.method.teacher_temp == 0.04
     assert small.method.teacher_momentum < large.method.teacher_momentum == 0.996
+
+
+def test_the_start_of_a_run_has_a_name():
+    config = default()
+    assert config_lib.start_name(config) == "random weights"
+    config.init.weights = "hf:facebook/dino-vits16"
+    assert config_lib.start_name(config) == "weights of hf:facebook/dino-vits16"
 
 
 @pytest.mark.parametrize("name", config_lib.METHODS)

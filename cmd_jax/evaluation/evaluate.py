@@ -10,6 +10,7 @@ import numpy as np
 from cmd_jax import files
 from cmd_jax.config import ConfigDict
 from cmd_jax.data.sources import eval_section, where
+from cmd_jax.data.text import printable
 from cmd_jax.evaluation import agreement, breakdown, knn, label_free, linear, logistic, pointing, retrieval
 from cmd_jax.evaluation.breakdown import Confusion
 from cmd_jax.evaluation.features import Features, extract_features, make_extractor
@@ -149,19 +150,25 @@ def load_metrics(workdir: str, step: int, other: str | None = None) -> dict[str,
     return json.loads(files.read(path))["metrics"] if files.exists(path) else None
 
 
-def table(evaluation: Evaluation, before: dict[str, float] | None = None) -> str:
-    """The numbers as text, each with its 95 % interval and protocol and, if given, the untrained teacher's."""
+def table(evaluation: Evaluation, before: dict[str, float] | None = None, start: str = "") -> str:
+    """The numbers as text, each with its 95 % interval and protocol.
+
+    Args:
+        evaluation: of a teacher.
+        before: numbers at the start of the run, by key, for a column beside them; None: no such column.
+        start: what the run starts from (`config.start_name`), said below that column.
+    """
     lines, unit = [], None
     for row in evaluation.rows:
         if row.unit != unit:
             unit = row.unit
-            head = "" if before is None else f"{'untrained':>11}"
+            head = "" if before is None else f"{'start':>11}"
             lines.append(f"{unit or 'label-free':24}{head}{'step ' + str(evaluation.step):>11}{'':16}protocol")
         write = (lambda value: f"{value:.1f}") if unit else (lambda value: f"{value:.4g}")
         earlier = "" if before is None else f"{write(before[row.key]) if row.key in before else '-':>11}"
         spread = "" if row.low is None else f" [{write(row.low)}, {write(row.high)}]"
         lines.append(f"{row.title:24}{earlier}{write(row.value):>11}{spread:16}{row.protocol}")
-    return "\n".join(lines)
+    return "\n".join(lines if before is None else [*lines, f"start: {printable(start)}"])
 
 
 def agreement_text(workdir: str, config: ConfigDict) -> str | None:

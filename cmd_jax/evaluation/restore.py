@@ -74,7 +74,8 @@ def evaluate_run(
     evaluation = evaluation_lib.evaluate(config, network, teacher, step, splits)
     if not processes.is_first():
         return evaluation
-    print(evaluation_lib.table(evaluation, evaluation_lib.load_metrics(workdir, 0, other) if step else None))
+    before = evaluation_lib.load_metrics(workdir, 0, other) if step else None
+    print(evaluation_lib.table(evaluation, before, config_lib.start_name(config)))
     if evaluation.per_class:
         print(breakdown.class_table(evaluation.per_class))
         print(breakdown.confusion_table(evaluation.confusions))

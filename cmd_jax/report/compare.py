@@ -20,7 +20,7 @@ class RunFiles(NamedTuple):
         curves: of `metrics.jsonl`.
         step: of the last evaluation; None without one.
         evaluation: its content; {"metrics": {}} without one.
-        before: numbers of the untrained teacher, or None.
+        before: numbers at the start of the run, or None.
     """
 
     name: str
@@ -101,7 +101,7 @@ def number_table(runs: list[RunFiles]) -> list[dict[str, Any]]:
 
     Returns:
         For each key its title, whether all runs measured it by one protocol, the protocols, and a cell a run: value,
-        interval, untrained value, and mark. Of percentages more is better: the best is marked "best", and those whose
+        interval, value at the start, and mark. Of percentages more is better: the best is marked "best", and those whose
         interval overlaps the interval of the best, "tie". Numbers without that unit, and those of chance, are not marked.
     """
     tables = [{n.key: n for n in facts.numbers(run.evaluation, run.before)} for run in runs]

@@ -27,7 +27,7 @@ class Number(NamedTuple):
         key: in metrics.json.
         title: of the number.
         value: with its unit.
-        before: of the untrained teacher, or "".
+        before: at the start of the run, or "".
         change: from there, with its sign, or "".
         interval: 95 % interval, or "".
         protocol: how it was measured.
@@ -47,7 +47,7 @@ def numbers(content: dict[str, Any], before: dict[str, float] | None) -> list[Nu
 
     Args:
         content: of `eval/STEP/metrics.json`.
-        before: numbers of the untrained teacher by key.
+        before: numbers at the start of the run by key.
     """
     found = []
     for key, value in content["metrics"].items():
@@ -133,7 +133,7 @@ def run_facts(config: ConfigDict, curves: dict[str, Curve], step: int | None) ->
         ("Backbone", f"{config.model.name}, patches of {config.model.patch_size} px, {config.model.dtype}"),
         ("Data", where(config.data)),
         ("Views", f"2 x {config.views.global_px} px, {config.views.local_count} x {config.views.local_px} px"),
-        ("Starts from", config.init.weights or "random weights"),
+        ("Start", config_lib.start_name(config)),
         ("Length", f"{config.train.epochs:g} epochs, batches of {config.train.batch_size}"),
         ("Seed", str(config.seed)),
     ]

@@ -112,7 +112,9 @@ def _train(config: ConfigDict, workdir: str, preemption: Preemption) -> None:
             if not lead:
                 return
             before = evaluation_lib.load_metrics(workdir, 0) if step else None
-            progress.say(f"{'untrained ' if not step else ''}teacher:\n{evaluation_lib.table(evaluation, before)}")
+            start = config_lib.start_name(config)
+            title = "teacher" if step else f"teacher at the start ({start})"
+            progress.say(f"{title}:\n{evaluation_lib.table(evaluation, before, start)}")
             if step == run.steps:
                 for path in write_report(evaluation, config, run.network, teacher, splits, workdir):
                     progress.say(f"wrote {path}")

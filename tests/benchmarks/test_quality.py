@@ -296,8 +296,8 @@ def test_similarity_to_the_mean_of_an_image():
 def row(name, **numbers):
     full = {column: dict(enumerate(numbers.get(column, (None, None, None)))) for column in quality_table.COLUMNS}
     full["pointing_chance"] = dict.fromkeys(range(3), 20.0 if "pointing" in numbers else None)
-    untrained = {column: dict.fromkeys(range(3), 10.0 if column in numbers else None) for column in full}
-    return quality_table.Row(name, "mil", "mil", full, untrained, dict.fromkeys(range(3), 0.1))
+    start = {column: dict.fromkeys(range(3), 10.0 if column in numbers else None) for column in full}
+    return quality_table.Row(name, "mil", "mil", full, start, dict.fromkeys(range(3), 0.1))
 
 
 ROWS = [
@@ -316,10 +316,10 @@ def test_differences_are_paired_and_to_the_best_baseline_of_the_column():
     low, high = stats.t.interval(0.95, 2, loc=paired.mean(), scale=stats.sem(paired))
     assert (rank1["mean"], rank1["low"], rank1["high"]) == pytest.approx((15.0, low, high))
     assert found["cmd"]["baseline"]["linear"]["to"] == "esvit"
-    assert found["cmd"]["untrained"]["rank1"]["mean"] == pytest.approx(35.0)
+    assert found["cmd"]["start"]["rank1"]["mean"] == pytest.approx(35.0)
     assert found["lambda_1"]["cmd"]["rank1"]["mean"] == pytest.approx(-5.0)
     assert found["lambda_1"]["cmd"]["linear"]["mean"] is None
-    assert found["dino"].keys() == {"untrained"}
+    assert found["dino"].keys() == {"start"}
 
 
 def test_one_seed_has_no_interval_and_no_deviation():
@@ -349,7 +349,7 @@ def test_tables_have_a_line_a_row():
     text = quality_table.markdown(ROWS, ("dino", "esvit"), "cmd")
     assert "45.0 ± 6.1" in text
     assert "+15.0 [" in text
-    for name in ("untrained", "dino", "esvit", "cmd", "lambda_1"):
+    for name in ("start", "dino", "esvit", "cmd", "lambda_1"):
         assert f"| {name}" in text
 
 
@@ -376,7 +376,7 @@ def test_the_whole_comparison_and_a_second_call_that_trains_nothing(photo_folder
         assert of_row["feature"] in quality_measure.candidates(plan(photo_folder, out).runs[0].config)
         for column in ("linear", "knn", "rank1", "map"):
             assert 0 <= of_row["numbers"][column]["0"] <= 100
-            assert 0 <= of_row["untrained"][column]["0"] <= 100
+            assert 0 <= of_row["start"][column]["0"] <= 100
         assert of_row["numbers"]["pointing"]["0"] is None  # photos have no parts
         assert (out / name / "seed-0" / "quality.json").exists()
     for name in ("results.md", "results.json", "overlays.png", "curves.png"):
@@ -392,7 +392,7 @@ def test_the_whole_comparison_and_a_second_call_that_trains_nothing(photo_folder
     for pool in pools.values():
         np.testing.assert_allclose(np.linalg.norm(pool, axis=1), 1, rtol=1e-5)
     assert run.config.eval.features == feature
-    for state, step in (("untrained", 0), ("trained", run.steps)):
+    for state, step in (("start", 0), ("trained", run.steps)):
         assert found[state]["knn"] == pytest.approx(load_metrics(run.workdir, step)["knn20_top1"])
     monkeypatch.setattr(quality_measure, "build_run", lambda *_: pytest.fail("measured again"))
     monkeypatch.setattr(quality_jobs, "_Child", lambda *_: pytest.fail("trained again"))

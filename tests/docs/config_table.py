@@ -24,6 +24,9 @@ Keys whose default is empty are filled from the method, the number of training i
 before anything is read or written, with the rule and a remedy, and so is a key that does not exist. `--dry_run` shows what a
 configuration means: data, shapes, memory and arithmetic.
 
+Several values are separated by commas, `--config.eval.protocols=knn,retrieval` or `--config.views.global_scale=0.4,1`; Python's
+`"('knn', 'retrieval')"` is read too. Of a flag that is given twice the later one counts.
+
 A configuration of your own is a Python file with a function `get_config()` that returns `cmd_jax.config.default()`, changed;
 the files in `configs/` are examples. This page is made of the comments in `cmd_jax/config.py` and the rules beside them.
 """

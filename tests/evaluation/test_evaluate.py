@@ -100,7 +100,7 @@ def test_other_data_have_a_place_of_their_own_and_leave_the_run_as_it_is(workdir
     assert out.returncode == 0, out.stderr
     assert "8 test queries, 16 train images; chance 50.0" in out.stdout
     assert "Retrieval" not in out.stdout
-    assert "untrained" not in out.stdout
+    assert "start" not in out.stdout.split()
     (folder,) = [path.name for path in (workdir / "eval" / "6").iterdir() if path.is_dir()]
     assert folder.startswith("on_")
     assert folder.endswith("other_photos")
@@ -165,13 +165,14 @@ def test_a_table_has_intervals_dashes_and_numbers_without_unit():
         Row("b", "Second", 1.25, "so"),
         Row("c", "Rank", 12.345, "", ""),
     )
-    lines = table(_evaluation(*rows), {"a": 30.0, "old": 1.0}).splitlines()
-    assert lines[0].split() == ["percent", "untrained", "step", "5", "protocol"]
+    lines = table(_evaluation(*rows), {"a": 30.0, "old": 1.0}, "weights of /dino\n.pth").splitlines()
+    assert lines[0].split() == ["percent", "start", "step", "5", "protocol"]
     assert lines[1].split() == ["First", "30.0", "45.0", "[40.6,", "49.4]", "how"]
     assert lines[2].split() == ["Second", "-", "1.2", "so"]
-    assert lines[3].split() == ["label-free", "untrained", "step", "5", "protocol"]
+    assert lines[3].split() == ["label-free", "start", "step", "5", "protocol"]
     assert lines[4].split() == ["Rank", "-", "12.35"]
-    assert "untrained" not in table(_evaluation(*rows))
+    assert lines[5:] == [r"start: weights of /dino\n.pth"]
+    assert "start" not in table(_evaluation(*rows))
     assert len({line.index("protocol") for line in lines if "protocol" in line} | {lines[1].index("how")}) == 1
 
 

@@ -104,7 +104,7 @@ def test_the_best_step_is_kept_and_evaluated(config, tmp_path):
     loop.train(config, str(tmp_path))
     values = {line["step"]: line["eval_rank1"] for line in _lines(tmp_path) if "eval_rank1" in line}
     assert list(values) == [0, 2, 4, 6]
-    del values[0]  # of the untrained teacher, which is not saved
+    del values[0]  # of the start, which is not saved
     best = max(values, key=values.get)
     assert values[evaluate_run(str(tmp_path), None, best=True).step] == values[best]
     assert len(Checkpoints(str(tmp_path), read_only=True).steps()) <= 2

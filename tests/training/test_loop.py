@@ -102,7 +102,7 @@ def test_the_eval_binary_gives_the_numbers_of_the_training(finished, capsys):
     evaluation = evaluate_run(str(workdir), None)
     assert evaluation.metrics() == pytest.approx(trained)
     text = capsys.readouterr().out
-    assert "untrained" in text
+    assert "start: random weights" in text
     assert "k=10, T=0.07" in text
     assert "a class" in text
     with pytest.raises(CheckpointError, match="has no step 5; it has 3, 6"):
