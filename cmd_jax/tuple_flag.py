@@ -1,8 +1,5 @@
 """Flags whose value is a tuple, written as one would say it: `knn,retrieval`, `0.4,1`, `(5, 10)`."""
 
-import ast
-from typing import Any
-
 from absl import flags
 from ml_collections import config_flags
 
@@ -16,7 +13,7 @@ class TupleParser(flags.ArgumentParser):
 
     syntactic_help = "elements separated by commas"
 
-    def parse(self, argument: str | tuple) -> tuple[Any, ...]:
+    def parse(self, argument: str | tuple) -> tuple[int | float | str, ...]:
         if isinstance(argument, tuple):  # a default
             return argument
         text = argument.strip()
@@ -29,11 +26,14 @@ class TupleParser(flags.ArgumentParser):
         return "tuple"
 
 
-def _element(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        return text
+def _element(text: str) -> int | float | str:
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    return text[1:-1] if quoted else text
 
 
 def register() -> None:
