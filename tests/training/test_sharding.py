@@ -1,4 +1,4 @@
-"""One program on any mesh: the same numbers, and nothing sent but gradients, statistics and, with FSDP, parameters."""
+"""One program on any mesh: the same numbers; only gradients, statistics and parameters of a state that is split are sent."""
 
 import json
 import os
@@ -30,7 +30,7 @@ NUMBERS = ("loss", "grad_norm", "loss_inter_student", "teacher_entropy")
 OPTIONS = {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": False}
 MESHES = {
     1: {"1x1": {}, "1x1, accumulate 2": {"train.accumulate": 2}},
-    8: {"8x1": {}, "2x4": {"mesh.model": 4}, "4x2, fsdp": {"mesh.model": 2, "mesh.fsdp": True}},
+    8: {"8x1": {}, "2x4": {"mesh.model": 4}, "4x2, split state": {"mesh.model": 2, "mesh.shard_state": True}},
 }
 
 
@@ -116,7 +116,7 @@ def test_prototypes_are_never_gathered_along_k(meshes, parameters):
     others = [leaf for leaf in jax.tree.leaves(parameters) if prototypes in leaf.shape]
     assert len(others) == 2  # the prototypes of both levels: no other array has this side
     assert {op for op, *_ in meshes["2x4"]["collectives"]} == {"all-reduce"}
-    for name in ("2x4", "4x2, fsdp"):
+    for name in ("2x4", "4x2, split state"):
         for op, shapes, *_ in meshes[name]["collectives"]:
             assert not any(prototypes in shape for shape in shapes), (name, op, shapes)
 
@@ -129,9 +129,9 @@ def test_the_state_is_split(meshes, parameters):
     centers = 2 * 4 * tiny().head.prototypes
     # of student, teacher and both moments
     assert local == whole - (4 * of_prototypes + centers) * 3 // 4
-    local, whole = meshes["4x2, fsdp"]["state"]
+    local, whole = meshes["4x2, split state"]["state"]
     assert local < 0.5 * whole
-    assert Counter(op for op, *_ in meshes["4x2, fsdp"]["collectives"])["all-gather"] > 0
+    assert Counter(op for op, *_ in meshes["4x2, split state"]["collectives"])["all-gather"] > 0
 
 
 if __name__ == "__main__":
