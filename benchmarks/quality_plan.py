@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cmd_jax import config as config_lib
-from cmd_jax.config import BY_HARDWARE, METHODS, ConfigDict, ConfigError, is_swin
+from cmd_jax.config import METHODS, ConfigDict, ConfigError, is_swin
 from cmd_jax.data.sources import open_source
 from cmd_jax.evaluation.evaluate import load_metrics
 from cmd_jax.evaluation.splits import Part, Splits, open_labelled_splits, spread
@@ -319,13 +319,10 @@ def make_run(name: str, seed: int, base: str, config: ConfigDict, values: dict[s
     Raises:
         ConfigError: its values do not fit together or the data.
     """
+    if config.train.batch_size > images:
+        raise ConfigError(f"train.batch_size is {config.train.batch_size}, but there are {images} training images; use fewer")
     resolved = config_lib.resolve(config, images)
-    batch_size = resolved.train.batch_size
-    if batch_size > images:
-        raise ConfigError(f"train.batch_size is {batch_size}, but there are {images} training images; use fewer")
     validate(resolved)
-    # What is compared is learned alike on any machine: it does not follow the hardware unless --set says so.
-    values = values | {key: keys(resolved)[key] for key in BY_HARDWARE}
     workdir = os.path.join(os.path.abspath(out), name, f"seed-{seed}")
     flags = [f"--config.{key}={value if isinstance(value, str) else repr(value)}" for key, value in values.items()]
     command = [sys.executable, "-m", "cmd_jax.main", f"--config={base}", f"--workdir={workdir}", *flags]

@@ -8,11 +8,11 @@ DIR holds the genuine archive nabirds.tar.gz (9 GB, from https://dl.allaboutbird
 
 Presets, all of 300 epochs but the last; cmd_jax/presets.py has their values beside the references' recipes:
 
-    vit_s16     CMD as measured best on small data (method cmd_bag), ViT-S/16, batch 64 (the default)
+    vit_s16     CMD as measured best on small data (method cmd_bag), ViT-S/16 (the default)
     paper       the same with the paper's objective and scorer
-    swin_t_w14  CMD as the paper trains it, Swin-T with window 14, batch 64
-    dino        DINO, ViT-S/16, batch 64
-    esvit       EsViT, Swin-T with window 7, batch 64
+    swin_t_w14  CMD as the paper trains it, Swin-T with window 14
+    dino        DINO, ViT-S/16
+    esvit       EsViT, Swin-T with window 7
     released    what the authors' released code computes, Swin-T with window 14, batch 8 as theirs
     small       CMD, ViT-micro at 48 px, batch 32, 20 epochs: for two CPU cores
 

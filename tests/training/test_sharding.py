@@ -15,7 +15,7 @@ from benchmarks.collectives import collectives
 from cmd_jax import config as config_lib
 from cmd_jax.training.optimizer import adamw
 from cmd_jax.training.schedules import make_schedules
-from cmd_jax.training.sharding import all_hardware, make_shardings
+from cmd_jax.training.sharding import all_hardware, local_copy, make_shardings
 from cmd_jax.training.state import init_state, make_network
 from cmd_jax.training.step import make_train_step
 from tests.conftest import quick, tiny
@@ -36,7 +36,10 @@ MESHES = {
 
 def main():
     """Prints for each mesh of the devices at hand: numbers of the steps, collectives, bytes of state on a device."""
-    out = {}
+    out, compiled_events = {}, []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compiled_events.append(event) if event.endswith("backend_compile_duration") else None
+    )
     for name, options in MESHES[jax.device_count()].items():
         config = tiny()
         config.views.local_count = 2
@@ -64,6 +67,12 @@ def main():
         whole = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         sent = [(c.op, c.shapes, c.bytes, c.executions) for c in collectives(compiled.as_text())]
         out[name] = {"numbers": numbers, "collectives": sent, "state": [local, whole]}
+        local_copy(state.teacher, shardings)
+        compiled_events.clear()
+        copy = local_copy(state.teacher, shardings)
+        whole = lambda a, copy: np.array_equal(a, copy) and copy.is_fully_replicated
+        same = jax.tree.leaves(jax.tree.map(whole, state.teacher, copy))
+        out[name]["copy"] = [all(same), len(compiled_events)]
     print(json.dumps(out))
 
 
@@ -89,6 +98,10 @@ def parameters():
 @pytest.mark.parametrize("name", [name for of_count in MESHES.values() for name in of_count if name != "1x1"])
 def test_every_mesh_gives_the_same_numbers(meshes, name):
     np.testing.assert_allclose(meshes[name]["numbers"], meshes["1x1"]["numbers"], rtol=1e-5)
+
+
+def test_evaluation_gets_a_whole_copy_without_compiling_again(meshes):
+    assert {name: found["copy"] for name, found in meshes.items()} == {name: [True, 0] for name in meshes}
 
 
 def test_one_device_sends_nothing(meshes):
