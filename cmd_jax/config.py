@@ -7,25 +7,19 @@ written `config.json` holds every value that was used.
 
 import json
 import os
-from typing import Any, NamedTuple
+from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from cmd_jax import files
+from cmd_jax.hardware import ONE_CPU, Hardware, default_batch_size
 from cmd_jax.method.chunks import default_chunk
 from cmd_jax.models import swin, vit
 
 # Open values that a run learns with and that `resolve` takes from the hardware. A run that is continued keeps its own, whatever
 # hardware it is continued on (training/resume.py).
 BY_HARDWARE = ("model.dtype", "model.teacher_dtype", "train.batch_size")
-# Of an open train.batch_size. DINO trains with 64 images on each of 16 GPUs; with more in all its learning rate is untested.
-IMAGES_PER_DEVICE = 64
-MAX_BATCH_SIZE = 1024
-MIN_STEPS_PER_EPOCH = 5
-# What a step needs for an image, at most: of Swin-T at K = 65,536, in bfloat16 on a TPU, the compiler says 0.40 GiB
-# (docs/performance.md); a ViT-S/16 needs less.
-BYTES_PER_IMAGE = int(0.45 * 2**30)
 
 # Keys of earlier versions, whose config.json files and exports are still read.
 RENAMED = {"mesh.fsdp": "mesh.shard_state"}
@@ -220,7 +214,7 @@ def default() -> ConfigDict:
 
     config.train = ConfigDict()
     # Images of a step, of all devices and processes together. None: 64 on CPUs; on GPUs and TPUs 64 for each device, fewer if
-    # its memory is small, at most 1,024 in all; fewer if there are few images (`default_batch_size` in cmd_jax/config.py)
+    # its memory is small, at most 1,024 in all; fewer if there are few images (`default_batch_size` in cmd_jax/hardware.py)
     config.train.batch_size = placeholder(int)
     config.train.accumulate = 1  # parts of a batch, one after the other; gradients are their mean
     config.train.epochs = 100.0
@@ -251,23 +245,6 @@ def default() -> ConfigDict:
     config.eval.linear_batch_size = 128
     config.eval.linear_lrs = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # tried, for a batch of 256; DINO takes the first
     return config
-
-
-class Hardware(NamedTuple):
-    """What the open values of speed depend on.
-
-    Attributes:
-        platform: of the devices: "cpu", "gpu" or "tpu".
-        devices: of all processes together.
-        memory_bytes: of one device; None where it does not say.
-    """
-
-    platform: str
-    devices: int = 1
-    memory_bytes: int | None = None
-
-
-ONE_CPU = Hardware("cpu")
 
 
 def resolve(config: ConfigDict, train_images: int, hardware: Hardware = ONE_CPU) -> ConfigDict:
@@ -329,31 +306,6 @@ def resolve(config: ConfigDict, train_images: int, hardware: Hardware = ONE_CPU)
     _fill(config, "model.attention", "cudnn" if gpu and is_vit and config.model.dtype == "bfloat16" else "xla")
     config.lock()
     return config
-
-
-def default_batch_size(train_images: int, hardware: Hardware, accumulate: int = 1) -> int:
-    """The batch of a run that names none, of all devices together.
-
-    On CPUs 64 images. On accelerators 64 for each device, or the power of two that its memory holds; at most 1,024, and no more
-    than leaves five steps in an epoch unless that is fewer than 64.
-
-    Args:
-        train_images: number of training images; 0 where it is not known. The batch is not larger.
-        hardware: that the run is on.
-        accumulate: parts of the batch that go through one after the other; devices x accumulate divides the batch.
-    """
-    if hardware.platform == "cpu":
-        batch = IMAGES_PER_DEVICE
-    else:
-        fits = hardware.memory_bytes // BYTES_PER_IMAGE if hardware.memory_bytes else IMAGES_PER_DEVICE
-        on_device = min(IMAGES_PER_DEVICE, accumulate * 2 ** (max(1, fits).bit_length() - 1))
-        batch = min(on_device * hardware.devices, MAX_BATCH_SIZE)
-        if train_images:
-            batch = min(batch, max(IMAGES_PER_DEVICE, train_images // MIN_STEPS_PER_EPOCH))
-    if train_images:
-        batch = min(batch, train_images)
-    unit = hardware.devices * accumulate
-    return max(1, batch // unit) * unit
 
 
 def is_swin(config: ConfigDict) -> bool:

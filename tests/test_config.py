@@ -9,7 +9,8 @@ import pytest
 
 from cmd_jax import config as config_lib
 from cmd_jax import presets
-from cmd_jax.config import ConfigError, Hardware, default
+from cmd_jax.config import ConfigError, default
+from cmd_jax.hardware import Hardware
 from cmd_jax.rules import RULES, keys
 from cmd_jax.training.sharding import mesh_shape
 from cmd_jax.validation import validate
@@ -321,7 +322,7 @@ def _v5e(devices):
         (_h100(16), 500, {}, "bfloat16", 96),  # five steps an epoch
         (_h100(6), 40, {}, "bfloat16", 36),
         (_v5e(8), 5994, {}, "bfloat16", 256),  # its memory holds 32 images a device
-        (_v5e(8), 5994, {"train.accumulate": 2}, "bfloat16", 512),  # ... at a time
+        (_v5e(8), 5994, {"train.accumulate": 2}, "bfloat16", 256),  # which saves memory
         (Hardware("tpu", 8), 5994, {}, "bfloat16", 512),  # of unknown memory
         (_h100(16), 5994, {"train.batch_size": 32, "model.dtype": "float32"}, "float32", 32),  # explicit: the whole batch
     ],

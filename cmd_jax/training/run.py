@@ -7,10 +7,11 @@ import jax
 import optax
 
 from cmd_jax import config as config_lib
-from cmd_jax.config import ConfigDict, ConfigError, Hardware
+from cmd_jax.config import ConfigDict, ConfigError
 from cmd_jax.data.cache import plan
 from cmd_jax.data.loader import Batch
 from cmd_jax.data.sources import Source, eval_section, open_source, where
+from cmd_jax.hardware import Hardware
 from cmd_jax.models.network import Network
 from cmd_jax.training.arithmetic import model_flops
 from cmd_jax.training.memory import return_free_memory

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from cmd_jax.config import ConfigDict, ConfigError, Hardware
+from cmd_jax.config import ConfigDict, ConfigError
+from cmd_jax.hardware import Hardware
 from cmd_jax.method.chunks import DATA, MODEL
 from cmd_jax.training import processes
 from cmd_jax.training.state import Params, TrainState
@@ -108,7 +109,9 @@ def all_hardware() -> Hardware:
     """The devices of all processes; of their memory the smallest, so that all processes resolve the same values."""
     limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in jax.local_devices()]
     memory_mib = processes.least(min(limits) // 2**20)
-    return Hardware(jax.devices()[0].platform, jax.device_count(), memory_mib * 2**20 or None)
+    device = jax.devices()[0]
+    cuda = "cuda" in device.client.platform_version  # ROCm's platform is "gpu" too
+    return Hardware(device.platform, jax.device_count(), memory_mib * 2**20 or None, cuda)
 
 
 def data_parallel(devices: list[jax.Device]) -> Shardings:

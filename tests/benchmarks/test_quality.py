@@ -15,12 +15,13 @@ from scipy import stats
 
 from benchmarks import quality, quality_jobs, quality_measure, quality_plan, quality_table
 from cmd_jax import config as config_lib
-from cmd_jax.config import METHODS, ConfigError, Hardware
+from cmd_jax.config import METHODS, ConfigError
 from cmd_jax.data.cache import CanvasCache
 from cmd_jax.data.loader import batches
 from cmd_jax.data.sources import open_source
 from cmd_jax.evaluation.evaluate import load_metrics
 from cmd_jax.evaluation.knn import knn_classify
+from cmd_jax.hardware import Hardware
 from cmd_jax.rules import keys
 from cmd_jax.training import loop
 from cmd_jax.training.resume import FREE, differences

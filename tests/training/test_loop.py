@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from cmd_jax import config as config_lib
-from cmd_jax.config import ConfigError, Hardware
+from cmd_jax.config import ConfigError
 from cmd_jax.data.cache import Batch
 from cmd_jax.evaluation import agreement
 from cmd_jax.evaluation.restore import evaluate_run
+from cmd_jax.hardware import Hardware
 from cmd_jax.training import loop
 from cmd_jax.training import run as run_lib
 from cmd_jax.training.checkpoint import Checkpoints

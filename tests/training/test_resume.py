@@ -5,7 +5,8 @@ import json
 import pytest
 
 from cmd_jax import config as config_lib
-from cmd_jax.config import BY_HARDWARE, ConfigError, Hardware, default
+from cmd_jax.config import BY_HARDWARE, ConfigError, default
+from cmd_jax.hardware import Hardware
 from cmd_jax.rules import keys
 from cmd_jax.training.resume import FREE, check_unchanged, differences, with_stored_values
 
