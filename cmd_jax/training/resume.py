@@ -61,7 +61,7 @@ def differences(stored: dict[str, Any], config: ConfigDict) -> list[str]:
 def with_stored_values(config: ConfigDict, workdir: str) -> ConfigDict:
     """Fills what a configuration leaves to the hardware with what the run in a work directory was started with.
 
-    A run that was started on 16 GPUs and is continued on 4 so keeps its batch and its precision.
+    So a run that was started on 16 GPUs and is continued on 4 keeps its batch and its precision.
 
     Args:
         config: as given, not resolved.

@@ -133,9 +133,9 @@ def describe(config: ConfigDict, workdir: str | None = None) -> str:
     patches = lambda side: (-(-side // token_px)) ** 2
     model = f"{config.model.name}/{config.model.patch_size}"
     backbone, total = count_parameters(state.student["backbone"]), count_parameters(state.student)
-    gib, devices, model_dtypes = 2**30, run.shardings.mesh.devices, config.model.dtype
+    gib, devices, precision = 2**30, run.shardings.mesh.devices, config.model.dtype  # devices: [data, model]
     if config.model.teacher_dtype != config.model.dtype:
-        model_dtypes += f", the teacher in {config.model.teacher_dtype}"
+        precision += f", the teacher in {config.model.teacher_dtype}"
     lines = [
         f"data        {where(config.data)}: {len(run.source):,} train, {len(test):,} test images"
         f"{'' if where(evaluated) == where(config.data) else f' of {where(evaluated)}'}, {len(test.class_names)} classes",
@@ -143,9 +143,9 @@ def describe(config: ConfigDict, workdir: str | None = None) -> str:
         f"views       2 x {views.global_px} px ({patches(views.global_px)} patches), "
         f"{views.local_count} x {views.local_px} px ({patches(views.local_px)} patches)",
         f"model       {model}: {backbone:,} parameters in the backbone, {total:,} with heads and "
-        f"{config.head.prototypes:,} prototypes a level; computed in {model_dtypes}",
+        f"{config.head.prototypes:,} prototypes a level; computed in {precision}",
         *init,
-        f"run         {run.steps:,} steps of {count:,} images, {count // devices.size} on each of {devices.size} device(s) "
+        f"run         {run.steps:,} steps of {count:,} images, {count // devices.shape[0]} on each of {devices.size} device(s) "
         f"({devices.flat[0].device_kind}), {config.train.epochs:g} epochs",
         f"memory      {memory.argument_size_in_bytes / gib:.2f} GiB of state and batch, "
         f"{memory.temp_size_in_bytes / gib:.2f} GiB temporary on each device",

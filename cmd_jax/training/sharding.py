@@ -120,7 +120,10 @@ def data_parallel(devices: list[jax.Device]) -> Shardings:
 
 
 def local_copy(params: Params, shardings: Shardings) -> Params:
-    """Parameters, however they are split over processes, whole on every device of this one: for evaluation."""
+    """Parameters, however they are split over processes, whole on every device of this one: for evaluation.
+
+    Nothing is copied where they are whole already, so a step that is given `params` to write in place ends the result too.
+    """
     whole = jax.device_put(params, shardings.replicated)
     of_process = data_parallel(jax.local_devices()).replicated
     return jax.tree.map(lambda leaf: jax.device_put(leaf.addressable_data(0), of_process), whole)
