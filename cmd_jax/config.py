@@ -7,14 +7,22 @@ written `config.json` holds every value that was used.
 
 import json
 import os
-from typing import Any, NamedTuple
+from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from cmd_jax import files
+from cmd_jax.hardware import ONE_CPU, Hardware, default_batch_size
 from cmd_jax.method.chunk_size import default_chunk
 from cmd_jax.models.sizes import SWIN_PATCH_PX, SWIN_SIZES, SWIN_STRIDE_PX, VIT_SIZES
+
+# Open values that a run learns with and that `resolve` takes from the hardware. A run that is continued keeps its own, whatever
+# hardware it is continued on (training/resume.py).
+BY_HARDWARE = ("model.dtype", "model.teacher_dtype", "train.batch_size")
+
+# Keys of earlier versions, whose config.json files and exports are still read.
+RENAMED = {"mesh.fsdp": "mesh.shard_state"}
 
 # Below this many images the field uses fewer prototypes, a colder teacher and a faster EMA (see `resolve`).
 SMALL_DATASET = 20_000
@@ -128,7 +136,9 @@ def default() -> ConfigDict:
     config.model.registers = 0  # of a ViT: learned tokens beside the class token
     config.model.window = 7  # of a Swin: side of a window in tokens
     config.model.drop_path = 0.1  # student only
-    config.model.dtype = "float32"  # of activations and products: float32 | bfloat16; losses, norms and EMA stay float32
+    # Of activations and products: float32 | bfloat16; losses, norms and EMA stay float32. None: bfloat16 on GPUs and TPUs,
+    # float32 on CPUs
+    config.model.dtype = placeholder(str)
     config.model.teacher_dtype = placeholder(str)  # of the teacher's forward pass; None: model.dtype
     # How the same numbers are computed; None: what is fastest on the backend at hand (docs/performance.md).
     config.model.packed_views = placeholder(bool)  # views of all sizes share the products of one row of tokens (ViT)
@@ -199,10 +209,13 @@ def default() -> ConfigDict:
     config.mesh = ConfigDict()  # the devices of all processes
     config.mesh.data = -1  # over which batches are split; -1: all that mesh.model leaves
     config.mesh.model = 1  # over which prototypes are split along K; it divides the devices of a process
-    config.mesh.fsdp = False  # parameters, teacher and moments split over mesh.data too, gathered for use
+    # Parameters, teacher and moments are split over mesh.data between steps; a step gathers the parameters whole when it starts
+    config.mesh.shard_state = False
 
     config.train = ConfigDict()
-    config.train.batch_size = 64  # of all devices and processes together
+    # Images of a step, of all devices and processes together. None: 64 on CPUs; on GPUs and TPUs 64 for each device, fewer if
+    # its memory is small, at most 1,024 in all; fewer if there are few images (`default_batch_size` in cmd_jax/hardware.py)
+    config.train.batch_size = placeholder(int)
     config.train.accumulate = 1  # parts of a batch, one after the other; gradients are their mean
     config.train.epochs = 100.0
     config.train.log_every_steps = 10
@@ -234,30 +247,13 @@ def default() -> ConfigDict:
     return config
 
 
-class Hardware(NamedTuple):
-    """What the open values of speed depend on.
-
-    Attributes:
-        platform: of the devices: "cpu", "gpu" or "tpu".
-        devices: of all processes together.
-        memory_bytes: of one device; None where it does not say.
-    """
-
-    platform: str
-    devices: int = 1
-    memory_bytes: int | None = None
-
-
-ONE_CPU = Hardware("cpu")
-
-
 def resolve(config: ConfigDict, train_images: int, hardware: Hardware = ONE_CPU) -> ConfigDict:
     """Fills every open value.
 
     Args:
         config: as given.
         train_images: number of training images.
-        hardware: that the run is on; values that depend on it change the speed alone.
+        hardware: that the run is on; of the values that depend on it, those of BY_HARDWARE change what is learned.
 
     Returns:
         A copy without None among the learning values; frozen against unknown keys.
@@ -293,6 +289,9 @@ def resolve(config: ConfigDict, train_images: int, hardware: Hardware = ONE_CPU)
     # 65.7, cls 57.8; with the gated scorer cls+mean+mil. A Swin has no class token, and was not measured.
     best = "mil" if config.method.mil_scorer == "class_token" else "mean+mil" if is_swin(config) else "cls+mean+mil"
     _fill(config, "eval.features", best if "mil" in method["image_pool"].split("+") else config.method.image_pool)
+    _fill(config, "model.dtype", "float32" if hardware.platform == "cpu" else "bfloat16")
+    _fill(config, "model.teacher_dtype", config.model.dtype)
+    _fill(config, "train.batch_size", default_batch_size(train_images, hardware, config.train.accumulate))
     is_vit, cpu, gpu = not is_swin(config), hardware.platform == "cpu", hardware.platform == "gpu"
     model = config.mesh.model
     images = -(-config.train.batch_size * model // (hardware.devices * config.train.accumulate))  # at a time on a device
@@ -302,7 +301,6 @@ def resolve(config: ConfigDict, train_images: int, hardware: Hardware = ONE_CPU)
     # On a CPU, the sign of a problem that is large for its memory; tiles then stay in the cache.
     chunked = cpu and config.method.prototype_chunk < prototypes
     _fill(config, "method.matched_targets", "gathered" if chunked else "expected")
-    _fill(config, "model.teacher_dtype", config.model.dtype)
     _fill(config, "model.packed_views", is_vit and hardware.platform != "tpu")
     _fill(config, "model.remat", "dots" if is_vit and chunked else "none")
     _fill(config, "model.scan_blocks", is_vit and (cpu or config.model.remat != "none"))
@@ -362,9 +360,18 @@ def load(path: str) -> ConfigDict:
     Raises:
         ConfigError: the file is no configuration.
     """
+    return from_dict(read_json(path))
+
+
+def from_dict(stored: dict[str, Any]) -> ConfigDict:
+    """A configuration from its values by section; keys that it lacks get their default, unknown ones are kept.
+
+    Raises:
+        ValueError, TypeError or another: a section is none.
+    """
     config = default()
     with config.unlocked(), config.ignore_type():
-        config.update(read_json(path))
+        config.update(_renamed(stored))
     config.lock()
     return config
 
@@ -381,4 +388,15 @@ def read_json(path: str) -> dict[str, Any]:
         raise ConfigError(f"{path} is no JSON ({error}); restore it, or give another --workdir") from error
     if not isinstance(stored, dict):
         raise ConfigError(f"{path} is no configuration but a {type(stored).__name__}; restore it, or give another --workdir")
+    return _renamed(stored)
+
+
+def _renamed(stored: dict[str, Any]) -> dict[str, Any]:
+    """The same values with the keys of today."""
+    stored = dict(stored)
+    for old, new in RENAMED.items():
+        (section, name), (_, now) = old.split("."), new.split(".")
+        values = stored.get(section)
+        if isinstance(values, dict) and name in values:
+            stored[section] = {now if key == name else key: value for key, value in values.items()}
     return stored

@@ -35,7 +35,7 @@ def main() -> None:
     from cmd_jax.training import loop, run
 
     if _DRY_RUN.value:
-        print(run.describe(config))
+        print(run.describe(config, _WORKDIR.value))
     else:
         loop.train(config, _WORKDIR.value)
 

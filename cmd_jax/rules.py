@@ -204,7 +204,7 @@ RULES: dict[str, Rule] = {
     "optim.freeze_last_layer_epochs": EPOCHS,
     "mesh.data": Whole(1, 2**20, also=-1),
     "mesh.model": Whole(1, 2**20),
-    "mesh.fsdp": Flag(),
+    "mesh.shard_state": Flag(),
     "train.batch_size": IMAGES,
     "train.accumulate": IMAGES,
     "train.epochs": SOME_EPOCHS,

@@ -63,7 +63,7 @@ def validate(config: ConfigDict) -> None:
             f"method.mil_warmup_epochs is {config.method.mil_warmup_epochs}, longer than train.epochs={config.train.epochs}; "
             "use a tenth of the epochs, or 0 for none"
         )
-    if config.train.batch_size % config.train.accumulate:
+    if config.train.batch_size is not None and config.train.batch_size % config.train.accumulate:
         raise ConfigError(
             f"train.accumulate is {config.train.accumulate}, which does not divide train.batch_size={config.train.batch_size}; "
             "use a divisor of it"

@@ -9,8 +9,10 @@ import pytest
 
 from cmd_jax import config as config_lib
 from cmd_jax import presets
-from cmd_jax.config import ConfigError, Hardware, default
+from cmd_jax.config import ConfigError, default
+from cmd_jax.hardware import Hardware
 from cmd_jax.rules import RULES, keys
+from cmd_jax.training.sharding import mesh_shape
 from cmd_jax.validation import validate
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -308,6 +310,61 @@ def test_an_objective_without_terms_is_refused():
         validate(config)
 
 
+GIB = 2**30
+
+
+def _cpu(devices=1):
+    return Hardware("cpu", devices)
+
+
+def _h100(devices):
+    return Hardware("gpu", devices, 60 * GIB)
+
+
+def _v5e(devices):
+    return Hardware("tpu", devices, 15 * GIB)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "images", "options", "dtype", "batch"),
+    [
+        (_cpu(), 5994, {}, "float32", 64),
+        (_cpu(8), 5994, {}, "float32", 64),  # a machine, not a device
+        (_cpu(), 24, {}, "float32", 24),
+        (_cpu(5), 5994, {}, "float32", 60),  # they divide it
+        (_cpu(), 0, {}, "float32", 64),  # unknown
+        (_h100(1), 5994, {}, "bfloat16", 64),
+        (_h100(8), 5994, {}, "bfloat16", 512),
+        (_h100(16), 5994, {}, "bfloat16", 1024),  # DINO's
+        (_h100(64), 100_000, {}, "bfloat16", 1024),
+        (_h100(16), 500, {}, "bfloat16", 96),  # five steps an epoch
+        (_h100(6), 40, {}, "bfloat16", 36),
+        (_v5e(8), 5994, {}, "bfloat16", 256),  # its memory holds 32 images a device
+        (_v5e(8), 5994, {"train.accumulate": 2}, "bfloat16", 256),  # which saves memory
+        (Hardware("tpu", 8), 5994, {}, "bfloat16", 512),  # of unknown memory
+        (_h100(16), 5994, {"train.batch_size": 32, "model.dtype": "float32"}, "float32", 32),  # explicit: the whole batch
+    ],
+)
+def test_precision_and_batch_that_are_left_open_follow_the_hardware(hardware, images, options, dtype, batch):
+    config = default()
+    config.update_from_flattened_dict(options)
+    resolved = config_lib.resolve(config, images, hardware)
+    assert (resolved.model.dtype, resolved.model.teacher_dtype, resolved.train.batch_size) == (dtype, dtype, batch)
+    mesh_shape(resolved, hardware.devices)
+
+
+def test_keys_of_earlier_versions_are_read(tmp_path):
+    stored = config_lib.resolve(default(), 1000).to_dict()
+    del stored["mesh"]["shard_state"]
+    stored["mesh"]["fsdp"] = True
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(stored))
+    for config in (config_lib.load(str(path)), config_lib.from_dict(stored)):
+        validate(config)
+        assert config.mesh.shard_state is True
+    assert "fsdp" not in config_lib.read_json(str(path))["mesh"]
+
+
 def test_open_values_of_speed_follow_the_hardware():
     def resolved(platform, **options):
         config = default()
@@ -319,8 +376,8 @@ def test_open_values_of_speed_follow_the_hardware():
     assert resolved("cpu") == [True, True, "dots", "xla", 256, "gathered"]
     small = {"train.batch_size": 4, "head.prototypes": 4096}
     assert resolved("cpu", **small) == [True, True, "none", "xla", 4096, "expected"]
-    assert resolved("gpu") == [True, False, "none", "xla", 8192, "expected"]
-    assert resolved("gpu", **{"model.dtype": "bfloat16"})[3] == "cudnn"
+    assert resolved("gpu") == [True, False, "none", "cudnn", 8192, "expected"]
+    assert resolved("gpu", **{"model.dtype": "float32"})[3] == "xla"
     assert resolved("tpu") == [False, False, "none", "xla", 256, "expected"]
     assert resolved("gpu", **{"model.name": "swin_tiny"})[:3] == [False, False, "none"]
     assert resolved("gpu", **{"model.remat": "full"})[1]
@@ -329,7 +386,7 @@ def test_open_values_of_speed_follow_the_hardware():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model.attention": "cudnn"}, "takes no float32"),
+        ({"model.attention": "cudnn", "model.dtype": "float32"}, "takes no float32"),
         ({"model.attention": "cudnn", "model.dtype": "bfloat16", "model.name": "swin_tiny"}, "adds a bias"),
         ({"model.name": "swin_tiny", "model.packed_views": True}, "model.packed_views is True"),
         ({"model.remat": "all"}, "model.remat is 'all'; choose one of none, dots, full"),

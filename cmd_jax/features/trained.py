@@ -105,12 +105,8 @@ def _of_run(source: str, step: int | None, features: str | None, network: str) -
 
 def _of_file(source: str, features: str | None) -> Trained:
     single = read_single(source)
-    config = config_lib.default()
     try:
-        with config.unlocked(), config.ignore_type():
-            config.update(single.config)
-        config.lock()
-        config = _checked(config, features)
+        config = _checked(config_lib.from_dict(single.config), features)
     except ConfigError as error:
         raise WeightsError(f"{source}: {error}") from error
     except Exception as error:  # ml_collections raises many types on a section that is none

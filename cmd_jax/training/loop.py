@@ -22,7 +22,7 @@ from cmd_jax.training.errors import Collapsed, Preempted, SaveError
 from cmd_jax.training.health import CollapseWatch, read_bad_step, watched_from
 from cmd_jax.training.metrics import MetricsWriter, Progress
 from cmd_jax.training.preemption import Asked, Preemption
-from cmd_jax.training.resume import check_unchanged
+from cmd_jax.training.resume import check_unchanged, with_stored_values
 from cmd_jax.training.run import prepare_run
 from cmd_jax.training.schedules import steps_per_epoch
 from cmd_jax.training.sharding import local_copy
@@ -57,7 +57,7 @@ def _train(config: ConfigDict, workdir: str, preemption: Preemption) -> None:
     lead = processes.is_first()
     say = functools.partial(print, flush=True) if lead else lambda text: None
     processes.agree(configuration=json.loads(config.to_json()), workdir=workdir)
-    run = prepare_run(config)
+    run = prepare_run(with_stored_values(config, workdir))
     config = run.config
     processes.agree(**{"training images": [len(run.source), run.source.class_names]})
     processes.check_shared(workdir)

@@ -61,6 +61,13 @@ def of_first(value: T) -> T:
     return type(value)(multihost_utils.broadcast_one_to_all(np.float32(value)))
 
 
+def least(value: int) -> int:
+    """The smallest of a number that each process has; below 2^31."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.process_allgather(np.int32(value)).min())
+
+
 def agree(**values: object) -> None:
     """Stops all processes unless each has the same values.
 

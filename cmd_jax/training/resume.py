@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from cmd_jax import config as config_lib
 from cmd_jax import files
-from cmd_jax.config import ConfigError
+from cmd_jax.config import BY_HARDWARE, ConfigError
 from cmd_jax.rules import keys
 
 # They change how fast a run goes, where its data lies, what it writes and which numbers it measures, but none of these numbers
@@ -28,7 +28,7 @@ FREE = frozenset(
         "data.prefetch_batches",
         "mesh.data",
         "mesh.model",
-        "mesh.fsdp",
+        "mesh.shard_state",
         "train.log_every_steps",
         "train.checkpoint_every_epochs",
         "train.keep_checkpoints",
@@ -56,6 +56,31 @@ def differences(stored: dict[str, Any], config: ConfigDict) -> list[str]:
         for key in sorted(before.keys() & now.keys() - free)
         if plain(before[key]) != plain(now[key])
     ]
+
+
+def with_stored_values(config: ConfigDict, workdir: str) -> ConfigDict:
+    """Fills what a configuration leaves to the hardware with what the run in a work directory was started with.
+
+    So a run that was started on 16 GPUs and is continued on 4 keeps its batch and its precision.
+
+    Args:
+        config: as given, not resolved.
+        workdir: of any run; without a `config.json` and steps there is nothing to continue.
+
+    Returns:
+        A copy in which values of BY_HARDWARE that were None are those of the `config.json`.
+    """
+    path = os.path.join(workdir, "config.json")
+    if not files.exists(path) or not any(name.isdigit() for name in files.names(os.path.join(workdir, "checkpoints"))):
+        return config
+    config = config.copy_and_resolve_references()
+    stored = keys(ConfigDict(config_lib.read_json(path)))
+    with config.ignore_type():
+        for key in BY_HARDWARE:
+            section, name = key.split(".")
+            if config[section][name] is None:
+                config[section][name] = stored.get(key)
+    return config
 
 
 def check_unchanged(config: ConfigDict, workdir: str) -> None:

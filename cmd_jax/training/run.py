@@ -7,14 +7,16 @@ import jax
 import optax
 
 from cmd_jax import config as config_lib
-from cmd_jax.config import ConfigDict, ConfigError, Hardware
+from cmd_jax.config import ConfigDict, ConfigError
 from cmd_jax.data.cache import plan
 from cmd_jax.data.loader import Batch
 from cmd_jax.data.sources import Source, eval_section, open_source, where
+from cmd_jax.hardware import Hardware
 from cmd_jax.models.network import Network
 from cmd_jax.training.arithmetic import model_flops
 from cmd_jax.training.memory import return_free_memory
 from cmd_jax.training.optimizer import adamw
+from cmd_jax.training.resume import with_stored_values
 from cmd_jax.training.schedules import make_schedules, steps_per_epoch, total_steps
 from cmd_jax.training.sharding import Shardings, all_hardware, make_shardings
 from cmd_jax.training.state import TrainState, count_parameters, init_state, make_network
@@ -74,12 +76,7 @@ def prepare_run(config: ConfigDict) -> Run:
     """
     validate(config)
     make_shardings(config)
-    source = open_source(config.data, "train")
-    if config.train.batch_size > len(source):
-        raise ConfigError(
-            f"train.batch_size is {config.train.batch_size}, but there are {len(source)} training images; use at most that"
-        )
-    return build_run(config, source, all_hardware())
+    return build_run(config, open_source(config.data, "train"), all_hardware())
 
 
 def build_run(config: ConfigDict, source: Source, hardware: Hardware, devices: Sequence[jax.Device] | None = None) -> Run:
@@ -97,6 +94,10 @@ def build_run(config: ConfigDict, source: Source, hardware: Hardware, devices: S
     config = config_lib.resolve(config, len(source), hardware)
     validate(config)
     shardings = make_shardings(config, devices)
+    batch_size = config.train.batch_size
+    if batch_size > len(source):
+        remedy = "use at most that" if hardware.devices <= len(source) else "use fewer devices, or more images"
+        raise ConfigError(f"train.batch_size is {batch_size}, but there are {len(source)} training images; {remedy}")
     network = make_network(config)
     optimizer = adamw(
         config.optim.clip_grad, round(config.optim.freeze_last_layer_epochs * steps_per_epoch(config, len(source)))
@@ -112,9 +113,17 @@ def build_run(config: ConfigDict, source: Source, hardware: Hardware, devices: S
     return Run(config, source, network, optimizer, shardings, train_step, total_steps(config, len(source)), shapes)
 
 
-def describe(config: ConfigDict) -> str:
-    """What `--dry_run` prints: data, model, shapes, memory and arithmetic of the compiled step; nothing is trained."""
-    run = prepare_run(config)
+def describe(config: ConfigDict, workdir: str | None = None) -> str:
+    """What `--dry_run` prints: data, model, shapes, memory and arithmetic of the compiled step; nothing is trained.
+
+    Args:
+        config: as given, not resolved.
+        workdir: of the run that would be continued, if any.
+
+    Raises:
+        ConfigError: a value cannot work.
+    """
+    run = prepare_run(with_stored_values(config, workdir) if workdir else config)
     config, state = run.config, run.abstract_state()
     init = [f"init        {note}" for note in initial_weights(config, run.network).notes] if config.init.weights else []
     count, memory = config.train.batch_size, run.compile().memory_analysis()
@@ -124,7 +133,9 @@ def describe(config: ConfigDict) -> str:
     patches = lambda side: (-(-side // token_px)) ** 2
     model = f"{config.model.name}/{config.model.patch_size}"
     backbone, total = count_parameters(state.student["backbone"]), count_parameters(state.student)
-    gib, devices = 2**30, run.shardings.mesh.size
+    gib, devices, precision = 2**30, run.shardings.mesh.devices, config.model.dtype  # devices: [data, model]
+    if config.model.teacher_dtype != config.model.dtype:
+        precision += f", the teacher in {config.model.teacher_dtype}"
     lines = [
         f"data        {where(config.data)}: {len(run.source):,} train, {len(test):,} test images"
         f"{'' if where(evaluated) == where(config.data) else f' of {where(evaluated)}'}, {len(test.class_names)} classes",
@@ -132,9 +143,10 @@ def describe(config: ConfigDict) -> str:
         f"views       2 x {views.global_px} px ({patches(views.global_px)} patches), "
         f"{views.local_count} x {views.local_px} px ({patches(views.local_px)} patches)",
         f"model       {model}: {backbone:,} parameters in the backbone, {total:,} with heads and "
-        f"{config.head.prototypes:,} prototypes a level",
+        f"{config.head.prototypes:,} prototypes a level; computed in {precision}",
         *init,
-        f"run         {run.steps:,} steps of {count} images on {devices} device(s), {config.train.epochs:g} epochs",
+        f"run         {run.steps:,} steps of {count:,} images, {count // devices.shape[0]} on each of {devices.size} device(s) "
+        f"({devices.flat[0].device_kind}), {config.train.epochs:g} epochs",
         f"memory      {memory.argument_size_in_bytes / gib:.2f} GiB of state and batch, "
         f"{memory.temp_size_in_bytes / gib:.2f} GiB temporary on each device",
         f"arithmetic  {model_flops(config) / 1e9:.2f} GFLOP an image and step, each product counted once",

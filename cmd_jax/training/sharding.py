@@ -4,7 +4,9 @@ Batches are split over `data` and every parameter lies on every device, unless
 
 - `mesh.model` is above 1: prototypes, their moments and the centers are split over `model` along K (method/prototypes.py says
   how the objective runs on them), or
-- `mesh.fsdp` is on: every larger array of the state is split over `data` too, and parameters are gathered for use alone.
+- `mesh.shard_state` is on: every larger array of the state is split over `data` between steps. A step gathers the parameters of
+  both networks whole when it starts, and updates moments, parameters and teacher part by part. This is ZeRO's sharding of the
+  state and not FSDP (ZeRO-3), which would gather one block at a time; docs/distributed.md says what it saves.
 """
 
 from collections import Counter
@@ -14,18 +16,20 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from cmd_jax.config import ConfigDict, ConfigError, Hardware
+from cmd_jax.config import ConfigDict, ConfigError
+from cmd_jax.hardware import Hardware
 from cmd_jax.method.chunks import DATA, MODEL
+from cmd_jax.training import processes
 from cmd_jax.training.state import Params, TrainState
 
-FSDP_MIN_SIZE = 1024  # elements; gathering less costs more time than its memory is worth
+MIN_SPLIT_SIZE = 1024  # elements; gathering less costs more time than its memory is worth
 
 
 class Shardings(NamedTuple):
     """A mesh and the rules by which arrays lie on it."""
 
     mesh: Mesh
-    fsdp: bool
+    shard_state: bool
 
     @property
     def replicated(self) -> NamedSharding:
@@ -37,18 +41,18 @@ class Shardings(NamedTuple):
 
     def of_state(self, state: TrainState | Params) -> Any:
         """One sharding for every leaf of a state, or of a part of it, that is stored between steps."""
-        return jax.tree_util.tree_map_with_path(lambda path, leaf: self._place(path, leaf, self.fsdp), state)
+        return jax.tree_util.tree_map_with_path(lambda path, leaf: self._place(path, leaf, self.shard_state), state)
 
     def in_use(self, params: Params) -> Any:
         """One sharding for every parameter while a network runs: only prototypes stay split."""
         return jax.tree_util.tree_map_with_path(lambda path, leaf: self._place(path, leaf, False), params)
 
-    def _place(self, path: tuple, leaf: Any, fsdp: bool) -> NamedSharding:
+    def _place(self, path: tuple, leaf: Any, split: bool) -> NamedSharding:
         axes: list[str | None] = [None] * leaf.ndim
         names = [str(getattr(part, "key", getattr(part, "name", part))) for part in path]
         if leaf.ndim and any("last_layer" in name or name == "centers" for name in names) and "last_layer_count" not in names:
             axes[0] = MODEL
-        if fsdp and leaf.ndim >= 2 and leaf.size >= FSDP_MIN_SIZE:
+        if split and leaf.ndim >= 2 and leaf.size >= MIN_SPLIT_SIZE:
             free = [axis for axis, name in enumerate(axes) if name is None and leaf.shape[axis] % self.mesh.shape[DATA] == 0]
             if free:
                 axes[max(free, key=lambda axis: leaf.shape[axis])] = DATA
@@ -74,7 +78,7 @@ def make_shardings(config: ConfigDict, devices: Sequence[jax.Device] | None = No
                 "the prototypes of one batch row stay within a process"
             )
     mesh = jax.make_mesh((data, model), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2, devices=devices)
-    return Shardings(mesh, config.mesh.fsdp)
+    return Shardings(mesh, config.mesh.shard_state)
 
 
 def mesh_shape(config: ConfigDict, devices: int) -> tuple[int, int]:
@@ -90,7 +94,7 @@ def mesh_shape(config: ConfigDict, devices: int) -> tuple[int, int]:
             f"a mesh of mesh.data={config.mesh.data} x mesh.model={model} does not fit {devices} devices; "
             "use --config.mesh.data=-1 and a --config.mesh.model that divides them"
         )
-    if batch_size % (data * accumulate):
+    if batch_size is not None and batch_size % (data * accumulate):
         unit = data * accumulate
         fit = max(1, batch_size // unit) * unit
         parts = f"{data} devices" + (f" x {accumulate} of train.accumulate" if accumulate > 1 else "")
@@ -102,19 +106,24 @@ def mesh_shape(config: ConfigDict, devices: int) -> tuple[int, int]:
 
 
 def all_hardware() -> Hardware:
-    """The devices of all processes."""
-    device = jax.local_devices()[0]
-    memory = device.memory_stats() or {}
-    return Hardware(device.platform, jax.device_count(), memory.get("bytes_limit"))
+    """The devices of all processes; of their memory the smallest, so that all processes resolve the same values."""
+    limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in jax.local_devices()]
+    memory_mib = processes.least(min(limits) // 2**20)
+    device = jax.devices()[0]
+    cuda = "cuda" in device.client.platform_version  # ROCm's platform is "gpu" too
+    return Hardware(device.platform, jax.device_count(), memory_mib * 2**20 or None, cuda)
 
 
 def data_parallel(devices: list[jax.Device]) -> Shardings:
     """Plain data parallelism over some devices: of this process, or of all processes."""
-    return Shardings(jax.make_mesh((len(devices), 1), (DATA, MODEL), (AxisType.Auto,) * 2, devices=devices), fsdp=False)
+    return Shardings(jax.make_mesh((len(devices), 1), (DATA, MODEL), (AxisType.Auto,) * 2, devices=devices), shard_state=False)
 
 
 def local_copy(params: Params, shardings: Shardings) -> Params:
-    """Parameters, however they are split over processes, whole on every device of this one: for evaluation."""
-    whole = jax.jit(lambda x: x, out_shardings=shardings.replicated)(params)
+    """Parameters, however they are split over processes, whole on every device of this one: for evaluation.
+
+    Nothing is copied where they are whole already, so a step that is given `params` to write in place ends the result too.
+    """
+    whole = jax.device_put(params, shardings.replicated)
     of_process = data_parallel(jax.local_devices()).replicated
     return jax.tree.map(lambda leaf: jax.device_put(leaf.addressable_data(0), of_process), whole)

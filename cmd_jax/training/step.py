@@ -283,8 +283,8 @@ def make_train_step(
 
 
 def gather(params: Params, shardings: Shardings | None) -> Params:
-    """Parameters as the networks use them; with FSDP they are gathered here, and their gradients scattered again."""
-    if not (shardings and shardings.fsdp):
+    """Parameters as the networks use them; a state that is split is gathered here, and gradients are split as it is."""
+    if not (shardings and shardings.shard_state):
         return params
 
     @jax.custom_vjp

@@ -21,9 +21,10 @@ from cmd_jax.data.loader import batches
 from cmd_jax.data.sources import open_source
 from cmd_jax.evaluation.evaluate import load_metrics
 from cmd_jax.evaluation.knn import knn_classify
+from cmd_jax.hardware import Hardware
 from cmd_jax.rules import keys
 from cmd_jax.training import loop
-from cmd_jax.training.resume import FREE
+from cmd_jax.training.resume import FREE, differences
 from cmd_jax.training.state import init_params, make_network
 from tests.conftest import QUICK
 
@@ -113,8 +114,9 @@ def test_the_main_job_gets_the_planned_configuration(planned):
     given = config_lib.default()
     with given.ignore_type():
         given.update(json.loads(done.stdout))
-    given = json.loads(config_lib.resolve(given, run.images).to_json())
-    assert given == json.loads(run.config.to_json())
+    planned_config = json.loads(run.config.to_json())
+    assert json.loads(config_lib.resolve(given, run.images).to_json()) == planned_config
+    assert differences(planned_config, config_lib.resolve(given, run.images, Hardware("gpu", 4))) == []  # on any machine
 
 
 @pytest.mark.parametrize("name", quality_plan.ABLATIONS)

@@ -22,8 +22,8 @@ def test_help_names_the_command(name):
 
 
 def test_settings_are_read_as_the_flags_of_a_run():
-    config = ahead.configuration(["model.dtype=bfloat16", "train.accumulate=4", "mesh.fsdp=True"])
-    assert (config.model.dtype, config.train.accumulate, config.mesh.fsdp) == ("bfloat16", 4, True)
+    config = ahead.configuration(["model.dtype=bfloat16", "train.accumulate=4", "mesh.shard_state=True"])
+    assert (config.model.dtype, config.train.accumulate, config.mesh.shard_state) == ("bfloat16", 4, True)
     with pytest.raises(KeyError, match="accumulat"):
         ahead.configuration(["train.acumulate=4"])
 

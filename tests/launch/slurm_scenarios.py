@@ -66,6 +66,7 @@ def _play(script: pathlib.Path, root: pathlib.Path, codes: list[str], *words: st
     (root / "codes").write_text("\n".join(codes) + "\n")
     (root / "state").write_text(state + "\n")
     environ = {**os.environ, "PATH": f"{root / 'bin'}:{os.environ['PATH']}", "FAKE": str(root), "SLURM_JOB_ID": "7"}
+    environ["SLURM_CPUS_PER_TASK"] = "12"
     environ |= {"WORKDIR": str(root / "a run"), "PYTHON": "python", "MAX_FAILURES": "3"}
     return [subprocess.run(["bash", script, *words], env=environ, timeout=30, check=False).returncode for _ in codes]
 
@@ -82,7 +83,7 @@ def success(script: pathlib.Path, root: pathlib.Path) -> None:
     for line in started:
         assert line.split("\0")[:-1] == ["-m", "cmd_jax.main", "--distributed", f"--workdir={root / 'a run'}", *words]
     flags = (root / "srun").read_text().split()
-    assert flags[:2] == ["--kill-on-bad-exit=1", "--gpu-bind=none"]
+    assert flags[:3] == ["--kill-on-bad-exit=1", "--gpu-bind=none", "--cpus-per-task=12"]
     assert _requeued(root) == []
 
 

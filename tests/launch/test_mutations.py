@@ -53,6 +53,7 @@ SLURM = [
     ('--workdir="$WORKDIR" "$@"', '--workdir="$WORKDIR" $@', "success"),
     ("=1 --gpu-bind=none", "=1", "success"),
     ("--kill-on-bad-exit=1 ", "", "success"),
+    (' --cpus-per-task="$SLURM_CPUS_PER_TASK"', "", "success"),
     ("--distributed ", "", "success"),
 ]
 SBATCH = [

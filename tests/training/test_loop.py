@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shutil
 
 import jax
 import numpy as np
@@ -13,7 +14,9 @@ from cmd_jax.config import ConfigError
 from cmd_jax.data.cache import Batch
 from cmd_jax.evaluation import agreement
 from cmd_jax.evaluation.restore import evaluate_run
+from cmd_jax.hardware import Hardware
 from cmd_jax.training import loop
+from cmd_jax.training import run as run_lib
 from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.errors import CheckpointError
 from cmd_jax.training.run import Run, describe, prepare_run
@@ -189,9 +192,24 @@ def test_labels_from_other_data_and_pictures_from_a_disk_cache_change_nothing(fi
 def test_dry_run_describes_and_writes_nothing(config):
     config.views.local_count = 2
     text = describe(config)
-    for part in ("24 train, 12 test images, 3 classes", "2 x 16 px (4 patches), 2 x 8 px (1 patches)", "6 steps of 8 images"):
+    for part in (
+        "24 train, 12 test images, 3 classes",
+        "2 x 16 px (4 patches), 2 x 8 px (1 patches)",
+        "computed in float32\n",
+        "6 steps of 8 images, 8 on each of 1 device(s) (cpu)",
+    ):
         assert part in text
     assert "GFLOP" in text
+
+
+def test_a_run_goes_on_with_the_batch_and_precision_that_it_was_started_with(finished, config, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    config.train.batch_size = config.model.dtype = None
+    assert prepare_run(config).config.train.batch_size == 24  # what this machine would give it
+    assert "6 steps of 8 images" in describe(config, str(workdir))
+    loop.train(config, str(workdir))  # not refused
+    assert json.loads((workdir / "config.json").read_text())["train"]["batch_size"] == 8
 
 
 def test_the_step_is_one_program_that_writes_its_state_in_place(config):
@@ -243,9 +261,13 @@ def test_evaluations_and_checkpoints_count_for_no_speed(config, tmp_path, monkey
     assert speeds == [config.train.batch_size / 2.0] * STEPS
 
 
-def test_a_batch_that_does_not_fit_is_refused(config):
+def test_a_batch_that_does_not_fit_is_refused(config, monkeypatch):
     config.train.batch_size = 32
     with pytest.raises(ConfigError, match="batch_size is 32, but there are 24 training images"):
+        prepare_run(config)
+    monkeypatch.setattr(run_lib, "all_hardware", lambda: Hardware("gpu", 32))
+    config.train.batch_size = None
+    with pytest.raises(ConfigError, match="batch_size is 32, but there are 24 training images; use fewer devices"):
         prepare_run(config)
     config.train.batch_size = 30
     with pytest.raises(ConfigError, match="batch_size 30 does not divide over 8 devices; use 24 or 32"):

@@ -6,7 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+from jax.experimental import multihost_utils
+
+from cmd_jax.training.sharding import all_hardware
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,6 +67,25 @@ def test_what_differs_stops_all_processes(photo_folder, tmp_path, different, mes
         assert code == 64, line
         assert message in line
     assert not list(tmp_path.rglob("checkpoints"))
+
+
+class _Device:
+    platform = "gpu"
+
+    def __init__(self, gib):
+        self._gib = gib
+
+    def memory_stats(self):
+        return {"bytes_limit": self._gib << 30} if self._gib else None
+
+
+def test_the_smallest_memory_of_all_devices_counts(monkeypatch):
+    assert all_hardware().memory_bytes is None  # a CPU's
+    monkeypatch.setattr(jax, "local_devices", lambda: [_Device(80), _Device(40)])
+    assert all_hardware().memory_bytes == 40 << 30
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda own: np.stack([own, np.int32(24 << 10)]))
+    assert all_hardware().memory_bytes == 24 << 30
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,10 @@ import json
 import pytest
 
 from cmd_jax import config as config_lib
-from cmd_jax.config import ConfigError, default
+from cmd_jax.config import BY_HARDWARE, ConfigError, default
+from cmd_jax.hardware import Hardware
 from cmd_jax.rules import keys
-from cmd_jax.training.resume import FREE, check_unchanged, differences
+from cmd_jax.training.resume import FREE, check_unchanged, differences, with_stored_values
 
 
 def _resolved():
@@ -68,6 +69,28 @@ def test_three_differences_are_named_with_the_file_and_the_remedy(tmp_path):
         "here; seed is 0 there and 1 here; and 1 more; give the old values or another --workdir, or edit the file where the "
         "change is meant"
     )
+
+
+def test_a_run_keeps_what_other_hardware_gave_it(tmp_path):
+    started = config_lib.resolve(default(), 5994, Hardware("gpu", 16, 60 * 2**30))
+    config_lib.save(started, str(tmp_path / "config.json"))
+    assert with_stored_values(default(), str(tmp_path)).train.batch_size is None  # no step was saved: it begins anew
+    (tmp_path / "checkpoints" / "50").mkdir(parents=True)
+    for hardware in (Hardware("cpu"), Hardware("gpu", 4, 60 * 2**30)):
+        continued = config_lib.resolve(with_stored_values(default(), str(tmp_path)), 5994, hardware)
+        check_unchanged(continued, str(tmp_path))
+        assert [keys(continued)[key] for key in BY_HARDWARE] == ["bfloat16", "bfloat16", 1024]
+    given = default()
+    given.train.batch_size = 64
+    continued = config_lib.resolve(with_stored_values(given, str(tmp_path)), 5994)
+    with pytest.raises(ConfigError, match=r"train\.batch_size is 1024 there and 64 here"):
+        check_unchanged(continued, str(tmp_path))
+
+
+def test_what_hardware_decides_is_known():
+    """All that differs between a CPU and 16 GPUs is either a matter of speed or kept by a run that is continued."""
+    cpu, gpus = (config_lib.resolve(default(), 5994, hardware) for hardware in (Hardware("cpu"), Hardware("gpu", 16, 2**36)))
+    assert {phrase.split()[0] for phrase in differences(_stored(cpu), gpus)} == set(BY_HARDWARE)
 
 
 @pytest.mark.parametrize(("text", "message"), [("{", "is no JSON"), ("[]", "is no configuration but a list")])

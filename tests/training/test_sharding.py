@@ -1,4 +1,4 @@
-"""One program on any mesh: the same numbers, and nothing sent but gradients, statistics and, with FSDP, parameters."""
+"""One program on any mesh: the same numbers; only gradients, statistics and parameters of a state that is split are sent."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from benchmarks.collectives import collectives
 from cmd_jax import config as config_lib
 from cmd_jax.training.optimizer import adamw
 from cmd_jax.training.schedules import make_schedules
-from cmd_jax.training.sharding import all_hardware, make_shardings
+from cmd_jax.training.sharding import all_hardware, local_copy, make_shardings
 from cmd_jax.training.state import init_state, make_network
 from cmd_jax.training.step import make_train_step
 from tests.conftest import quick, tiny
@@ -30,13 +30,16 @@ NUMBERS = ("loss", "grad_norm", "loss_inter_student", "teacher_entropy")
 OPTIONS = {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": False}
 MESHES = {
     1: {"1x1": {}, "1x1, accumulate 2": {"train.accumulate": 2}},
-    8: {"8x1": {}, "2x4": {"mesh.model": 4}, "4x2, fsdp": {"mesh.model": 2, "mesh.fsdp": True}},
+    8: {"8x1": {}, "2x4": {"mesh.model": 4}, "4x2, split state": {"mesh.model": 2, "mesh.shard_state": True}},
 }
 
 
 def main():
     """Prints for each mesh of the devices at hand: numbers of the steps, collectives, bytes of state on a device."""
-    out = {}
+    out, compiled_events = {}, []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compiled_events.append(event) if event.endswith("backend_compile_duration") else None
+    )
     for name, options in MESHES[jax.device_count()].items():
         config = tiny()
         config.views.local_count = 2
@@ -64,6 +67,12 @@ def main():
         whole = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         sent = [(c.op, c.shapes, c.bytes, c.executions) for c in collectives(compiled.as_text())]
         out[name] = {"numbers": numbers, "collectives": sent, "state": [local, whole]}
+        local_copy(state.teacher, shardings)
+        compiled_events.clear()
+        copy = local_copy(state.teacher, shardings)
+        whole = lambda a, copy: np.array_equal(a, copy) and copy.is_fully_replicated
+        same = jax.tree.leaves(jax.tree.map(whole, state.teacher, copy))
+        out[name]["copy"] = [all(same), len(compiled_events)]
     print(json.dumps(out))
 
 
@@ -91,6 +100,10 @@ def test_every_mesh_gives_the_same_numbers(meshes, name):
     np.testing.assert_allclose(meshes[name]["numbers"], meshes["1x1"]["numbers"], rtol=1e-5)
 
 
+def test_evaluation_gets_a_whole_copy_without_compiling_again(meshes):
+    assert {name: found["copy"] for name, found in meshes.items()} == {name: [True, 0] for name in meshes}
+
+
 def test_one_device_sends_nothing(meshes):
     assert meshes["1x1"]["collectives"] == meshes["1x1, accumulate 2"]["collectives"] == []
 
@@ -116,7 +129,7 @@ def test_prototypes_are_never_gathered_along_k(meshes, parameters):
     others = [leaf for leaf in jax.tree.leaves(parameters) if prototypes in leaf.shape]
     assert len(others) == 2  # the prototypes of both levels: no other array has this side
     assert {op for op, *_ in meshes["2x4"]["collectives"]} == {"all-reduce"}
-    for name in ("2x4", "4x2, fsdp"):
+    for name in ("2x4", "4x2, split state"):
         for op, shapes, *_ in meshes[name]["collectives"]:
             assert not any(prototypes in shape for shape in shapes), (name, op, shapes)
 
@@ -129,9 +142,9 @@ def test_the_state_is_split(meshes, parameters):
     centers = 2 * 4 * tiny().head.prototypes
     # of student, teacher and both moments
     assert local == whole - (4 * of_prototypes + centers) * 3 // 4
-    local, whole = meshes["4x2, fsdp"]["state"]
+    local, whole = meshes["4x2, split state"]["state"]
     assert local < 0.5 * whole
-    assert Counter(op for op, *_ in meshes["4x2, fsdp"]["collectives"])["all-gather"] > 0
+    assert Counter(op for op, *_ in meshes["4x2, split state"]["collectives"])["all-gather"] > 0
 
 
 if __name__ == "__main__":
