@@ -62,6 +62,8 @@ def _train(config: ConfigDict, workdir: str, preemption: Preemption) -> None:
     processes.agree(**{"training images": [len(run.source), run.source.class_names]})
     processes.check_shared(workdir)
     files.make_directory(workdir)
+    if run.source.note:
+        say(f"train: {run.source.note}")
     splits = _open_splits(config, say)
     checkpoints = Checkpoints(workdir, config.train.keep_checkpoints, config.train.best_metric)
     if checkpoints.steps():
@@ -195,4 +197,6 @@ def _open_splits(config: ConfigDict, say: Callable[[str], None]) -> Splits:
         ) from reason
     if reason:
         say(f"evaluation without labels: {reason}")
+    elif splits.test.note:
+        say(f"test: {splits.test.note}")
     return splits
