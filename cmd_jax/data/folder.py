@@ -69,22 +69,22 @@ class FolderSource:
 
     def _read_split(self, found: dict[str, str], split: str) -> None:
         """Reads one of the folders that `_split_folders` found."""
-        name = found.get("train" if split == "train" else "test") or found.get("val")
+        train_directory = os.path.join(self.root, found["train"])
+        train = find_images(train_directory, above=(self.root,))
+        classes = Classes.of(train_directory, train) if train.folders else None
+        self.class_names = tuple(map(printable, classes.names)) if classes else ()
+        name = found["train"] if split == "train" else found.get("test") or found.get("val")
         if name is None:
             return
         directory = os.path.join(self.root, name)
-        train = find_images(os.path.join(self.root, found["train"]), above=(self.root,))
         listing = train if split == "train" else find_images(directory, above=(self.root,))
         notes = [] if name == split else [f"read from {name}/"]
         if split == "test" and found.get("val", name) != name:
             notes.append(f"{found['val']}/ is not used")
-        if train.folders:
-            classes = Classes.of(os.path.join(self.root, found["train"]), train)
-            self.class_names = tuple(map(printable, classes.names))
-            labels = classes.labels(directory, listing)
+        if classes:
             if split == "train" and classes.nested():
                 notes.append(classes.note())
-            of = dict(zip(listing.paths, labels, strict=True))
+            of = dict(zip(listing.paths, classes.labels(directory, listing), strict=True))
             order = sorted(listing.paths, key=lambda path: (path.partition(os.sep)[0], path))
             self._take(directory, order, [of[path] for path in order])
         else:

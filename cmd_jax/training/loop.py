@@ -37,7 +37,7 @@ def train(config: ConfigDict, workdir: str) -> None:
 
     Raises:
         ConfigError: before anything is written; also when the directory's run was started with other values.
-        BadImage: too many training images, or one to evaluate on, cannot be read.
+        BadImage: too many images to train on or to evaluate on cannot be read.
         CheckpointError: there are checkpoints, and none is whole or they are of another model.
         NonFinite: the loss stopped being finite; the newest checkpoint is good.
         Collapsed: the teacher collapsed, and `train.stop_on_collapse` is set.

@@ -188,7 +188,11 @@ def test_names_of_splits(train, test, notes, tmp_path):
         [f"{test}/a/3.jpg"],
     ]
     assert tuple(source.note for source in splits) == notes
+    shutil.rmtree(tmp_path / test)
+    without = FolderSource(str(tmp_path), "test")
+    assert (len(without), without.class_names) == (0, ("a",))
     if test == "test":
+        _make(tmp_path, "test/a/3.jpg")
         _make(tmp_path, "val/a/4.jpg")
         both = FolderSource(str(tmp_path), "test")
         assert (both.paths, both.note) == (splits[1].paths, "val/ is not used")
