@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.quality_plan import Run
 from cmd_jax.data.decode import decode_record, eval_boxes
-from cmd_jax.data.sources import Source
+from cmd_jax.data.record import Source
 from cmd_jax.evaluation.knn import headline_k
 from cmd_jax.report.curves import Curve, read_curves
 from cmd_jax.report.overlays import cell, heat_overlay, shown_crop

@@ -1,4 +1,4 @@
-"""What training does about images that cannot be read: the next one takes their place, and too many end the run."""
+"""Images that cannot be read: training replaces them, evaluation leaves them out, and too many end either of them."""
 
 import sys
 import threading
@@ -19,10 +19,11 @@ class BadImages:
 
     Args:
         flags: [N], written to: not 0 where an image is bad. It may hold what an earlier process found.
+        outcome: what becomes of a bad image, for the message.
     """
 
-    def __init__(self, flags: np.ndarray):
-        self._flags, self._logged, self._lock = flags, set(), threading.Lock()
+    def __init__(self, flags: np.ndarray, outcome: str):
+        self._flags, self._logged, self._lock, self.outcome = flags, set(), threading.Lock(), outcome
         self.allowed = max(1, int(len(flags) * MAX_SHARE))
 
     @property
@@ -44,14 +45,19 @@ class BadImages:
             self._flags[index] = 1
             if index not in self._logged:
                 self._logged.add(index)
-                print(f"bad image, the next one takes its place: {reason}", file=sys.stderr, flush=True)
-            images, count = len(self._flags), self.count
-            if count > self.allowed:
-                raise BadImage(
-                    f"{reason}; {count} bad images of {images:,} are over the limit of {self.allowed} (0.1 %): repair the data"
-                )
+                print(f"bad image, {self.outcome}: {reason}", file=sys.stderr, flush=True)
+            images = len(self._flags)
+            self.check(reason)
             if self._in_a_row(index) >= min(MAX_IN_A_ROW, images):
                 raise BadImage(f"{reason}; {self._in_a_row(index)} images in a row are bad: repair the data")
+
+    def check(self, reason: str) -> None:
+        """Raises BadImage, beginning with the reason, if the bad images are more than is allowed."""
+        images, count = len(self._flags), self.count
+        if count > self.allowed:
+            raise BadImage(
+                f"{reason}; {count} bad images of {images:,} are over the limit of {self.allowed} (0.1 %): repair the data"
+            )
 
     def _in_a_row(self, index: int) -> int:
         """Length of the row of bad images around one, which ends at MAX_IN_A_ROW to either side and at the split's ends."""

@@ -14,7 +14,8 @@ from cmd_jax.config import ConfigDict, ConfigError
 from cmd_jax.data.bad_images import BadImages
 from cmd_jax.data.decode import decode_record, to_canvas
 from cmd_jax.data.errors import BadImage
-from cmd_jax.data.sources import Source, fingerprint
+from cmd_jax.data.record import Source
+from cmd_jax.data.sources import fingerprint
 
 RAM_SHARE = 0.8  # of what is free
 GIB = 2**30
@@ -128,7 +129,7 @@ class CanvasCache:
             self._canvas = np.zeros(shape, np.uint8) if chosen.kind == "ram" else None
             self._marks = np.zeros(marks, np.uint32)
         self._trusted = np.zeros(len(source), bool)  # pictures that this process has decoded or compared
-        self.bad = BadImages(self._marks[:, BAD])
+        self.bad = BadImages(self._marks[:, BAD], "the next one takes its place")
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """One image, decoded if it was not yet: canvas [C, C, 3] uint8 and size [2] int32.

@@ -7,9 +7,10 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from cmd_jax.data.errors import BadImage
-from cmd_jax.data.sources import Record
+from cmd_jax.data.image_files import ENDINGS
+from cmd_jax.data.record import Record
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+FORMATS = tuple(ENDINGS)
 MAX_PIXELS = 100_000_000
 MAX_ASPECT = 200  # evaluation enlarges the shorter side to a few hundred pixels, and the longer one with it
 

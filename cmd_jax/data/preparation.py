@@ -16,7 +16,8 @@ from cmd_jax.data.download import download
 from cmd_jax.data.errors import BadImage
 from cmd_jax.data.manifest import MANIFEST
 from cmd_jax.data.progress import track
-from cmd_jax.data.sources import SPLITS, FolderSource, Source, open_source
+from cmd_jax.data.record import SPLITS, Source
+from cmd_jax.data.sources import FolderSource, open_source
 
 NAMES = tuple(name for name in SOURCES if name != "folder")
 SUMMARY, SHEET, VIEWS = "summary.json", "contact_sheet.png", "views.png"
@@ -99,7 +100,8 @@ def prepare_folder(folder: str, verify: bool, threads: int) -> list[str]:
     if verify:
         _decode_all(splits, threads)
     lines = describe(_count(folder, splits))
-    return [*lines, f"{'wrote' if written else 'has'} {os.path.join(folder, MANIFEST)}; {_checked(verify)}"]
+    notes = [f"{split}: {source.note}" for split, source in splits.items() if source.note]
+    return [*lines, *notes, f"{'wrote' if written else 'has'} {os.path.join(folder, MANIFEST)}; {_checked(verify)}"]
 
 
 def _digest(directory: str, files: list[str], what: str, verify: bool, remedy: str) -> bool:

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from cmd_jax.config import ConfigDict
 from cmd_jax.data.augment import MEAN, STD, multi_crop, sample_params
 from cmd_jax.data.decode import decode_record, to_canvas
-from cmd_jax.data.sources import Source
+from cmd_jax.data.record import Source
 
 GAP_PX = 6
 GLOBAL_COLOR, LOCAL_COLOR = "red", "yellow"

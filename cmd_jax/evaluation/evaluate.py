@@ -2,13 +2,16 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from cmd_jax import files
 from cmd_jax.config import ConfigDict
+from cmd_jax.data.errors import BadImage
+from cmd_jax.data.record import Source
 from cmd_jax.data.sources import eval_section, where
 from cmd_jax.data.text import printable
 from cmd_jax.evaluation import agreement, breakdown, knn, label_free, linear, logistic, pointing, retrieval
@@ -41,6 +44,7 @@ class Evaluation(NamedTuple):
         gallery: features of the training images.
         queries: features of the test images; None without labels.
         predictions: [Q] int64, the class that k-NN gives every test image.
+        left_out: split -> number of its images that could not be read, and are in none of the numbers.
     """
 
     step: int
@@ -50,6 +54,7 @@ class Evaluation(NamedTuple):
     gallery: Features
     queries: Features | None
     predictions: np.ndarray | None
+    left_out: Mapping[str, int] = MappingProxyType({"train": 0, "test": 0})
 
     def metrics(self) -> dict[str, float]:
         return {row.key: row.value for row in self.rows}
@@ -68,8 +73,20 @@ def measurable(protocols: Sequence[str], splits: Splits) -> tuple[str, ...]:
     """Those protocols that the data allows: without labels "label_free" alone, without part boxes no "pointing"."""
     if not splits.labelled():
         return tuple(name for name in protocols if name == "label_free")
-    parts = len(splits.test[0].part_boxes)
-    return tuple(name for name in protocols if parts or name != "pointing")
+    return tuple(name for name in protocols if name != "pointing" or _has_boxes(splits.test))
+
+
+def _has_boxes(source: Source) -> bool:
+    try:
+        return len(source[0].part_boxes) > 0
+    except BadImage:  # a file that cannot be read, and folders have no boxes
+        return False
+
+
+def _left_out_note(left_out: Mapping[str, int]) -> str:
+    """For the protocol of every number; "" where all images could be read."""
+    parts = [f"{count:,} {split}" for split, count in left_out.items() if count]
+    return f"; left out as unreadable: {', '.join(parts)}" if parts else ""
 
 
 def evaluate(
@@ -95,15 +112,18 @@ def evaluate(
     extract = make_extractor(config, network)
     gallery = extract_features(extract, teacher, splits.train, config, between)
     queries = extract_features(extract, teacher, splits.test, config, between) if splits.labelled() else None
-    subject = Subject(config, network, teacher, splits, gallery, queries, between)
+    readable = splits.select(gallery.indices, None if queries is None else queries.indices)
+    left_out = {name: len(whole) - len(part) for name, whole, part in zip(Splits._fields, splits, readable, strict=True)}
+    subject = Subject(config, network, teacher, readable, gallery, queries, between)
     chosen = measurable(config.eval.protocols if protocols is None else protocols, splits)
     rows = [row for name, measure in PROTOCOLS.items() if name in chosen for row in measure(subject)]
+    rows = [row._replace(protocol=row.protocol + _left_out_note(left_out)) for row in rows]
     if queries is None:
-        return Evaluation(step, rows, {}, [], gallery, None, None)
+        return Evaluation(step, rows, {}, [], gallery, None, None, left_out)
     found = knn.classify(subject, knn.headline_k(config.eval.knn_k)).predictions.astype(np.int64)
     names = splits.train.class_names
     of_class, pairs = (count(found, queries.labels, names) for count in (breakdown.per_class, breakdown.confusions))
-    return Evaluation(step, rows, of_class, pairs, gallery, queries, found)
+    return Evaluation(step, rows, of_class, pairs, gallery, queries, found, left_out)
 
 
 def data_name(config: ConfigDict) -> str:
@@ -123,6 +143,7 @@ def save(evaluation: Evaluation, config: ConfigDict, workdir: str, other: str | 
     content: dict[str, Any] = {
         "step": evaluation.step,
         "data": data_name(config),
+        "images_left_out": dict(evaluation.left_out),
         "metrics": evaluation.metrics(),
         "title": {row.key: row.title for row in rows},
         "unit": {row.key: row.unit for row in rows},

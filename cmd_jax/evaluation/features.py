@@ -12,8 +12,10 @@ from jax.experimental import multihost_utils
 
 from cmd_jax.config import ConfigDict
 from cmd_jax.data.augment import normalize
+from cmd_jax.data.bad_images import BadImages
 from cmd_jax.data.decode import decode_record, eval_boxes, eval_crop
-from cmd_jax.data.sources import Source
+from cmd_jax.data.errors import BadImage
+from cmd_jax.data.record import NO_BOXES, UNLABELLED, Source
 from cmd_jax.models.heads import l2_normalize
 from cmd_jax.models.network import Encoded, Network
 from cmd_jax.training.sharding import data_parallel
@@ -23,7 +25,7 @@ T = TypeVar("T")
 
 
 class Features(NamedTuple):
-    """Features of N images.
+    """Features of the N images of a split that can be read.
 
     Attributes:
         features: [N, F] float32, l2-normalised.
@@ -31,6 +33,7 @@ class Features(NamedTuple):
         labels: [N] int64, -1 where unlabelled.
         boxes: [N, parts, 4] float32 (ymin, xmin, ymax, xmax), fractions of the evaluation crop.
         names: paths or ids.
+        indices: [N] int64, ascending: their indices in the split; those that are missing cannot be read.
     """
 
     features: np.ndarray
@@ -38,6 +41,7 @@ class Features(NamedTuple):
     labels: np.ndarray
     boxes: np.ndarray
     names: tuple[str, ...]
+    indices: np.ndarray
 
 
 def last_blocks(named: dict, count: int, append_mean: bool = False) -> jax.Array:
@@ -109,20 +113,33 @@ def pool_features(encoded: Encoded, config: ConfigDict) -> jax.Array:
     return jnp.concatenate(unit, axis=-1) / np.sqrt(len(parts))
 
 
-def eval_images(
-    source: Source, config: ConfigDict, indices: Sequence[int]
-) -> Iterator[tuple[np.ndarray, np.ndarray, int, str]]:
-    """Decodes images of a split in order: (crop [H, W, 3] uint8, part boxes in the crop [P, 4], label, name)."""
+class EvalImage(NamedTuple):
+    """One image as evaluation reads it.
 
+    Attributes:
+        crop: [H, W, 3] uint8.
+        boxes: [P, 4] float32, part boxes in the crop.
+        label: class index, or UNLABELLED.
+        name: path or id.
+    """
+
+    crop: np.ndarray
+    boxes: np.ndarray
+    label: int
+    name: str
+
+
+def eval_images(source: Source, config: ConfigDict, indices: Sequence[int]) -> Iterator[EvalImage]:
+    """Decodes images of a split in order. Raises BadImage."""
+    return in_threads(lambda index: _load(source, config, index), indices, config.data.decode_threads)
+
+
+def _load(source: Source, config: ConfigDict, index: int) -> EvalImage:
     resize_px, crop_px = config.eval.resize_px, config.eval.crop_px
-
-    def load(index: int):
-        record = source[index]
-        pixels = decode_record(record, grayscale=config.data.grayscale)
-        boxes = eval_boxes(record.part_boxes, pixels.shape[:2], resize_px, crop_px)
-        return eval_crop(pixels, resize_px, crop_px), boxes, record.label, record.name
-
-    return in_threads(load, indices, config.data.decode_threads)
+    record = source[index]
+    pixels = decode_record(record, grayscale=config.data.grayscale)
+    boxes = eval_boxes(record.part_boxes, pixels.shape[:2], resize_px, crop_px)
+    return EvalImage(eval_crop(pixels, resize_px, crop_px), boxes, record.label, record.name)
 
 
 def in_threads(load: Callable[[int], T], indices: Sequence[int], threads: int) -> Iterator[T]:
@@ -188,32 +205,62 @@ def extract_features(
 ) -> Features:
     """Runs the teacher over a split: every process over its share, and all get the whole.
 
+    An image that cannot be read is said on the error stream and left out; `data.bad_images` has the limit.
+
     Args:
         extract: of `make_extractor`.
         params: the teacher's, on every device of this process.
         source: the split.
         config: the whole resolved configuration.
         between: called before every batch, in all processes equally often.
+
+    Raises:
+        BadImage: too many images cannot be read.
     """
-    rows: list[tuple] = []
+    bad = BadImages(np.zeros(len(source), np.uint8), "left out of the evaluation")
+    boxes, labels, names, readable = [], [], [], []
+
+    def load(index: int) -> EvalImage | BadImage:
+        try:
+            return _load(source, config, index)
+        except BadImage as error:
+            return error
 
     def crops() -> Iterator[tuple[np.ndarray]]:
-        for pixels, *row in eval_images(source, config, share(len(source))):
-            rows.append(row)
-            yield (pixels,)
+        indices = share(len(source))
+        for index, image in zip(indices, in_threads(load, indices, config.data.decode_threads), strict=True):
+            readable.append(not isinstance(image, BadImage))
+            if not readable[-1]:
+                bad.note(index, str(image))
+                image = _blank(source, config, index)  # a row of its own until all processes have joined theirs
+            boxes.append(image.boxes)
+            labels.append(image.label)
+            names.append(image.name)
+            yield (image.crop,)
 
     encoded = in_batches(extract, params, crops(), config, between)
-    boxes, labels, names = zip(*rows, strict=True)
-    features = Features(**encoded, labels=np.array(labels, np.int64), boxes=np.stack(boxes), names=names)
-    return features if jax.process_count() == 1 else _of_all_processes(features, len(source))
+    rows = {**encoded, "boxes": np.stack(boxes), "labels": np.array(labels, np.int32), "readable": np.array(readable)}
+    rows = gather_shares({**rows, "names": _as_bytes(names)}, len(source))
+    readable = rows.pop("readable")
+    BadImages(~readable, bad.outcome).check("images of this split cannot be read")  # a process counts those of its share
+    rows = {key: array[readable] for key, array in rows.items()}
+    names = tuple(name.tobytes().rstrip(b"\0").decode() for name in rows.pop("names"))
+    return Features(**rows | {"labels": rows["labels"].astype(np.int64)}, names=names, indices=np.flatnonzero(readable))
 
 
-def _of_all_processes(part: Features, count: int) -> Features:
-    """Joins the shares of all processes, the first `count` rows of them."""
-    encoded = [name.encode() for name in part.names]
-    width = int(np.max(multihost_utils.process_allgather(np.int32(max(map(len, encoded))))))
-    names = np.array(encoded, f"S{width}").view(np.uint8).reshape(-1, width)
-    part = part._replace(names=names, labels=part.labels.astype(np.int32))
-    whole = gather_shares(part, count)
-    names = np.ascontiguousarray(whole.names).view(f"S{width}")[:, 0]
-    return whole._replace(names=tuple(name.decode() for name in names), labels=whole.labels.astype(np.int64))
+def _blank(source: Source, config: ConfigDict, index: int) -> EvalImage:
+    """Stands for an image that cannot be read."""
+    try:
+        boxes = np.zeros_like(source[index].part_boxes)
+    except BadImage:  # a file, and folders have no boxes
+        boxes = NO_BOXES
+    return EvalImage(np.zeros((config.eval.crop_px, config.eval.crop_px, 3), np.uint8), boxes, UNLABELLED, "")
+
+
+def _as_bytes(names: Sequence[str]) -> np.ndarray:
+    """[n, W] uint8: UTF-8, filled up with zeros to the longest name of all processes."""
+    encoded = [name.encode() for name in names]
+    width = max(1, *map(len, encoded))
+    if jax.process_count() > 1:
+        width = int(np.max(multihost_utils.process_allgather(np.int32(width))))
+    return np.array(encoded, f"S{width}").view(np.uint8).reshape(len(encoded), width)

@@ -6,10 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from cmd_jax.config import ConfigDict, ConfigError
-from cmd_jax.data.bad_images import MAX_IN_A_ROW
-from cmd_jax.data.decode import decode_record
-from cmd_jax.data.errors import BadImage
-from cmd_jax.data.sources import Record, Source, eval_section, open_source, where
+from cmd_jax.data.record import Record, Source
+from cmd_jax.data.sources import eval_section, open_source, where
 
 
 class NoLabels(ConfigError):
@@ -25,13 +23,17 @@ class Splits(NamedTuple):
     def labelled(self) -> bool:
         return len(self.test) > 0
 
+    def select(self, train: np.ndarray, test: np.ndarray | None) -> "Splits":
+        """The images with these ascending indices of either split; None is all of them."""
+        return Splits(_select(self.train, train), self.test if test is None else _select(self.test, test))
+
 
 class Part:
     """Some images of a source, in the given order."""
 
     def __init__(self, source: Source, indices: Sequence[int]):
         self._source, self._indices = source, indices
-        self.class_names, self.files = source.class_names, source.files
+        self.class_names, self.files, self.note = source.class_names, source.files, source.note
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -40,29 +42,8 @@ class Part:
         return self._source[int(self._indices[index])]
 
 
-class Readable:
-    """A source without labels in which an image that cannot be read is replaced by the next one, as training does.
-
-    Without labels any images will do, and a run that trains in spite of a bad one must not end where it is measured. Training
-    counts and reports them.
-    """
-
-    def __init__(self, source: Source):
-        self._source = source
-        self.class_names, self.files = (), source.files
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> Record:
-        for place in range(index, index + MAX_IN_A_ROW):
-            try:
-                record = self._source[place % len(self)]
-                decode_record(record)
-                return record
-            except BadImage as error:
-                found = error
-        raise found
+def _select(source: Source, indices: np.ndarray) -> Source:
+    return source if len(indices) == len(source) else Part(source, indices)
 
 
 def open_splits(config: ConfigDict) -> tuple[Splits, NoLabels | None]:
@@ -78,7 +59,7 @@ def open_splits(config: ConfigDict) -> tuple[Splits, NoLabels | None]:
     try:
         return open_labelled_splits(config), None
     except NoLabels as reason:
-        train = Readable(open_source(config.data, "train"))
+        train = open_source(config.data, "train")
         return Splits(Part(train, spread(len(train), config.eval.label_free_images)), Part(train, ())), reason
 
 

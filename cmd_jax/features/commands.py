@@ -15,6 +15,8 @@ def write(network: Network, images: str, out: str, batch_size: int, patches: boo
     """Embeds a folder; errors as of `read_trained` and `embed_folder`."""
     summary = embed_folder(read_trained(*network), images, out, batch_size, patches)
     lines = [f"wrote {out}: {summary.images:,} images" if summary.computed else f"{out} is whole: {summary.images:,} images"]
+    if summary.note:
+        lines.append(f"{images}: {summary.note}")
     if summary.bad:
         lines.append(f"{summary.bad:,} images could not be read and are left out; {summary.bad_list} lists them")
     return lines

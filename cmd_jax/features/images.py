@@ -9,14 +9,14 @@ from PIL import Image
 
 from cmd_jax.config import ConfigDict, ConfigError
 from cmd_jax.data.decode import decode_rgb, eval_crop, image_rgb
-from cmd_jax.data.sources import IMAGE_SUFFIXES, image_files, read_image_file
+from cmd_jax.data.image_files import IMAGE_SUFFIXES, Listing, find_images, read_image_file
 from cmd_jax.data.text import printable
 
 OF_OBJECTS = "OUST"  # kinds of dtypes whose elements are objects or text
 
 
-def folder_images(folder: str) -> list[str]:
-    """Paths of the images below a folder at any depth, relative to it, sorted.
+def folder_images(folder: str) -> Listing:
+    """The images below a folder at any depth, and what was left out: see `find_images`.
 
     Raises:
         ConfigError: it is no folder, or holds no image.
@@ -24,10 +24,11 @@ def folder_images(folder: str) -> list[str]:
     """
     if not os.path.isdir(folder):
         raise ConfigError(f"{folder} is not a directory; give one with images ({', '.join(IMAGE_SUFFIXES)}) at any depth")
-    paths = sorted(os.path.relpath(path, folder) for path in image_files(folder))
-    if not paths:
-        raise ConfigError(f"{folder} holds no images; put files ({', '.join(IMAGE_SUFFIXES)}) into it, at any depth")
-    return paths
+    listing = find_images(folder)
+    if not listing.paths:
+        note = f" ({listing.note()})" if listing.note() else ""
+        raise ConfigError(f"{folder} holds no images{note}; put files ({', '.join(IMAGE_SUFFIXES)}) into it, at any depth")
+    return listing
 
 
 def file_crop(path: str, config: ConfigDict) -> np.ndarray:
@@ -73,7 +74,7 @@ def separate(images: Any) -> Iterable[Any]:
     """
     if isinstance(images, str | os.PathLike):
         folder = os.fspath(images)
-        return [os.path.join(folder, path) for path in folder_images(folder)] if os.path.isdir(folder) else [folder]
+        return [os.path.join(folder, path) for path in folder_images(folder).paths] if os.path.isdir(folder) else [folder]
     if isinstance(images, Image.Image):
         return [images]
     if hasattr(images, "__array__"):

@@ -36,12 +36,14 @@ class Summary(NamedTuple):
         bad: left out; listed in `bad_list`.
         computed: images that this call has encoded, the others were there.
         bad_list: path of the list, or None.
+        note: what of the folder was not read as an image, for people; "" where all was.
     """
 
     images: int
     bad: int
     computed: int
     bad_list: str | None
+    note: str
 
 
 def embed_folder(trained: Trained, folder: str, out: str, batch_size: int = 64, patches: bool = False) -> Summary:
@@ -62,7 +64,8 @@ def embed_folder(trained: Trained, folder: str, out: str, batch_size: int = 64, 
         DatasetError: more than half of the images are bad; nothing but the list is written.
     """
     _check_out(out)
-    paths = folder_images(folder)
+    listing = folder_images(folder)
+    paths, note = listing.paths, listing.note()
     shapes = widths(trained.config, trained.params)
     columns = ["features"]
     if patches:
@@ -70,7 +73,7 @@ def embed_folder(trained: Trained, folder: str, out: str, batch_size: int = 64, 
     flat = {name: int(np.prod(shapes[name])) for name in columns}
     job = _job(trained, folder, paths, {"batch_size": batch_size, "columns": columns})
     if os.path.exists(out):
-        return _finished(out, job)
+        return _finished(out, job, note)
     directory = f"{out}.partial"
     _open_parts(directory, job)
     row_bytes = sum(width * np.dtype(store.DTYPES[name]).itemsize for name, width in flat.items())
@@ -102,7 +105,7 @@ def embed_folder(trained: Trained, folder: str, out: str, batch_size: int = 64, 
     store.join_parts([part for part in parts if store.count_rows(part)], whole, meta)
     os.replace(whole, out)
     shutil.rmtree(directory)
-    return Summary(meta.images, len(bad), computed, bad_list)
+    return Summary(meta.images, len(bad), computed, bad_list, note)
 
 
 def _check_out(out: str) -> None:
@@ -130,14 +133,14 @@ def _digest(job: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _finished(out: str, job: dict[str, Any]) -> Summary:
+def _finished(out: str, job: dict[str, Any], note: str) -> Summary:
     meta = store.read_meta(out)
     if meta.job != _digest(job):
         what = "checkpoint" if meta.fingerprint != job["checkpoint"] else "images or options"
         raise ConfigError(f"--out={out} is there already, of another {what}; choose another path, or remove it")
     bad_list = f"{out}.bad.txt"
     bad = len(files.read(bad_list).splitlines()) if os.path.exists(bad_list) else 0
-    return Summary(meta.images, bad, 0, bad_list if bad else None)
+    return Summary(meta.images, bad, 0, bad_list if bad else None, note)
 
 
 def _open_parts(parts: str, job: dict[str, Any]) -> None:

@@ -26,10 +26,14 @@ def write_sheet(path: str, config: ConfigDict, folder: str, query: str, found: F
         found: what `search` returned.
 
     Raises:
-        ConfigError: the path is no .png, or the file of features names a path outside the folder.
+        ConfigError: the path is no .png or lies in the folder, or the file of features names a path outside of it.
     """
     if not path.endswith(".png"):
         raise ConfigError(f"--sheet={path} must end in .png")
+    if os.path.commonpath((os.path.realpath(path), os.path.realpath(folder))) == os.path.realpath(folder):
+        raise ConfigError(
+            f"--sheet={path} lies in --images={folder} and would be read as one of its images; choose another path"
+        )
     cells = [("query", query, found.patch)]
     for rank, match in enumerate(found.matches, 1):
         if os.path.isabs(match.path) or ".." in match.path.split(os.sep):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from cmd_jax.config import ConfigDict
-from cmd_jax.data.sources import Source
+from cmd_jax.data.record import Source
 from cmd_jax.evaluation.evaluate import Evaluation
 from cmd_jax.evaluation.features import Features
 from cmd_jax.evaluation.patches import Patches, inspect_patches, make_inspector
@@ -56,7 +56,9 @@ class Exhibit(NamedTuple):
 
 
 def make_exhibit(evaluation: Evaluation, config: ConfigDict, network: Network, teacher: Params, splits: Splits) -> Exhibit:
-    """The exhibit of an evaluated teacher, whose parameters are on every device of this process."""
+    """The exhibit of an evaluated teacher, whose parameters are on every device of this process: images that were read."""
+    queries = evaluation.queries
+    splits = splits.select(evaluation.gallery.indices, None if queries is None else queries.indices)
     inspect = make_inspector(config, network)
     look = lambda source, rows: inspect_patches(inspect, teacher, source, config, rows)
     if evaluation.queries is None:

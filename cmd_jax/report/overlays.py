@@ -8,7 +8,7 @@ from PIL import Image
 
 from cmd_jax.config import ConfigDict, token_px
 from cmd_jax.data.decode import decode_record, eval_crop
-from cmd_jax.data.sources import Source
+from cmd_jax.data.record import Source
 
 HEAT, STRENGTH = "inferno", 0.6  # colours of weights, and how much of the picture they cover
 

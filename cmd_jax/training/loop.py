@@ -37,7 +37,7 @@ def train(config: ConfigDict, workdir: str) -> None:
 
     Raises:
         ConfigError: before anything is written; also when the directory's run was started with other values.
-        BadImage: too many training images, or one to evaluate on, cannot be read.
+        BadImage: too many images to train on or to evaluate on cannot be read.
         CheckpointError: there are checkpoints, and none is whole or they are of another model.
         NonFinite: the loss stopped being finite; the newest checkpoint is good.
         Collapsed: the teacher collapsed, and `train.stop_on_collapse` is set.
@@ -62,6 +62,8 @@ def _train(config: ConfigDict, workdir: str, preemption: Preemption) -> None:
     processes.agree(**{"training images": [len(run.source), run.source.class_names]})
     processes.check_shared(workdir)
     files.make_directory(workdir)
+    if run.source.note:
+        say(f"train: {run.source.note}")
     splits = _open_splits(config, say)
     checkpoints = Checkpoints(workdir, config.train.keep_checkpoints, config.train.best_metric)
     if checkpoints.steps():
@@ -202,4 +204,6 @@ def _open_splits(config: ConfigDict, say: Callable[[str], None]) -> Splits:
         ) from reason
     if reason:
         say(f"evaluation without labels: {reason}")
+    elif splits.test.note:
+        say(f"test: {splits.test.note}")
     return splits

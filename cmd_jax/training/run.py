@@ -129,6 +129,7 @@ def describe(config: ConfigDict, workdir: str | None = None) -> str:
     count, memory = config.train.batch_size, run.compile().memory_analysis()
     evaluated = eval_section(config.data)
     test = open_source(evaluated, "test")
+    notes = [f"data        {split}: {of.note}" for split, of in (("train", run.source), ("test", test)) if of.note]
     views, token_px = config.views, config_lib.token_px(config)
     patches = lambda side: (-(-side // token_px)) ** 2
     model = f"{config.model.name}/{config.model.patch_size}"
@@ -139,6 +140,7 @@ def describe(config: ConfigDict, workdir: str | None = None) -> str:
     lines = [
         f"data        {where(config.data)}: {len(run.source):,} train, {len(test):,} test images"
         f"{'' if where(evaluated) == where(config.data) else f' of {where(evaluated)}'}, {len(test.class_names)} classes",
+        *notes,
         f"cache       {plan(run.source, config.data).note}",
         f"views       2 x {views.global_px} px ({patches(views.global_px)} patches), "
         f"{views.local_count} x {views.local_px} px ({patches(views.local_px)} patches)",

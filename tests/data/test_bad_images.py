@@ -1,6 +1,7 @@
 """A bad image in training: the next one takes its place whoever reads and when, once said, counted, and limited."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 from cmd_jax.data.bad_images import BadImages
 from cmd_jax.data.errors import BadImage
 from cmd_jax.data.loader import CanvasCache, Prefetch, batches
-from cmd_jax.evaluation.features import eval_images
+from cmd_jax.evaluation import features
+from cmd_jax.evaluation.features import extract_features
 from cmd_jax.training import loop
 from tests.data.test_loader import Numbered, section, take
 
@@ -83,7 +85,7 @@ def test_what_is_read_depends_neither_on_processes_nor_on_the_first_step(process
 
 @pytest.mark.parametrize(("images", "allowed"), [(2, 1), (24, 1), (1999, 1), (2000, 2), (5994, 5), (1_281_167, 1281)])
 def test_more_than_a_thousandth_and_more_than_one_end_the_run(images, allowed, capsys):
-    bad = BadImages(_flags(images))
+    bad = BadImages(_flags(images), "left out")
     assert bad.allowed == allowed
     spread = range(0, images, max(1, images // (allowed + 1)))
     for index in spread[:allowed]:
@@ -96,7 +98,7 @@ def test_more_than_a_thousandth_and_more_than_one_end_the_run(images, allowed, c
 
 
 def test_ten_in_a_row_end_the_run():
-    bad = BadImages(_flags(100_000))
+    bad = BadImages(_flags(100_000), "left out")
     order = [50, 52, 51, 53, 56, 55, 57, 58, 59]  # however they are met
     for index in order:
         bad.note(index, f"{index}: broken")
@@ -114,18 +116,24 @@ def test_nothing_but_bad_images():
         CanvasCache(Damaged(2, [0, 1]), section()).load(0)
 
 
-def test_a_run_goes_on_past_one_bad_image_and_counts_it(tiny_config, photo_folder, tmp_path, capsys):
-    flat = tmp_path / "photos"
-    flat.mkdir()
-    for path in (photo_folder / "train").rglob("*.png"):
-        shutil.copy(path, flat / f"{path.parent.name} {path.name}")
-    (flat / "a class 3.png").write_bytes(b"no picture")
-    tiny_config.data.source, tiny_config.data.folder = "folder", str(flat)
-    loop.train(tiny_config, str(tmp_path / "run"))
-    assert capsys.readouterr().err.count("a class 3.png: not a readable picture") == 1
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(1, 7))
-    assert lines[-1]["bad_images"] == 1
+def test_a_run_replaces_one_bad_image_and_its_evaluations_leave_it_out(tiny_config, photo_folder, tmp_path, capsys):
+    folder, workdir = tmp_path / "photos", tmp_path / "run"
+    shutil.copytree(photo_folder, folder)
+    for name in ("train/a class/3.png", "test/b.class/0.png"):
+        (folder / name).write_bytes(b"no picture")
+    tiny_config.data.source, tiny_config.data.folder = "folder", str(folder)
+    loop.train(tiny_config, str(workdir))
+    shown = capsys.readouterr()
+    assert shown.err.count("bad image, the next one takes its place") == 1
+    for name in ("train/a class/3.png", "test/b.class/0.png"):  # before the first step and after the last
+        assert len(re.findall(f"left out of the evaluation: .*{name}: not a readable picture", shown.err)) == 2
+    assert "11 test queries, 23 train images" in shown.out
+    assert "; left out as unreadable: 1 train, 1 test" in shown.out
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["bad_images"] for line in lines if "loss" in line] == [1] * 6
+    content = json.loads((workdir / "eval" / "6" / "metrics.json").read_text())
+    assert content["images_left_out"] == {"train": 1, "test": 1}
+    assert all(protocol.endswith("unreadable: 1 train, 1 test") for protocol in content["protocol"].values())
 
 
 def test_the_second_bad_image_of_a_small_folder_comes_out_of_the_stream():
@@ -136,8 +144,30 @@ def test_the_second_bad_image_of_a_small_folder_comes_out_of_the_stream():
     stream.close()
 
 
-def test_evaluation_never_skips(tiny_config):
-    tiny_config.eval.resize_px, tiny_config.eval.crop_px = 8, 8
-    with pytest.raises(BadImage, match=r"^photos/3\.jpg: not a readable picture"):
-        list(eval_images(Damaged(5, [3]), tiny_config, range(5)))
-    assert len(list(eval_images(Numbered(5), tiny_config, range(5)))) == 5
+def _extracted(config, source):
+    """Features that are the first pixel of the crop, so the index of the image."""
+    config.eval.resize_px, config.eval.crop_px = 8, 8
+    encode = lambda params, images: {"features": images[:, 0, 0, :1], "mil_weights": images[:, 0, 0, :1]}
+    return extract_features(encode, {}, source, config)
+
+
+@pytest.mark.parametrize("bad", [[0], [3], [19]])
+def test_evaluation_leaves_a_bad_image_out_and_all_else_stays_aligned(bad, tiny_config):
+    found = _extracted(tiny_config, Damaged(20, bad))
+    kept = [index for index in range(20) if index not in bad]
+    assert found.indices.tolist() == found.features[:, 0].tolist() == kept
+    assert found.names == tuple(Damaged(20, [])[index].name for index in kept)
+    assert found.labels.tolist() == [Damaged(20, [])[index].label for index in kept]
+    assert len(found.boxes) == len(found.mil_weights) == 19
+
+
+def test_evaluation_has_the_limit_of_training(tiny_config):
+    with pytest.raises(BadImage, match=r"^photos/9\.jpg: .*; 2 bad images of 20 are over the limit of 1 \(0\.1 %\): repair"):
+        _extracted(tiny_config, Damaged(20, [3, 9]))
+
+
+def test_the_limit_is_of_all_processes_together(tiny_config, monkeypatch):
+    # This process has met one bad image, and another process a second one.
+    monkeypatch.setattr(features, "gather_shares", lambda tree, count: tree | {"readable": ~np.isin(np.arange(count), (3, 9))})
+    with pytest.raises(BadImage, match=r"images of this split cannot be read; 2 bad images of 20 are over the limit"):
+        _extracted(tiny_config, Damaged(20, [3]))

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from cmd_jax.data.decode import decode_rgb, eval_boxes, eval_crop, to_canvas
+from cmd_jax.data.decode import FORMATS, decode_rgb, eval_boxes, eval_crop, to_canvas
 from cmd_jax.data.errors import BadImage
+from cmd_jax.data.image_files import ENDINGS
 
 
 def _encode(image, kind="png", **options):
@@ -91,6 +92,12 @@ def _palette(colours):
             id="palette, alpha",
         ),
         pytest.param(_encode(_palette([(9, 8, 7), (200, 10, 30)]), "gif", transparency=0), [WHITE, (200, 10, 30)], id="GIF"),
+        # the pixels of a stereo camera's first picture, by the ending .mpo or .jpg
+        pytest.param(
+            _encode(Image.new("L", (1, 1), 77), "mpo", save_all=True, append_images=[Image.new("L", (1, 1), 200)]),
+            [(77, 77, 77)],
+            id="MPO",
+        ),
         # ink as Adobe stores it (inverted) in JPEG, and as it is in TIFF: (255 - ink)(255 - black) / 255
         pytest.param(
             _encode(Image.new("CMYK", (1, 1), (10, 20, 30, 40)), "jpeg", quality=100), [(207, 198, 190)], id="CMYK JPEG"
@@ -103,6 +110,24 @@ def test_every_kind_of_pixel(encoded, pixels):
     decoded = decode_rgb(encoded, "x")
     assert (decoded.dtype, decoded.shape) == (np.uint8, (1, len(pixels), 3))
     assert [tuple(pixel) for pixel in decoded[0].tolist()] == pixels
+
+
+@pytest.mark.skipif("AVIF" not in FORMATS, reason="this Pillow reads no AVIF")
+@pytest.mark.parametrize("turn", [1, 6])
+def test_avif(turn):
+    """Grey, which its colour space keeps; half transparent on white; turned once."""
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    stored = np.full((16, 32, 4), (90, 90, 90, 255), np.uint8)
+    stored[:, 16:] = (0, 0, 0, 51)
+    found = decode_rgb(_encode(Image.fromarray(stored), "avif", quality=100, exif=exif, subsampling="4:4:4"), "x")
+    expected = np.repeat(np.where(stored[..., 3:] == 255, 90, 204), 3, axis=-1)
+    np.testing.assert_array_equal(found, expected if turn == 1 else np.rot90(expected, -1))
+
+
+def test_the_endings_of_files_are_those_of_the_formats_that_are_read():
+    known = Image.registered_extensions()
+    assert all(known[ending] in (kind, "MPO") for kind, endings in ENDINGS.items() for ending in endings)
 
 
 def test_grayscale_is_pillows_luma():

@@ -1,10 +1,6 @@
-"""Folders and datasets of TFDS: labelled, unlabelled, other data to evaluate on, and the mistakes people make."""
+"""Datasets of TFDS, other data to evaluate on, and fingerprints of a source."""
 
 import io
-import os
-import shutil
-import tempfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,138 +8,10 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from cmd_jax.config import ConfigError
-from cmd_jax.data import sources
 from cmd_jax.data.decode import decode_record
-from cmd_jax.data.errors import BadImage, DatasetError
-from cmd_jax.data.sources import UNLABELLED, FolderSource, eval_section, fingerprint, open_source
+from cmd_jax.data.errors import DatasetError
+from cmd_jax.data.sources import FolderSource, eval_section, fingerprint, open_source
 from cmd_jax.evaluation.splits import NoLabels, open_labelled_splits
-
-
-def test_labelled_folder(photo_folder):
-    train, test = FolderSource(str(photo_folder), "train"), FolderSource(str(photo_folder), "test")
-    assert train.class_names == test.class_names == ("<script>", "a class", "b.class")
-    assert (len(train), len(test)) == (24, 12)
-    assert [test[index].label for index in (0, 4, 8)] == [0, 1, 2]
-    assert test[0].name.endswith(os.path.join("<script>", "0.png"))
-    assert test[0].part_boxes.shape == (0, 4)
-
-
-def test_flat_folder_is_unlabelled_and_searched_at_any_depth(photo_folder, tmp_path):
-    flat = FolderSource(str(photo_folder / "train" / "a class"), "train")
-    assert (len(flat), flat.class_names, flat[0].label) == (8, (), UNLABELLED)
-    assert len(FolderSource(str(photo_folder / "train"), "train")) == 24
-    assert len(FolderSource(str(photo_folder / "train"), "test")) == 0
-
-
-def _make(root, *names):
-    for name in names:
-        os.makedirs(root / os.path.dirname(name), exist_ok=True)
-        (root / name).write_bytes(b"x")
-
-
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [
-        ((), "holds no images"),
-        (("train/a/1.txt",), "class folder .*a holds no images"),
-        (("train/a/1.jpg", "train/b/notes.txt"), "class folder .*b holds no images"),
-        (("train/a/1.jpg", "test/z/1.jpg"), "classes that train/ has not: z"),
-        (("train/a/1.jpg", "test/1.jpg"), "test has 1 images beside its class folders, first 1.jpg"),
-        (
-            ("train/a/1.jpg", "train/1.jpg", "train/0.png"),
-            "train has 2 images beside its class folders, first 0.png; move them",
-        ),
-        (("train/a/1.jpg", "train/b/1.jpg", "test/a/1.jpg"), "class folder .*test/b holds no images"),
-        (("Train/a/1.jpg", "test/a/1.jpg"), "has test/ but no train/; put the training images into .*train"),
-    ],
-)
-def test_unusable_folders_are_named(tmp_path, files, message):
-    _make(tmp_path, *files)
-    with pytest.raises(ConfigError, match=message):
-        [FolderSource(str(tmp_path), split) for split in ("train", "test")]
-
-
-def test_files_that_cannot_be_read_are_found_before_training(tmp_path):
-    _make(tmp_path, "train/a/1.jpg", "train/a/2.jpg", "train/b/1.jpg")
-    (tmp_path / "train" / "a" / "0.jpg").symlink_to(tmp_path / "gone")
-    with pytest.raises(DatasetError, match=r"train: 1 of 4 images cannot be read, first .*a/0\.jpg; make them readable"):
-        FolderSource(str(tmp_path), "train")
-
-
-@pytest.fixture
-def nobody():
-    """The rights of a user who owns nothing, for a test that root runs too; a directory that it may look into."""
-    root = tempfile.mkdtemp()
-    os.chmod(root, 0o755)
-    real, _, _ = os.getresuid()
-    if not real:
-        os.setresuid(65534, 65534, 0)
-    yield Path(root)
-    os.setresuid(real, real, real)
-    for path in Path(root).rglob("*"):
-        path.chmod(0o755)
-    shutil.rmtree(root)
-
-
-def test_permissions(nobody):
-    def owned(*names):
-        os.setresuid(-1, os.getresuid()[2], -1)  # makes the files
-        _make(nobody, *names)
-
-    owned("train/a/1.jpg", "train/a/2.jpg", "train/b/1.jpg", "flat/1.jpg")
-    closed = [nobody / "train" / "a" / "2.jpg", nobody / "train" / "b", nobody / "train"]
-    source = FolderSource(str(nobody), "train")
-    messages = [
-        r"train: 1 of 3 images cannot be read, first .*a/2\.jpg; make them readable",
-        r"directory .*train/b cannot be read \(Permission denied\)",
-        r"directory .*train cannot be read \(Permission denied\)",
-    ]
-    for path, message in zip(closed, messages, strict=True):
-        mode = path.stat().st_mode
-        path.chmod(0)
-        os.setresuid(-1, os.getresuid()[0], -1)
-        with pytest.raises(DatasetError, match=message):
-            FolderSource(str(nobody), "train")
-        if path == closed[0]:  # after the start of training
-            with pytest.raises(BadImage, match=r"a/2\.jpg: cannot be read \(Permission denied\)"):
-                source[1]
-        os.setresuid(-1, os.getresuid()[2], -1)
-        path.chmod(mode)
-
-
-def test_what_is_no_plain_file_is_a_bad_image(tmp_path, monkeypatch):
-    _make(tmp_path, "2.jpg", "3.jpg")
-    os.mkfifo(tmp_path / "1.jpg")
-    source = FolderSource(str(tmp_path), "train")
-    with pytest.raises(BadImage, match=r"1\.jpg: is no file but a pipe, device or directory"):
-        source[0]
-    monkeypatch.setattr(sources, "MAX_FILE_BYTES", 0)
-    with pytest.raises(BadImage, match=r"2\.jpg: 1 bytes are over the limit of 0; remove it"):
-        source[1]
-    (tmp_path / "3.jpg").unlink()
-    with pytest.raises(BadImage, match=r"3\.jpg: cannot be read \(No such file or directory\)"):
-        source[2]
-
-
-def test_links_to_classes_and_images_are_followed_and_circles_are_not(tmp_path):
-    _make(tmp_path, "elsewhere/1.jpg", "elsewhere/2.jpg", "photos/train/b/1.jpg")
-    (tmp_path / "photos" / "train" / "a").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "photos" / "train" / "b" / "2.jpg").symlink_to(tmp_path / "elsewhere" / "2.jpg")
-    (tmp_path / "photos" / "train" / "b" / "circle").symlink_to(tmp_path / "photos")
-    source = FolderSource(str(tmp_path / "photos"), "train")
-    assert source.class_names == ("a", "b")
-    assert source.labels == [0, 0, 1, 1]
-
-
-def test_names_that_would_command_a_terminal_are_spelled_out(tmp_path):
-    names = ["\x1b[31mred", "two\nlines", "$x^2$", "\u202ebackwards", os.fsdecode(b"\xff"), "日本"]
-    _make(tmp_path, *(f"train/{name}/\x07.png" for name in names))
-    source = FolderSource(str(tmp_path), "train")
-    assert sorted(source.class_names) == sorted([r"\x1b[31mred", r"two\nlines", "$x^2$", r"\u202ebackwards", r"\udcff", "日本"])
-    assert all(source[index].name.isprintable() for index in range(len(source)))
-    with pytest.raises(BadImage) as caught:
-        decode_record(source[0])
-    assert str(caught.value).isprintable()
 
 
 def test_a_missing_folder_is_named(tiny_config):
@@ -254,12 +122,13 @@ def test_evaluation_may_have_other_data(tiny_config, photo_folder, tmp_path):
 
 
 def test_the_fingerprint_follows_the_files(tmp_path):
-    _make(tmp_path, "a.jpg", "b.jpg")
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(b"x")
     prints = [fingerprint(FolderSource(str(tmp_path), "train"))]
     prints.append(fingerprint(FolderSource(str(tmp_path), "train")))
     (tmp_path / "b.jpg").write_bytes(b"other")
     prints.append(fingerprint(FolderSource(str(tmp_path), "train")))
-    _make(tmp_path, "c.jpg")
+    (tmp_path / "c.jpg").write_bytes(b"x")
     prints.append(fingerprint(FolderSource(str(tmp_path), "train")))
     assert prints[0] == prints[1]
     assert len(set(prints)) == 3

@@ -1,34 +1,27 @@
 """Images to evaluate on: without labels, spread evenly, and parts with an equal share of all classes."""
 
-import shutil
-
 import numpy as np
-import pytest
 
-from cmd_jax.data.decode import decode_record
-from cmd_jax.data.errors import BadImage
 from cmd_jax.evaluation.splits import open_splits, order_within_class, spread
 
 
-def test_without_labels_some_images_are_spread_over_all_and_bad_ones_are_passed_over(tiny_config, photo_folder, tmp_path):
-    for number in range(8):
-        shutil.copy(photo_folder / "train" / "a class" / f"{number}.png", tmp_path)
-    (tmp_path / "2.png").write_bytes(b"no picture")
-    (tmp_path / "7.png").write_bytes(b"no picture")
-    tiny_config.data.source, tiny_config.data.folder = "folder", str(tmp_path)
-    tiny_config.eval.label_free_images = 8
+def test_without_labels_some_images_are_spread_over_all(tiny_config, photo_folder):
+    tiny_config.data.source, tiny_config.data.folder = "folder", str(photo_folder / "train" / "a class")
+    tiny_config.eval.label_free_images = 3
     splits, reason = open_splits(tiny_config)
     assert "has no labels" in str(reason)
     assert (splits.labelled(), len(splits.test), splits.train.class_names) == (False, 0, ())
-    records = [splits.train[index] for index in range(len(splits.train))]
-    assert [record.name[-5] for record in records] == list("01334560")  # the next one, and behind the last the first
-    assert all(decode_record(record).shape == (24, 32, 3) for record in records)
-    tiny_config.eval.label_free_images = 3
-    assert [record.name[-5] for record in open_splits(tiny_config)[0].train] == list("030")
-    for path in tmp_path.iterdir():
-        path.write_bytes(b"no picture")
-    with pytest.raises(BadImage):
-        splits.train[0]
+    assert [record.name[-5] for record in splits.train] == list("037")
+
+
+def test_the_images_that_were_read_are_selected(tiny_config, photo_folder):
+    tiny_config.data.source, tiny_config.data.folder = "folder", str(photo_folder)
+    splits, _ = open_splits(tiny_config)
+    assert splits.select(np.arange(24), np.arange(12)) == splits  # nothing is wrapped
+    some = splits.select(np.array([1, 23]), np.array([4]))
+    assert [some.train[index].name for index in (0, 1)] == [splits.train[index].name for index in (1, 23)]
+    assert (len(some.test), some.test[0].name) == (1, splits.test[4].name)
+    assert splits.select(np.arange(24), None).test is splits.test
 
 
 def test_places_within_a_class_are_a_random_order_of_it():

@@ -1,6 +1,7 @@
 """Faults 11 and 15: two processes compute what one does, and do not wait for one that is gone."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -20,10 +21,13 @@ def _two(*command):
 
 
 def test_two_processes_give_the_numbers_of_one(photo_folder, tmp_path, record_property):
-    logs = tmp_path
-    one = TrainRun(tmp_path / "one", photo_folder, logs, EPOCHS)
+    logs, photos = tmp_path, tmp_path / "photos"
+    shutil.copytree(photo_folder, photos)
+    for name in ("train/b.class/2.png", "test/<script>/3.png"):  # replaced in training, left out of the evaluation
+        (photos / name).write_bytes(b"no picture")
+    one = TrainRun(tmp_path / "one", photos, logs, EPOCHS)
     assert one.end() == 0, one.output()
-    two = [TrainRun(tmp_path / "two", photo_folder, logs, EPOCHS, *flags) for flags in _two()]
+    two = [TrainRun(tmp_path / "two", photos, logs, EPOCHS, *flags) for flags in _two()]
     assert [run.end() for run in two] == [0, 0], "\n".join(run.output() for run in two)
     ours, theirs = ([line for line in lines(tmp_path / name) if "loss" in line] for name in ("two", "one"))
     assert [line["step"] for line in ours] == list(range(1, STEPS + 1))
@@ -35,6 +39,7 @@ def test_two_processes_give_the_numbers_of_one(photo_folder, tmp_path, record_pr
     # the eval binary on two processes: numbers as one process measures them, written once
     path = tmp_path / "two" / "eval" / str(STEPS) / "metrics.json"
     trained = json.loads(path.read_text())
+    assert trained["images_left_out"] == {"train": 1, "test": 1}
     path.unlink()
     runs = [
         subprocess.Popen(

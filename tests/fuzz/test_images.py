@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cmd_jax.data.builders.examples import example
-from cmd_jax.data.decode import decode_rgb, eval_crop, to_canvas
+from cmd_jax.data.decode import FORMATS, decode_rgb, eval_crop, to_canvas
 from cmd_jax.data.errors import BadImage
 from tests.fuzz.mutations import cases, changes, mutate, report
 
@@ -31,7 +31,8 @@ def _pictures():
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "a description"
     frames = {"save_all": True, "append_images": [rgb.rotate(90), rgb]}
-    return {
+    avif = {"avif": _save(rgba, "avif", exif=exif), "avif animated": _save(rgb, "avif", **frames)} if "AVIF" in FORMATS else {}
+    return avif | {
         "jpeg": _save(rgb, "jpeg", exif=exif),
         "jpeg progressive": _save(rgb, "jpeg", progressive=True),
         "jpeg grey": _save(gray, "jpeg"),
