@@ -99,10 +99,10 @@ def _open_data(
     if not source and not folder:
         own = eval_section(config.data)
         if own.source == "folder" and not os.path.isdir(os.path.expanduser(own.folder)):
-            relative = "" if os.path.isabs(own.folder) else f" from {os.getcwd()}, and relative paths are of earlier versions"
+            relative = "" if os.path.isabs(own.folder) else f" in {os.getcwd()} (earlier versions stored relative paths)"
             raise ConfigError(
-                f"{key} of {workdir}/config.json is {own.folder!r}, which is no directory{relative}; if the images were moved, "
-                f"say where they are: python -m cmd_jax.eval --workdir={workdir} --folder=DIR"
+                f"{key} in {workdir}/config.json is {own.folder!r}, but there is no such directory{relative}; if the images "
+                f"are elsewhere, run python -m cmd_jax.eval --workdir={workdir} --folder=DIR"
             )
         splits, reason = open_splits(config)
         changed = _differences(config, workdir, splits) if knows_images else []

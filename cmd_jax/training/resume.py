@@ -81,7 +81,7 @@ def check_unchanged(config: ConfigDict, workdir: str, images: dict[str, Split]) 
     path, knows_images = os.path.join(workdir, "config.json"), identity.is_recorded(workdir)
     if files.exists(path):
         stored = config_lib.read_json(path)
-        if not knows_images:  # of an earlier version, which stored paths as they were given
+        if not knows_images and "data" in stored:  # of an earlier version, which stored paths as they were given
             earlier = config_lib.absolute_paths(config_lib.load(path)).data
             stored["data"] = {key: earlier[key] if f"data.{key}" in FOLDERS else value for key, value in stored["data"].items()}
         found = differences(stored, config, FREE | FOLDERS if knows_images else FREE)

@@ -29,7 +29,8 @@ def _identify(folder):
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(identity, "STAT_PATHS", 2)
     return _fill(tmp_path / "photos")
 
 
@@ -48,9 +49,8 @@ def test_the_place_of_a_folder_does_not_count(folder, workdir, tmp_path, monkeyp
     assert differences(workdir, _identify("moved")) == []
     with open(f"{workdir}/data.json", encoding="utf-8") as file:
         recorded = json.load(file)["train"]
-    digest = (
-        "329527868f7cc3f6d57d10055d10ee5b25b1fc4f1d17cc47f9fadc740cad86f7"  # another one refuses the runs of earlier versions
-    )
+    # Another value would refuse the runs of earlier versions.
+    digest = "329527868f7cc3f6d57d10055d10ee5b25b1fc4f1d17cc47f9fadc740cad86f7"
     assert recorded == {"images": 5, "classes": 2, "digest": digest}
 
 
@@ -62,11 +62,12 @@ def test_the_place_of_a_folder_does_not_count(folder, workdir, tmp_path, monkeyp
         (lambda train: (train / "b" / "0.png").write_bytes(b""), "1 of another size (train/b/0.png)"),
         (
             lambda train: os.rename(train / "a", train / "c"),
-            "3 added (train/c/0.png, train/c/1.png, train/c/2 ü\\t.png), 3 removed (train/a/0.png, train/a/1.png, train/a/2 ü\\t.png)",
+            "3 added (train/c/0.png, train/c/1.png, train/c/2 ü\\t.png), "
+            "3 removed (train/a/0.png, train/a/1.png, train/a/2 ü\\t.png)",
         ),
         (
-            lambda train: [(train / "b" / f"{number:02}.png").write_bytes(b"") for number in range(1200)],
-            "1,200 added (train/b/00.png, train/b/01.png, train/b/02.png, ...)",
+            lambda train: [(train / "b" / f"{number:02}.png").write_bytes(b"") for number in range(4)],
+            "4 added (train/b/00.png, train/b/01.png, train/b/02.png, ...)",
         ),
     ],
     ids=["removed", "added", "size", "class renamed", "many"],
