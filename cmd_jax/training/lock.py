@@ -22,6 +22,7 @@ from cmd_jax.training import processes
 NAME = "lock.json"
 BEAT_S = 10.0
 LEASE_S = 60.0
+WAITING, HELD, REFUSED = 0.0, 1.0, 2.0
 SETTLE_S = 0.3  # in which two processes that take over the same lock of a dead process have both written
 
 
@@ -30,11 +31,7 @@ class InUse(ConfigError):
 
 
 class Lock:
-    """The lock of a work directory, from its creation until `release`.
-
-    Raises:
-        InUse: another process holds it.
-    """
+    """The lock of a work directory; `hold` acquires and releases it."""
 
     def __init__(self, workdir: str):
         self._path, self._workdir = os.path.join(workdir, NAME), workdir
@@ -47,11 +44,47 @@ class Lock:
             "token": secrets.token_hex(8),
         }
         self._beats, self._taken_by = 0, None
-        self._acquire()
+        self._first_at, self._seen, self._changed_at = _now(), None, 0.0  # of the lock that is watched
+        self._end, self._thread = threading.Event(), threading.Thread(target=self._keep_fresh, daemon=True)
+
+    def acquire(self) -> bool:
+        """Looks at the lock once: whether it is ours now, or else must be looked at again BEAT_S / 2 later.
+
+        Raises:
+            InUse: another process holds it.
+        """
+        if not self._create():
+            holder = _read(self._path)
+            if holder is None:  # released in between
+                return self.acquire()
+            same_machine = holder.get("machine") is not None and holder["machine"] == self._me["machine"]
+            gone = same_machine and _started(holder["pid"]) != holder["started"]
+            if not gone and not self._watched(holder, same_machine):
+                return False
+            # Of several processes that take it over, the last one to write keeps it.
+            files.write(self._path, self._content())
+            time.sleep(SETTLE_S if gone else BEAT_S)
+            holder = _read(self._path)
+            if not self._is_mine(holder):
+                raise InUse(f"{self._workdir} is in use: {_who(holder)} has just taken it over; choose another --workdir")
         self._fresh_at = _now()
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="lock of the work directory", daemon=True)
         self._thread.start()
+        return True
+
+    def _watched(self, holder: dict[str, Any], same_machine: bool) -> bool:
+        """Whether a lock has not changed for LEASE_S.
+
+        Raises:
+            InUse: its holder lives. One that is about to end, as that of a requeued job, is given LEASE_S to do so.
+        """
+        changed = holder != self._seen
+        if same_machine or (changed and _now() - self._first_at >= LEASE_S):
+            raise InUse(f"{self._workdir} is in use: {_who(holder)} trains there; stop it, or choose another --workdir")
+        if self._seen is None:
+            print(f"{self._workdir} is locked by {_who(holder)}; watching for {LEASE_S:.0f} s if it is alive", flush=True)
+        if changed:
+            self._seen, self._changed_at = holder, _now()
+        return _now() - self._changed_at >= LEASE_S
 
     def check(self) -> None:
         """Called before anything is written to the work directory.
@@ -75,31 +108,9 @@ class Lock:
         """Ends the thread, and removes the file unless it is another process's."""
         self._end.set()
         self._thread.join()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Exception):  # what the run has done is not lost by it
             if self._is_mine(_read(self._path)):
                 files.remove(self._path)
-
-    def _acquire(self) -> None:
-        first_at, seen, changed_at = _now(), None, 0.0
-        while not self._create():
-            holder = _read(self._path)
-            if holder is None:  # released in between
-                continue
-            same_machine = holder.get("machine") is not None and holder["machine"] == self._me["machine"]
-            if same_machine and _started(holder["pid"]) != holder["started"]:
-                self._take_over(SETTLE_S)
-                break
-            if not same_machine and seen is None:
-                print(f"{self._workdir} is locked by {_who(holder)}; watching for {LEASE_S:.0f} s if it is alive", flush=True)
-            # A holder that is about to end, as that of a job that was requeued, has time to do so.
-            if same_machine or (holder != seen and _now() - first_at >= LEASE_S):
-                raise InUse(f"{self._workdir} is in use: {_who(holder)} trains there; stop it, or choose another --workdir")
-            if holder != seen:
-                seen, changed_at = holder, _now()
-            elif _now() - changed_at >= LEASE_S:
-                self._take_over(BEAT_S)
-                break
-            time.sleep(BEAT_S / 2)
 
     def _create(self) -> bool:
         try:
@@ -108,17 +119,9 @@ class Lock:
             return self._is_mine(_read(self._path))  # a bucket that is asked twice, if its first answer gets lost
         return True
 
-    def _take_over(self, settle_s: float) -> None:
-        """Replaces a lock whose holder is gone; of several processes that do so, the last one to write keeps it."""
-        files.write(self._path, self._content())
-        time.sleep(settle_s)
-        holder = _read(self._path)
-        if not self._is_mine(holder):
-            raise InUse(f"{self._workdir} is in use: {_who(holder)} has just taken it over; choose another --workdir")
-
-    def _beat(self) -> None:
+    def _keep_fresh(self) -> None:
         while self.held() and not self._end.wait(BEAT_S):
-            with contextlib.suppress(OSError):  # a disk or bucket that does not answer now; `check` asks before a write
+            with contextlib.suppress(Exception):  # a disk or bucket that does not answer now; `check` asks before a write
                 self._renew()
 
     def _renew(self) -> None:
@@ -144,14 +147,19 @@ def hold(workdir: str) -> Iterator[Lock | None]:
     Raises:
         InUse: in every process, where another run holds it.
     """
-    lock, refusal = None, None
-    if processes.is_first():
-        try:
-            files.make_directory(workdir)
-            lock = Lock(workdir)
-        except (ConfigError, OSError) as error:
-            refusal = error
-    if not processes.of_first(refusal is None):
+    lock, refusal, state = Lock(workdir) if processes.is_first() else None, None, WAITING
+    while True:
+        if lock:
+            try:
+                files.make_directory(workdir)
+                state = HELD if lock.acquire() else WAITING
+            except (ConfigError, OSError) as error:
+                state, refusal = REFUSED, error
+        state = processes.of_first(state)  # at every look: some backends let nobody wait longer than 30 s
+        if state != WAITING:
+            break
+        time.sleep(BEAT_S / 2)
+    if state == REFUSED:
         raise refusal or InUse(f"{workdir} cannot be locked; process 0 says why")
     try:
         yield lock

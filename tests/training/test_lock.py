@@ -61,8 +61,9 @@ def test_the_second_of_two_trainers_is_told_who_holds_the_directory(workdir, clo
     with hold(workdir):
         found = _holder(workdir)
         assert found["pid"] == os.getpid()
-        with pytest.raises(InUse, match=rf"is in use: process {os.getpid()} on {found['host']} since \d{{4}}-.* trains there"):
-            Lock(workdir)
+        message = rf"is in use: process {os.getpid()} on {found['host']} since \d{{4}}-.* trains there"
+        with pytest.raises(InUse, match=message), hold(workdir):
+            pass
         assert clock.now == 0.0  # the kernel knows
     assert not files.exists(f"{workdir}/lock.json")
     with pytest.raises(ZeroDivisionError), hold(workdir):
@@ -74,8 +75,8 @@ def test_a_killed_holder_of_this_machine_is_replaced_at_once(workdir, clock):
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     of_child = {"machine": lock_lib._machine(), "pid": child.pid, "started": lock_lib._started(child.pid)}
     _other(workdir, **of_child)
-    with pytest.raises(InUse, match=f"process {child.pid}"):
-        Lock(workdir)
+    with pytest.raises(InUse, match=f"process {child.pid}"), hold(workdir):
+        pass
     child.kill()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it is a zombie
     with hold(workdir):
@@ -104,8 +105,8 @@ def test_a_lock_that_nobody_keeps_fresh_is_taken_over(workdir, clock, capsys, co
 def test_a_holder_of_another_machine_that_lives_keeps_its_lock(workdir, clock):
     _other(workdir)
     clock.then = lambda: _other(workdir, int(clock.now / BEAT_S))
-    with pytest.raises(InUse, match="is in use: process 42 on node7 since 2026-01-02 03:04:05"):
-        Lock(workdir)
+    with pytest.raises(InUse, match="is in use: process 42 on node7 since 2026-01-02 03:04:05"), hold(workdir):
+        pass
     assert _holder(workdir)["host"] == "node7"
 
 
@@ -126,12 +127,13 @@ def test_a_holder_that_dies_while_it_is_watched_is_replaced(workdir, clock):
 def test_of_two_that_take_over_the_last_to_write_keeps_it(workdir, clock):
     _other(workdir)
     clock.then = lambda: _other(workdir, host="node8", token="u") if clock.now > LEASE_S + BEAT_S / 2 else None
-    with pytest.raises(InUse, match=r"process 42 on node8 since .* has just taken it over"):
-        Lock(workdir)
+    with pytest.raises(InUse, match=r"process 42 on node8 since .* has just taken it over"), hold(workdir):
+        pass
 
 
 def test_a_holder_keeps_its_lock_fresh_and_stops_when_it_is_taken_over(workdir, clock):
     lock = Lock(workdir)
+    assert lock.acquire()
     lock.check()
     before = files.read(f"{workdir}/lock.json")
     clock.now += LEASE_S + 1  # the thread did not run: the process was suspended
@@ -152,6 +154,7 @@ def test_a_holder_keeps_its_lock_fresh_and_stops_when_it_is_taken_over(workdir, 
 def test_the_thread_keeps_the_lock_fresh(tmp_path, monkeypatch):
     monkeypatch.setattr(lock_lib, "BEAT_S", 0.001)
     lock = Lock(str(tmp_path))
+    assert lock.acquire()
     while _holder(tmp_path)["beats"] < 2:
         pass
     _other(tmp_path)
