@@ -49,9 +49,9 @@ def evaluate_run(
     """
     processes.agree(workdir=workdir, step=step, best=best, protocols=protocols, source=source, folder=folder)
     config = config_lib.load(os.path.join(workdir, "config.json"))
-    validate(config)  # it may have been edited
     if protocols is not None:
         config.eval.protocols = tuple(protocols)
+    validate(config)  # it may have been edited
     if best and config.train.best_metric is None:
         raise ConfigError(f"--best needs a run with train.best_metric, and {workdir} has none; use --step or the newest")
     config, splits, reason, other = _open_data(config, workdir, source, folder)
@@ -112,21 +112,21 @@ def _open_data(
                 f"--folder=DIR to keep the numbers of these images apart"
             )
         return config, splits, reason, None
+    other = config.copy_and_resolve_references()
+    other.data.eval_source, other.data.eval_folder = source, folder
+    validate(other)
     if knows_images:
-        moved = config.copy_and_resolve_references()
-        place = {"eval_source": source, "eval_folder": folder} if named else {"source": source or "folder", "folder": folder}
-        moved.data.update(place)
-        validate(moved)
+        moved = other if named else config.copy_and_resolve_references()
+        if not named:
+            moved.data.source, moved.data.folder = source or "folder", folder
         splits, reason = open_splits(moved)
         if not _differences(moved, workdir, splits):
             return moved, splits, reason, None
-    own_name = evaluation_lib.data_name(config)
-    config.data.eval_source, config.data.eval_folder = source, folder
-    validate(config)
-    splits, reason = open_splits(config)
-    name = evaluation_lib.data_name(config)
-    own = name == own_name and not knows_images
-    return config, splits, reason, None if own else "on_" + re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("_")[-MAX_NAME:]
+    splits, reason = open_splits(other)
+    name = evaluation_lib.data_name(other)
+    if not knows_images and name == evaluation_lib.data_name(config):
+        return other, splits, reason, None
+    return other, splits, reason, "on_" + re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("_")[-MAX_NAME:]
 
 
 def _differences(config: ConfigDict, workdir: str, splits: Splits) -> list[str]:
