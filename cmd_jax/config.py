@@ -349,6 +349,20 @@ def _fill(config: ConfigDict, key: str, value: Any) -> None:
         config[section][name] = value
 
 
+def absolute_paths(config: ConfigDict) -> ConfigDict:
+    """The configuration with local paths of the section `data` that mean the same from any directory.
+
+    A leading ~ is expanded in the folders of images. It stays in the other keys: `data_dir` is everyone's own by default.
+    """
+    config = config.copy_and_resolve_references()
+    for key in ("folder", "eval_folder", "data_dir", "manual_dir", "cache_dir"):
+        path = config.data[key]
+        if path and not files.is_remote(path):
+            path = os.path.expanduser(path) if key.endswith("folder") else path
+            config.data[key] = path if path.startswith("~") else os.path.abspath(path)
+    return config
+
+
 def save(config: ConfigDict, path: str) -> None:
     """Writes the resolved configuration as JSON, whole or not at all."""
     files.write(path, json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")

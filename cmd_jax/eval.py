@@ -19,8 +19,8 @@ pairs of classes that are confused most, and pointing where parts are known.
 
 Prints each number with its 95 % interval and protocol, beside the one at the start of the run where that was measured; writes
 DIR/eval/STEP/metrics.json, where numbers of earlier evaluations with other protocols are kept, and the report
-DIR/report/index.html. On other data the numbers go to DIR/eval/STEP/on_DATA/metrics.json, and there is no report. Without
-labels the label-free numbers are all there is.
+DIR/report/index.html. On other data the numbers go to DIR/eval/STEP/on_DATA/metrics.json, and there is no report; --folder
+with the images of the run, which were moved, is its own data. Without labels the label-free numbers are all there is.
 Exit codes: 0 done, 64 bad flag or out of memory, 65 bad data or checkpoint, or disk full, 130 interrupted. --debug shows
 the traceback of an error."""
 
@@ -31,7 +31,7 @@ _PROTOCOLS = flags.DEFINE(
     TupleParser(), "protocols", None, f"some of {','.join(EVAL_PROTOCOLS)}; by default the run's eval.protocols"
 )
 _SOURCE = flags.DEFINE_string("source", None, "labelled data to evaluate on, as data.source; by default the run's")
-_FOLDER = flags.DEFINE_string("folder", None, "labelled images to evaluate on: train/CLASS/* and test/CLASS/*")
+_FOLDER = flags.DEFINE_string("folder", None, "other images, train/CLASS/* and test/CLASS/*, or the run's own, moved")
 
 
 def main() -> None:

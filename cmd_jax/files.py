@@ -1,9 +1,12 @@
 """Small files of a work directory, on a disk or in a bucket (gs://BUCKET/RUN, which needs the extra `gcs`)."""
 
+import contextlib
 import importlib.util
 import os
+import secrets
 
 from etils import epath
+from etils.epath import backend
 
 NEEDS = {"gs": "gcsfs"}  # what etils reads and writes a scheme with
 
@@ -44,19 +47,42 @@ def make_directory(path: str) -> None:
 
 def read(path: str) -> str:
     """A text in UTF-8."""
-    return epath.Path(path).read_text()
+    return read_bytes(path).decode()
+
+
+def read_bytes(path: str) -> bytes:
+    """What a file holds now: of an object in a bucket never what a cached listing says of it."""
+    return backend.fsspec_backend.fs(path).cat_file(path) if is_remote(path) else epath.Path(path).read_bytes()
 
 
 def write(path: str, content: str | bytes) -> None:
-    """Writes a file, whole or not at all: readers see the old or the new one."""
+    """Writes a file, whole or not at all: readers see the old or the new one, also while several processes write it."""
     content = content.encode() if isinstance(content, str) else content
     if is_remote(path):  # an object appears when all of it has arrived
         epath.Path(path).write_bytes(content)
         return
-    partial = f"{path}.partial"
-    with open(partial, "wb") as file:
-        file.write(content)
-    os.replace(partial, path)
+    partial = f"{path}.{secrets.token_hex(4)}.partial"
+    try:
+        with open(partial, "wb") as file:
+            file.write(content)
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(partial)
+        raise
+
+
+def create(path: str, content: str) -> None:
+    """Writes a file that does not exist yet; of several processes on any hosts, one succeeds.
+
+    Raises:
+        FileExistsError: it exists.
+    """
+    if is_remote(path):  # gcsfs asks for generation 0 of the object, which the bucket grants once
+        backend.fsspec_backend.fs(path).pipe_file(path, content.encode(), mode="create")
+        return
+    with open(path, "xb") as file:  # O_EXCL, atomic on NFS too
+        file.write(content.encode())
 
 
 def remove(path: str) -> None:

@@ -3,43 +3,20 @@
 import json
 
 import pytest
-from etils.epath import backend
-from fsspec.implementations.memory import MemoryFileSystem
-from fsspec.registry import _registry
 
 from cmd_jax import config as config_lib
 from cmd_jax import files
 from cmd_jax.training import metrics
-
-
-class Memory(MemoryFileSystem):
-    """What fsspec.filesystem("gcs") makes where gcsfs is not installed; as a bucket, it makes no directories."""
-
-    protocol = ("gcs", "gs")
-    store: dict = {}
-    pseudo_dirs: list = [""]
-
-    def __init__(self, finalize_on_close: bool):
-        assert finalize_on_close
-        super().__init__()
-
-    def _open(self, path, mode="rb", **options):
-        if "a" in mode:
-            raise NotImplementedError("objects of a bucket cannot be added to")
-        return super()._open(path, mode, **options)
+from tests.buckets import bucket
 
 
 @pytest.fixture(params=["disk", "bucket"])
-def workdir(request, tmp_path, monkeypatch):
+def workdir(request, tmp_path):
     if request.param == "disk":
         yield str(tmp_path / "run")
         return
-    monkeypatch.setitem(_registry, "gcs", Memory)
-    backend.fsspec_backend._get_filesystem.cache_clear()
-    yield "gs://bucket/run"
-    Memory.store.clear()
-    Memory.pseudo_dirs[:] = [""]
-    backend.fsspec_backend._get_filesystem.cache_clear()
+    with bucket() as address:
+        yield f"{address}/run"
 
 
 def test_files(workdir):
@@ -54,6 +31,11 @@ def test_files(workdir):
     assert files.read(path) == "2"
     files.remove(path)
     assert not files.exists(path)
+    files.create(path, "first")
+    with pytest.raises(FileExistsError):
+        files.create(path, "second")
+    assert files.read(path) == "first"
+    assert files.names(f"{workdir}/eval/3") == ["metrics.json"]
 
 
 def test_configuration(workdir, tiny_config):

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import jax
 
 from cmd_jax import config as config_lib
-from cmd_jax.config import ConfigError
+from cmd_jax.config import ConfigDict, ConfigError
+from cmd_jax.data import identity
+from cmd_jax.data.sources import eval_section
 from cmd_jax.evaluation import breakdown
 from cmd_jax.evaluation import evaluate as evaluation_lib
-from cmd_jax.evaluation.splits import open_splits
+from cmd_jax.evaluation.splits import NoLabels, Splits, identify_splits, open_splits
 from cmd_jax.report.page import write_report
 from cmd_jax.training import processes
 from cmd_jax.training.checkpoint import Checkpoints
@@ -36,31 +38,26 @@ def evaluate_run(
         step: of the checkpoint; None is the newest.
         best: take the best step by the run's `train.best_metric`.
         protocols: what is measured, in the place of the run's `eval.protocols`.
-        source: other labelled data, in the place of the run's `data.eval_source`.
-        folder: the same, in the place of the run's `data.eval_folder`.
+        source: labelled data in the place of the run's, as `data.source`.
+        folder: the same, as `data.folder`. If its images are those of the run, which may have been moved, it is the run's own
+            data.
 
     Raises:
         CheckpointError: there is no such step, or it does not fit config.json.
-        ConfigError: the data does not allow any of the protocols, a value of config.json or of these cannot work, or `best`
-            is asked of a run without `train.best_metric`.
+        ConfigError: the data does not allow any of the protocols, or is not that of the run any more; a value of config.json or
+            of these cannot work; or `best` is asked of a run without `train.best_metric`.
     """
     processes.agree(workdir=workdir, step=step, best=best, protocols=protocols, source=source, folder=folder)
     config = config_lib.load(os.path.join(workdir, "config.json"))
-    validate(config)  # it may have been edited
-    own_data = evaluation_lib.data_name(config)
     if protocols is not None:
         config.eval.protocols = tuple(protocols)
-    if source or folder:
-        config.data.eval_source, config.data.eval_folder = source, folder
-    validate(config)
+    validate(config)  # it may have been edited
     if best and config.train.best_metric is None:
         raise ConfigError(f"--best needs a run with train.best_metric, and {workdir} has none; use --step or the newest")
-    splits, reason = open_splits(config)
-    data = evaluation_lib.data_name(config)
+    config, splits, reason, other = _open_data(config, workdir, source, folder)
     if not evaluation_lib.measurable(config.eval.protocols, splits):
-        lacks = reason or f"{data} has no part boxes"
+        lacks = reason or f"{evaluation_lib.data_name(config)} has no part boxes"
         raise ConfigError(f"cannot measure {', '.join(config.eval.protocols)}: {lacks}; or choose --protocols=label_free")
-    other = None if data == own_data else "on_" + re.sub(r"[^A-Za-z0-9.-]+", "_", data).strip("_")[-MAX_NAME:]
     network = make_network(config)
     everywhere = data_parallel(jax.devices())
     shapes = jax.eval_shape(lambda: init_params(config, network))
@@ -86,3 +83,55 @@ def evaluate_run(
     for path in [] if other else write_report(evaluation, config, network, teacher, splits, workdir):
         print(f"wrote {path}")
     return evaluation
+
+
+def _open_data(
+    config: ConfigDict, workdir: str, source: str | None, folder: str | None
+) -> tuple[ConfigDict, Splits, NoLabels | None, str | None]:
+    """Opens what is evaluated on.
+
+    Returns:
+        The configuration with this data, its splits, why there are no labels, and the name of the folder for its numbers, None
+        for the run's own data.
+    """
+    knows_images = identity.is_recorded(workdir)
+    named = bool(config.data.eval_source or config.data.eval_folder)
+    key = "data.eval_folder" if named else "data.folder"
+    if not source and not folder:
+        own = eval_section(config.data)
+        if own.source == "folder" and not os.path.isdir(os.path.expanduser(own.folder)):
+            relative = "" if os.path.isabs(own.folder) else f" in {os.getcwd()} (earlier versions stored relative paths)"
+            raise ConfigError(
+                f"{key} in {workdir}/config.json is {own.folder!r}, but there is no such directory{relative}; if the images "
+                f"are elsewhere, run python -m cmd_jax.eval --workdir={workdir} --folder=DIR"
+            )
+        splits, reason = open_splits(config)
+        changed = _differences(config, workdir, splits) if knows_images else []
+        if changed:
+            raise ConfigError(
+                f"{workdir} was trained and measured with other images: {'; '.join(changed)}; restore the images, or pass "
+                f"--folder=DIR to keep the numbers of these images apart"
+            )
+        return config, splits, reason, None
+    other = config.copy_and_resolve_references()
+    other.data.eval_source, other.data.eval_folder = source, folder
+    validate(other)
+    if knows_images:
+        moved = other if named else config.copy_and_resolve_references()
+        if not named:
+            moved.data.source, moved.data.folder = source or "folder", folder
+        splits, reason = open_splits(moved)
+        if not _differences(moved, workdir, splits):
+            return moved, splits, reason, None
+    splits, reason = open_splits(other)
+    name = evaluation_lib.data_name(other)
+    if not knows_images and name == evaluation_lib.data_name(config):
+        return other, splits, reason, None
+    return other, splits, reason, "on_" + re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("_")[-MAX_NAME:]
+
+
+def _differences(config: ConfigDict, workdir: str, splits: Splits) -> list[str]:
+    """Between the images of a run and those that an evaluation would read."""
+    images = identify_splits(config, splits)
+    processes.agree(**identity.brief(images))
+    return identity.differences(workdir, images, () if "train" in images else ("train",))

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cmd_jax.config import ConfigDict, ConfigError
+from cmd_jax.data.identity import Split, identify
 from cmd_jax.data.record import Record, Source
 from cmd_jax.data.sources import eval_section, open_source, where
 
@@ -80,6 +81,30 @@ def open_labelled_splits(config: ConfigDict) -> Splits:
     if not len(test):
         raise refuse(f"{where(data)} has no test images; k-NN and retrieval need test/CLASS/* beside train/CLASS/*{other}")
     return Splits(train, test)
+
+
+def identify_splits(config: ConfigDict, splits: Splits, train: Source | None = None) -> dict[str, Split]:
+    """Identifies the images of a run.
+
+    Args:
+        config: of the run.
+        splits: of `open_splits`.
+        train: the training images; None where only those count that an evaluation reads.
+
+    Returns:
+        The splits by their keys in `identity.SPLITS`: "eval_train" only if `data.eval_source` or `data.eval_folder` names other
+        data than that of the training, "eval_test" only if there are labels.
+    """
+    named = bool(config.data.eval_source or config.data.eval_folder)
+    if train is None and not named:
+        train = splits.train if splits.labelled() else open_source(config.data, "train")
+    found = {"train": identify(train, config.data)} if train is not None else {}
+    if splits.labelled():
+        evaluated = eval_section(config.data)
+        if named:
+            found["eval_train"] = identify(splits.train, evaluated)
+        found["eval_test"] = identify(splits.test, evaluated)
+    return found
 
 
 def spread(count: int, wanted: int) -> np.ndarray:

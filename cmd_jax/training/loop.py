@@ -5,25 +5,26 @@ import functools
 import json
 import math
 import os
-from collections.abc import Callable
 
 import jax
 
 from cmd_jax import config as config_lib
-from cmd_jax import files
 from cmd_jax.config import ConfigDict, ConfigError
+from cmd_jax.data import identity
+from cmd_jax.data.identity import Split
 from cmd_jax.data.loader import CanvasCache, Prefetch, batches
 from cmd_jax.evaluation import evaluate as evaluation_lib
-from cmd_jax.evaluation.splits import Splits, open_splits
+from cmd_jax.evaluation.splits import NoLabels, Splits, identify_splits, open_splits
 from cmd_jax.report.page import write_report
 from cmd_jax.training import processes
 from cmd_jax.training.checkpoint import Checkpoints, compile_fingerprints, free_space
 from cmd_jax.training.errors import Collapsed, Preempted, SaveError
 from cmd_jax.training.health import CollapseWatch, read_bad_step, watched_from
+from cmd_jax.training.lock import Lock, hold
 from cmd_jax.training.metrics import MetricsWriter, Progress
 from cmd_jax.training.preemption import Asked, Preemption
 from cmd_jax.training.resume import check_unchanged, with_stored_values
-from cmd_jax.training.run import prepare_run
+from cmd_jax.training.run import Run, prepare_run
 from cmd_jax.training.schedules import steps_per_epoch
 from cmd_jax.training.sharding import local_copy
 
@@ -36,7 +37,8 @@ def train(config: ConfigDict, workdir: str) -> None:
         workdir: where everything is written; a directory with checkpoints is continued.
 
     Raises:
-        ConfigError: before anything is written; also when the directory's run was started with other values.
+        ConfigError: before anything is written; also when the directory's run was started with other values or images, or is in
+            use by another process.
         BadImage: too many images to train on or to evaluate on cannot be read.
         CheckpointError: there are checkpoints, and none is whole or they are of another model.
         NonFinite: the loss stopped being finite; the newest checkpoint is good.
@@ -54,20 +56,38 @@ def train(config: ConfigDict, workdir: str) -> None:
 
 
 def _train(config: ConfigDict, workdir: str, preemption: Preemption) -> None:
-    lead = processes.is_first()
-    say = functools.partial(print, flush=True) if lead else lambda text: None
     processes.agree(configuration=json.loads(config.to_json()), workdir=workdir)
-    run = prepare_run(with_stored_values(config, workdir))
-    config = run.config
-    processes.agree(**{"training images": [len(run.source), run.source.class_names]})
+    run = prepare_run(with_stored_values(config_lib.absolute_paths(config), workdir))
+    splits, reason = _open_splits(run.config)
+    images = identify_splits(run.config, splits, run.source)
+    processes.agree(**identity.brief(images))
     processes.check_shared(workdir)
-    files.make_directory(workdir)
+    with hold(workdir) as lock:
+        _train_alone(run, splits, reason, images, workdir, preemption, lock)
+
+
+def _train_alone(
+    run: Run,
+    splits: Splits,
+    reason: NoLabels | None,
+    images: dict[str, Split],
+    workdir: str,
+    preemption: Preemption,
+    lock: Lock | None,
+) -> None:
+    """Trains while no other run writes to the work directory; the first process has its lock."""
+    lead, config = processes.is_first(), run.config
+    say = functools.partial(print, flush=True) if lead else lambda text: None
     if run.source.note:
         say(f"train: {run.source.note}")
-    splits = _open_splits(config, say)
+    if reason:
+        say(f"evaluation without labels: {reason}")
+    elif splits.test.note:
+        say(f"test: {splits.test.note}")
     checkpoints = Checkpoints(workdir, config.train.keep_checkpoints, config.train.best_metric)
-    if checkpoints.steps():
-        check_unchanged(config, workdir)
+    # The numbers of the start are there before the first checkpoint.
+    if processes.of_first(bool(checkpoints.steps()) or evaluation_lib.load_metrics(workdir, 0) is not None):
+        check_unchanged(config, workdir, images)
     state = checkpoints.resume(run.abstract_state())
     if state is None:
         state = run.first_state()
@@ -77,6 +97,8 @@ def _train(config: ConfigDict, workdir: str, preemption: Preemption) -> None:
     first_step = int(state.step)
     if lead:
         config_lib.save(config, os.path.join(workdir, "config.json"))
+        if not first_step or not identity.is_recorded(workdir):
+            identity.record(workdir, images)
     writer = MetricsWriter(workdir, first_step) if lead else None
     cache = CanvasCache(run.source, config.data)
     say(f"cache: {cache.note}")
@@ -113,6 +135,7 @@ def _train(config: ConfigDict, workdir: str, preemption: Preemption) -> None:
             evaluation = evaluation_lib.evaluate(config, run.network, teacher, step, splits, preemption.poll, protocols)
             if not lead:
                 return
+            lock.check()
             before = evaluation_lib.load_metrics(workdir, 0) if step else None
             start = config_lib.start_name(config)
             title = "teacher" if step else f"teacher at the start ({start})"
@@ -137,6 +160,7 @@ def _train(config: ConfigDict, workdir: str, preemption: Preemption) -> None:
         notes = [read_bad_step(step, values, checkpoints.steps())] if bad else []
         findings = watch.read(step, values) if due else []
         if lead and due:
+            lock.check()
             data = {"data_wait_s": stream.waited_s, "bad_images": cache.bad.count}
             writer.write(step, {**values, "images_per_s": progress.images_per_s(), **data})
             progress.show(step, values)
@@ -151,6 +175,8 @@ def _train(config: ConfigDict, workdir: str, preemption: Preemption) -> None:
         # What is saved has passed the checks of its numbers, and a run that goes on from it lacks no line. A step that was left
         # out changed nothing, but it can be the first after numbers that grew too large.
         if step != first_step and step not in checkpoints.steps() and read_unread():
+            if lead:
+                lock.check()
             with progress.paused():
                 checkpoints.save(state, config, processes.of_first(best_value(step)))
 
@@ -191,19 +217,16 @@ def _train(config: ConfigDict, workdir: str, preemption: Preemption) -> None:
     finally:
         stream.close()
         progress.close()
-        if writer:
-            writer.close()
-        checkpoints.close()
+        if lock is None or lock.held():  # to close them is to write what is left
+            if writer:
+                writer.close()
+            checkpoints.close()
 
 
-def _open_splits(config: ConfigDict, say: Callable[[str], None]) -> Splits:
+def _open_splits(config: ConfigDict) -> tuple[Splits, NoLabels | None]:
     splits, reason = open_splits(config)
     if reason and (config.train.best_metric or "").startswith("eval_"):
         raise ConfigError(
             f"train.best_metric is {config.train.best_metric!r}, but {reason}; or set it to feature_std"
         ) from reason
-    if reason:
-        say(f"evaluation without labels: {reason}")
-    elif splits.test.note:
-        say(f"test: {splits.test.note}")
-    return splits
+    return splits, reason

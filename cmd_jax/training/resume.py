@@ -8,6 +8,8 @@ from ml_collections import ConfigDict
 from cmd_jax import config as config_lib
 from cmd_jax import files
 from cmd_jax.config import BY_HARDWARE, ConfigError
+from cmd_jax.data import identity
+from cmd_jax.data.identity import Split
 from cmd_jax.rules import keys
 
 # They change how fast a run goes, where its data lies, what it writes and which numbers it measures, but none of these numbers
@@ -40,16 +42,23 @@ FREE = frozenset(
         "eval.batch_size",
     }
 )
+# Where the images lie: free in a run that knows its images, which are compared themselves.
+FOLDERS = frozenset({"data.folder", "data.eval_folder"})
 
 
-def differences(stored: dict[str, Any], config: ConfigDict) -> list[str]:
-    """Values that differ between a `config.json` and a resolved configuration, but those of FREE; a phrase each.
+def differences(stored: dict[str, Any], config: ConfigDict, free: frozenset[str] = FREE) -> list[str]:
+    """Values that differ between a `config.json` and a resolved configuration; a phrase each.
 
     Keys that only one of the two has are of another version of the project and count for nothing.
+
+    Args:
+        stored: by section.
+        config: resolved.
+        free: keys that may differ.
     """
     before, now = keys(ConfigDict(stored)), keys(config)
     across_images = config.method.koleo_weight or config.method.centering == "sinkhorn" or config.head.batch_norm
-    free = FREE if across_images else FREE | {"train.accumulate"}  # what looks across images sees a part at a time
+    free = free if across_images else free | {"train.accumulate"}  # what looks across images sees a part at a time
     plain = lambda value: list(value) if isinstance(value, tuple | list) else value
     return [
         f"{key} is {before[key]!r} there and {now[key]!r} here"
@@ -83,23 +92,33 @@ def with_stored_values(config: ConfigDict, workdir: str) -> ConfigDict:
     return config
 
 
-def check_unchanged(config: ConfigDict, workdir: str) -> None:
-    """Refuses to continue a run with other values than it was started with.
+def check_unchanged(config: ConfigDict, workdir: str, images: dict[str, Split]) -> None:
+    """Refuses to continue a run with other values or other images than it was started with.
 
     Args:
-        config: resolved.
-        workdir: of a run with checkpoints; without a `config.json` there is nothing to compare.
+        config: resolved, with absolute paths.
+        workdir: of a run that has begun. Without a `config.json`, or a `data.json`, there is nothing to compare.
+        images: the splits that the run would read, by their keys in `identity.SPLITS`.
 
     Raises:
-        ConfigError: naming the first three values that differ.
+        ConfigError: naming the first three values, or the first images, that differ.
     """
-    path = os.path.join(workdir, "config.json")
-    if not files.exists(path):
-        return
-    found = differences(config_lib.read_json(path), config)
+    path, knows_images = os.path.join(workdir, "config.json"), identity.is_recorded(workdir)
+    if files.exists(path):
+        stored = config_lib.read_json(path)
+        if not knows_images and "data" in stored:  # of an earlier version, which stored paths as they were given
+            earlier = config_lib.absolute_paths(config_lib.load(path)).data
+            stored["data"] = {key: earlier[key] if f"data.{key}" in FOLDERS else value for key, value in stored["data"].items()}
+        found = differences(stored, config, FREE | FOLDERS if knows_images else FREE)
+        if found:
+            more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+            raise ConfigError(
+                f"{path} is of another run: {'; '.join(found[:3])}{more}; give the old values or another --workdir, or edit "
+                "the file where the change is meant"
+            )
+    found = identity.differences(workdir, images) if knows_images else []
     if found:
-        more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
         raise ConfigError(
-            f"{path} is of another run: {'; '.join(found[:3])}{more}; give the old values or another --workdir, or edit the "
-            "file where the change is meant"
+            f"{workdir} was started with other images: {'; '.join(found)}; restore the images, or start a new run from this "
+            f"one with another --workdir and --config.init.weights={workdir}"
         )

@@ -11,6 +11,7 @@ from cmd_jax.config import ConfigDict
 from cmd_jax.models.network import Network
 from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.errors import CheckpointError
+from cmd_jax.training.lock import hold
 from cmd_jax.training.state import Params, TrainState, init_params, make_network
 from cmd_jax.validation import validate
 from cmd_jax.weights.fit import Fitted, fit
@@ -78,21 +79,21 @@ def import_run(config: ConfigDict, workdir: str) -> list[str]:
         What was taken, resampled and left out; a sentence each.
 
     Raises:
-        ConfigError: a value cannot work.
+        ConfigError: a value cannot work, or another process trains in the directory.
         CheckpointError: the directory has checkpoints.
         WeightsError: the checkpoint cannot be read or does not fit.
     """
     validate(config)
-    config = config_lib.resolve(config, train_images=0)
+    config = config_lib.resolve(config_lib.absolute_paths(config), train_images=0)
     validate(config)
     if files.exists(os.path.join(workdir, "checkpoints")):
         raise CheckpointError(f"{workdir} is the directory of a run; choose another --workdir")
     network = make_network(config)
     weights = initial_weights(config, network)
     teacher = _with(jax.jit(lambda: init_params(config, network))(), weights.arrays)
-    files.make_directory(workdir)
-    checkpoints = Checkpoints(workdir)
-    checkpoints.save_teacher(teacher, config)
-    checkpoints.close()
-    config_lib.save(config, os.path.join(workdir, "config.json"))
+    with hold(workdir):
+        checkpoints = Checkpoints(workdir)
+        checkpoints.save_teacher(teacher, config)
+        checkpoints.close()
+        config_lib.save(config, os.path.join(workdir, "config.json"))
     return list(weights.notes)

@@ -58,12 +58,12 @@ def test_keys_of_another_version_count_for_nothing():
 
 def test_three_differences_are_named_with_the_file_and_the_remedy(tmp_path):
     config = _resolved()
-    check_unchanged(config, str(tmp_path))  # nothing to compare with
+    check_unchanged(config, str(tmp_path), {})  # nothing to compare with
     config_lib.save(config, str(tmp_path / "config.json"))
-    check_unchanged(config, str(tmp_path))
+    check_unchanged(config, str(tmp_path), {})
     config.update_from_flattened_dict({"seed": 1, "optim.lr": 1.0, "optim.min_lr": 0.5, "views.global_scale": (0.5, 1.0)})
     with pytest.raises(ConfigError) as caught:
-        check_unchanged(config, str(tmp_path))
+        check_unchanged(config, str(tmp_path), {})
     assert str(caught.value) == (
         f"{tmp_path}/config.json is of another run: optim.lr is 0.0005 there and 1.0 here; optim.min_lr is 1e-06 there and 0.5 "
         "here; seed is 0 there and 1 here; and 1 more; give the old values or another --workdir, or edit the file where the "
@@ -97,6 +97,6 @@ def test_what_hardware_decides_is_known():
 def test_a_damaged_file_is_named(tmp_path, text, message):
     path = tmp_path / "config.json"
     path.write_text(text)
-    for read in (lambda: check_unchanged(_resolved(), str(tmp_path)), lambda: config_lib.load(str(path))):
+    for read in (lambda: check_unchanged(_resolved(), str(tmp_path), {}), lambda: config_lib.load(str(path))):
         with pytest.raises(ConfigError, match=f"config.json {message}"):
             read()
