@@ -84,9 +84,9 @@ def test_stochastic_depth_is_the_students_alone(multi_crop, monkeypatch):
     state, step = _setup(multi_crop)
     drawn = []
 
-    def record(network, params, groups, drop_key):
-        drawn.append(([group.shape[1] for group in groups], drop_key is not None))
-        return encode_views(network, params, groups, drop_key)
+    def record(network, params, groups, drop_keys):
+        drawn.append(([group.shape[1] for group in groups], drop_keys is not None))
+        return encode_views(network, params, groups, drop_keys)
 
     monkeypatch.setattr(step_lib, "encode_views", record)
     jax.eval_shape(step, state, _batch())
