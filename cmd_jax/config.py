@@ -134,9 +134,8 @@ def default() -> ConfigDict:
     config.model.packed_views = placeholder(bool)  # views of all sizes share the products of one row of tokens (ViT)
     config.model.scan_blocks = placeholder(bool)  # the blocks as one loop, which compiles faster (ViT)
     config.model.attention = placeholder(str)  # xla | cudnn (fused; an NVIDIA GPU, a ViT in bfloat16)
-    config.model.remat = placeholder(
-        str
-    )  # kept for a block's backward pass: none: all | dots: products | full: its input alone
+    # Kept for a block's backward pass: none: all | dots: products with weights, no attention logits | full: its input alone
+    config.model.remat = placeholder(str)
 
     config.init = ConfigDict()  # what a run starts from; student and teacher alike
     config.init.weights = placeholder(str)  # file, directory, workdir of a run or hf:OWNER/NAME; None: random, by the seed
@@ -241,11 +240,13 @@ class Hardware(NamedTuple):
         platform: of the devices: "cpu", "gpu" or "tpu".
         devices: of all processes together.
         memory_bytes: of one device; None where it does not say.
+        cuda: whether the devices are NVIDIA's; other GPUs are "gpu" too.
     """
 
     platform: str
     devices: int = 1
     memory_bytes: int | None = None
+    cuda: bool = False
 
 
 ONE_CPU = Hardware("cpu")
@@ -292,7 +293,7 @@ def resolve(config: ConfigDict, train_images: int, hardware: Hardware = ONE_CPU)
     # 65.7, cls 57.8; with the gated scorer cls+mean+mil. A Swin has no class token, and was not measured.
     best = "mil" if config.method.mil_scorer == "class_token" else "mean+mil" if is_swin(config) else "cls+mean+mil"
     _fill(config, "eval.features", best if "mil" in method["image_pool"].split("+") else config.method.image_pool)
-    is_vit, cpu, gpu = not is_swin(config), hardware.platform == "cpu", hardware.platform == "gpu"
+    is_vit, cpu = not is_swin(config), hardware.platform == "cpu"
     model = config.mesh.model
     images = -(-config.train.batch_size * model // (hardware.devices * config.train.accumulate))  # at a time on a device
     prototypes = -(-config.head.prototypes // model)
@@ -305,8 +306,30 @@ def resolve(config: ConfigDict, train_images: int, hardware: Hardware = ONE_CPU)
     _fill(config, "model.packed_views", is_vit and hardware.platform != "tpu")
     _fill(config, "model.remat", "dots" if is_vit and chunked else "none")
     _fill(config, "model.scan_blocks", is_vit and (cpu or config.model.remat != "none"))
-    _fill(config, "model.attention", "cudnn" if gpu and is_vit and config.model.dtype == "bfloat16" else "xla")
+    _fill(config, "model.attention", "cudnn" if hardware.cuda and is_vit and config.model.dtype == "bfloat16" else "xla")
     config.lock()
+    return config
+
+
+def check_attention(config: ConfigDict, hardware: Hardware) -> None:
+    """Checks that the attention of a resolved configuration can be computed on the hardware of its run.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if config.model.attention == "cudnn" and not hardware.cuda:
+        raise ConfigError(
+            f"model.attention is 'cudnn', which needs NVIDIA GPUs, but the devices are {hardware.platform}; pass "
+            "--config.model.attention=xla or leave it out"
+        )
+
+
+def for_inference(config: ConfigDict, hardware: Hardware) -> ConfigDict:
+    """A run's resolved configuration, changed to what computes the same on the hardware at hand: XLA's attention where that of
+    cuDNN is missing."""
+    config = config.copy_and_resolve_references()
+    if config.model.attention == "cudnn" and not hardware.cuda:
+        config.model.attention = "xla"
     return config
 
 

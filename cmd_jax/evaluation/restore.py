@@ -14,7 +14,7 @@ from cmd_jax.evaluation.splits import open_splits
 from cmd_jax.report.page import write_report
 from cmd_jax.training import processes
 from cmd_jax.training.checkpoint import Checkpoints
-from cmd_jax.training.sharding import data_parallel, local_copy
+from cmd_jax.training.sharding import all_hardware, data_parallel, local_copy
 from cmd_jax.training.state import init_params, make_network
 from cmd_jax.validation import validate
 
@@ -61,6 +61,7 @@ def evaluate_run(
         lacks = reason or f"{data} has no part boxes"
         raise ConfigError(f"cannot measure {', '.join(config.eval.protocols)}: {lacks}; or choose --protocols=label_free")
     other = None if data == own_data else "on_" + re.sub(r"[^A-Za-z0-9.-]+", "_", data).strip("_")[-MAX_NAME:]
+    config = config_lib.for_inference(config, all_hardware())
     network = make_network(config)
     everywhere = data_parallel(jax.devices())
     shapes = jax.eval_shape(lambda: init_params(config, network))

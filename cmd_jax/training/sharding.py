@@ -105,7 +105,8 @@ def all_hardware() -> Hardware:
     """The devices of all processes."""
     device = jax.local_devices()[0]
     memory = device.memory_stats() or {}
-    return Hardware(device.platform, jax.device_count(), memory.get("bytes_limit"))
+    cuda = "cuda" in device.client.platform_version  # ROCm's platform is "gpu" too
+    return Hardware(device.platform, jax.device_count(), memory.get("bytes_limit"), cuda)
 
 
 def data_parallel(devices: list[jax.Device]) -> Shardings:

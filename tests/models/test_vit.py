@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.ad_checkpoint import print_saved_residuals
 
 from cmd_jax.models.layers import drop_path, keep_factors
 from cmd_jax.models.vit import SIZES, ViT, bicubic_matrix, resample_positions
@@ -124,6 +125,19 @@ def test_views_of_two_sizes_in_one_row_give_what_each_gives_alone(alone, scan_bl
     close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, np.abs(b).max()))
     jax.tree.map(close, together, expected)
     jax.tree.map(close, gradient, expected_gradient)
+
+
+def test_what_a_rematerialised_block_keeps_is_not_quadratic_in_the_tokens(params, capsys):
+    images, saved = normal(1, 1, 32, 32, 3), {}
+    for remat in ("none", "dots", "full"):
+        model = _vit(remat=remat)
+        loss = lambda params, model=model: jnp.sum(model.apply(params, images)["patch_tokens"])
+        print_saved_residuals(loss, params)
+        saved[remat] = capsys.readouterr().out
+    quadratic = {remat: "17,17]" in text for remat, text in saved.items()}
+    assert quadratic == {"none": True, "dots": False, "full": False}
+    mlp = {remat: "17,64]" in text for remat, text in saved.items()}
+    assert mlp == {"none": True, "dots": True, "full": False}
 
 
 @pytest.mark.parametrize(("name", "millions"), [("vit_tiny", 5.5), ("vit_small", 21.7), ("vit_base", 85.8)])

@@ -191,6 +191,7 @@ def test_dry_run_describes_and_writes_nothing(config):
     for part in ("24 train, 12 test images, 3 classes", "2 x 16 px (4 patches), 2 x 8 px (1 patches)", "6 steps of 8 images"):
         assert part in text
     assert "GFLOP" in text
+    assert "attention xla" in text
 
 
 def test_the_step_is_one_program_that_writes_its_state_in_place(config):
