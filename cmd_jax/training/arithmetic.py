@@ -59,8 +59,10 @@ def model_flops(config: ConfigDict) -> float:
     Args:
         config: resolved.
     """
-    network = make_network(config)
-    shapes = jax.eval_shape(lambda: init_params(config, network))
+    plain = config.copy_and_resolve_references()
+    plain.model.attention = "xla"  # a fused kernel does not show its products
+    network = make_network(plain)
+    shapes = jax.eval_shape(lambda: init_params(plain, network))
 
     views, regions, read = config.views, reads_regions(config), read_fields(config)
 

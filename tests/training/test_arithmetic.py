@@ -51,5 +51,6 @@ def test_a_step_costs_what_its_products_cost_by_hand_on_every_backend(scan_block
     config = tiny()
     config.views.local_count = 2
     config.model.scan_blocks = scan_blocks
+    config.model.update(dtype="bfloat16", attention="cudnn")
     config = config_lib.resolve(config, 16)
     assert model_flops(config) == pytest.approx(_vit_flops(config), rel=5e-4)
