@@ -117,9 +117,8 @@ class Setup:
         else:
             gradients, teach = make_gradients(self.config, self.network, self.schedules), make_teach(self.config, self.network)
             apply, data = make_apply(self.optimizer, self.schedules), self.views()
-            step = lambda state, views: apply(
-                state, *gradients(state, Crops(views), teach(state.teacher, views[0]), jax.random.key(0))
-            )
+            keys = jax.random.split(jax.random.key(0), self.config.train.batch_size)
+            step = lambda state, views: apply(state, *gradients(state, Crops(views), teach(state.teacher, views[0]), keys))
         compiled = jax.jit(step, donate_argnums=0).lower(self.state, data).compile()
         return_free_memory()  # as the training loop does
         return compiled, data

@@ -144,9 +144,8 @@ def default() -> ConfigDict:
     config.model.packed_views = placeholder(bool)  # views of all sizes share the products of one row of tokens (ViT)
     config.model.scan_blocks = placeholder(bool)  # the blocks as one loop, which compiles faster (ViT)
     config.model.attention = placeholder(str)  # xla | cudnn (fused; an NVIDIA GPU, a ViT in bfloat16)
-    config.model.remat = placeholder(
-        str
-    )  # kept for a block's backward pass: none: all | dots: products | full: its input alone
+    # Kept for a block's backward pass: none: all | dots: products with weights, no attention logits | full: its input alone
+    config.model.remat = placeholder(str)
 
     config.init = ConfigDict()  # what a run starts from; student and teacher alike
     config.init.weights = placeholder(str)  # file, directory, workdir of a run or hf:OWNER/NAME; None: random, by the seed
@@ -292,7 +291,7 @@ def resolve(config: ConfigDict, train_images: int, hardware: Hardware = ONE_CPU)
     _fill(config, "model.dtype", "float32" if hardware.platform == "cpu" else "bfloat16")
     _fill(config, "model.teacher_dtype", config.model.dtype)
     _fill(config, "train.batch_size", default_batch_size(train_images, hardware, config.train.accumulate))
-    is_vit, cpu, gpu = not is_swin(config), hardware.platform == "cpu", hardware.platform == "gpu"
+    is_vit, cpu = not is_swin(config), hardware.platform == "cpu"
     model = config.mesh.model
     images = -(-config.train.batch_size * model // (hardware.devices * config.train.accumulate))  # at a time on a device
     prototypes = -(-config.head.prototypes // model)
@@ -304,8 +303,30 @@ def resolve(config: ConfigDict, train_images: int, hardware: Hardware = ONE_CPU)
     _fill(config, "model.packed_views", is_vit and hardware.platform != "tpu")
     _fill(config, "model.remat", "dots" if is_vit and chunked else "none")
     _fill(config, "model.scan_blocks", is_vit and (cpu or config.model.remat != "none"))
-    _fill(config, "model.attention", "cudnn" if gpu and is_vit and config.model.dtype == "bfloat16" else "xla")
+    _fill(config, "model.attention", "cudnn" if hardware.cuda and is_vit and config.model.dtype == "bfloat16" else "xla")
     config.lock()
+    return config
+
+
+def check_attention(config: ConfigDict, hardware: Hardware) -> None:
+    """Checks that the attention of a resolved configuration can be computed on the hardware of its run.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if config.model.attention == "cudnn" and not hardware.cuda:
+        raise ConfigError(
+            f"model.attention is 'cudnn', which needs NVIDIA GPUs, but the devices are {hardware.platform}; pass "
+            "--config.model.attention=xla or leave it out"
+        )
+
+
+def for_inference(config: ConfigDict, hardware: Hardware) -> ConfigDict:
+    """A run's resolved configuration, changed to what computes the same on the hardware at hand: XLA's attention where that of
+    cuDNN is missing."""
+    config = config.copy_and_resolve_references()
+    if config.model.attention == "cudnn" and not hardware.cuda:
+        config.model.attention = "xla"
     return config
 
 

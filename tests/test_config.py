@@ -366,21 +366,35 @@ def test_keys_of_earlier_versions_are_read(tmp_path):
 
 
 def test_open_values_of_speed_follow_the_hardware():
-    def resolved(platform, **options):
+    def resolved(platform, cuda=False, **options):
         config = default()
         config.update_from_flattened_dict(options)
-        config = config_lib.resolve(config, 100_000, Hardware(platform, memory_bytes=80 * 2**30))
+        config = config_lib.resolve(config, 100_000, Hardware(platform, memory_bytes=80 * 2**30, cuda=cuda))
         keys = ("packed_views", "scan_blocks", "remat", "attention")
         return [config.model[key] for key in keys] + [config.method.prototype_chunk, config.method.matched_targets]
 
     assert resolved("cpu") == [True, True, "dots", "xla", 256, "gathered"]
     small = {"train.batch_size": 4, "head.prototypes": 4096}
     assert resolved("cpu", **small) == [True, True, "none", "xla", 4096, "expected"]
-    assert resolved("gpu") == [True, False, "none", "cudnn", 8192, "expected"]
-    assert resolved("gpu", **{"model.dtype": "float32"})[3] == "xla"
+    assert resolved("gpu", cuda=True) == [True, False, "none", "cudnn", 8192, "expected"]
+    assert resolved("gpu", cuda=True, **{"model.dtype": "float32"})[3] == "xla"
+    assert resolved("gpu")[3] == "xla"  # ROCm
     assert resolved("tpu") == [False, False, "none", "xla", 256, "expected"]
     assert resolved("gpu", **{"model.name": "swin_tiny"})[:3] == [False, False, "none"]
     assert resolved("gpu", **{"model.remat": "full"})[1]
+
+
+def test_fused_attention_needs_nvidia_gpus_to_train_and_is_replaced_elsewhere_to_evaluate():
+    config = default()
+    config.model.update(dtype="bfloat16", attention="cudnn")
+    config = config_lib.resolve(config, 1000)
+    nvidia, rocm = Hardware("gpu", cuda=True), Hardware("gpu")
+    config_lib.check_attention(config, nvidia)
+    with pytest.raises(ConfigError, match="needs NVIDIA GPUs, but the devices are gpu"):
+        config_lib.check_attention(config, rocm)
+    assert config_lib.for_inference(config, nvidia).model.attention == "cudnn"
+    assert config_lib.for_inference(config, rocm).model.attention == "xla"
+    assert config.model.attention == "cudnn"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from cmd_jax.evaluation.splits import NoLabels, Splits, identify_splits, open_sp
 from cmd_jax.report.page import write_report
 from cmd_jax.training import processes
 from cmd_jax.training.checkpoint import Checkpoints
-from cmd_jax.training.sharding import data_parallel, local_copy
+from cmd_jax.training.sharding import all_hardware, data_parallel, local_copy
 from cmd_jax.training.state import init_params, make_network
 from cmd_jax.validation import validate
 
@@ -58,6 +58,7 @@ def evaluate_run(
     if not evaluation_lib.measurable(config.eval.protocols, splits):
         lacks = reason or f"{evaluation_lib.data_name(config)} has no part boxes"
         raise ConfigError(f"cannot measure {', '.join(config.eval.protocols)}: {lacks}; or choose --protocols=label_free")
+    config = config_lib.for_inference(config, all_hardware())
     network = make_network(config)
     everywhere = data_parallel(jax.devices())
     shapes = jax.eval_shape(lambda: init_params(config, network))

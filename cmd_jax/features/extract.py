@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmd_jax.config import ConfigDict, token_px
+from cmd_jax.config import ConfigDict, for_inference, token_px
 from cmd_jax.data.augment import normalize
 from cmd_jax.evaluation.features import last_blocks, once
 from cmd_jax.method import mil
@@ -15,7 +15,7 @@ from cmd_jax.models.heads import MILScorer, l2_normalize
 from cmd_jax.models.sizes import UNLEARNED
 from cmd_jax.models.swin import Swin
 from cmd_jax.models.vit import ViT
-from cmd_jax.training.sharding import data_parallel
+from cmd_jax.training.sharding import all_hardware, data_parallel
 from cmd_jax.training.state import Params, make_backbone
 
 Array = jax.Array
@@ -86,7 +86,7 @@ def make_encoder(config: ConfigDict, params: Params, outputs: Sequence[str]) -> 
 @once
 def _make_program(config: ConfigDict, outputs: tuple[str, ...]) -> Callable[[Params, Array], dict[str, Array]]:
     """Builds the jitted function (params, images) -> the named outputs of `encode`: networks of a configuration share it."""
-    backbone = make_backbone(config)
+    backbone = _backbone(config)
 
     @jax.jit
     def run(params: Params, images: Array) -> dict[str, Array]:
@@ -94,6 +94,10 @@ def _make_program(config: ConfigDict, outputs: tuple[str, ...]) -> Callable[[Par
         return {name: encoded[name] for name in outputs}
 
     return run
+
+
+def _backbone(config: ConfigDict) -> ViT | Swin:
+    return make_backbone(for_inference(config, all_hardware()))
 
 
 def grid_side(config: ConfigDict) -> int:
@@ -105,5 +109,5 @@ def widths(config: ConfigDict, params: Params) -> dict[str, tuple[int, ...]]:
     """Shapes of the outputs of one image, without computing them."""
     side = config.eval.crop_px
     images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.uint8)
-    shapes: dict[str, Any] = jax.eval_shape(lambda p, x: encode(config, make_backbone(config), p, x), params, images)
+    shapes: dict[str, Any] = jax.eval_shape(lambda p, x: encode(config, _backbone(config), p, x), params, images)
     return {name: leaf.shape[1:] for name, leaf in shapes.items()}

@@ -9,7 +9,7 @@ from cmd_jax.golden.fixture import EXACT, FORWARD, GRADIENT, Fixture
 from cmd_jax.method.logits import student_logits
 from cmd_jax.models.heads import ProjectionHead, Prototypes
 from cmd_jax.models.network import Network
-from cmd_jax.models.swin import Swin, block_windows, relative_position_index
+from cmd_jax.models.swin import Swin, block_windows, relative_position_bias
 from cmd_jax.models.vit import ViT
 from cmd_jax.training.step import encode_views
 from cmd_jax.weights.layouts import LAYOUTS
@@ -65,7 +65,10 @@ def check_swin(fixture: Fixture) -> None:
     )
     windows = block_windows(model.table_px // model.patch_size, model.depths, model.window)
     fixture.check("out_block_window_and_shift", np.array(windows), EXACT)
-    fixture.check("out_relative_position_index_stage0", relative_position_index(windows[0][0]), EXACT)
+    window = windows[0][0]
+    rows = np.arange((2 * window - 1) ** 2, dtype=np.float32)[:, None]  # a table whose entries are their rows
+    index = np.asarray(relative_position_bias(rows, window)[0], np.int32)
+    fixture.check("out_relative_position_index_stage0", index, EXACT)
     counts = {int(count) for count in fixture.find(r"out_\w+_linear_last(\d+)")} or {4}
     for size in _sizes(fixture):
         out = jax.jit(model.apply)({"params": params["backbone"]}, fixture.images(f"in_{size}"))

@@ -10,6 +10,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from cmd_jax.method.products import product
+
 Array = jax.Array
 # KL(bag || image): the image must cover what its patches say. KL(image || bag): some patch must say what the image says.
 InterDirection = Literal["bag_to_image", "image_to_bag"]
@@ -30,15 +32,15 @@ def sums(direction: InterDirection, weights: Array, log_regions: Array, log_imag
     if direction == "bag_to_image":
         probs = jnp.exp(log_regions)
         mixture, t = mixture_slope(weights, probs, log_image)
-        return jnp.sum(mixture * (t - 1.0), axis=-1), jnp.einsum("...nk,...k->...n", probs, t, precision="highest")
+        return jnp.sum(mixture * (t - 1.0), axis=-1), product("...nk,...k->...n", probs, t)
     shares, ratio, log_ratio = _shares(weights, log_regions, log_image)
-    slopes = -jnp.einsum("...nk,...k->...n", shares, ratio, precision="highest")
+    slopes = -product("...nk,...k->...n", shares, ratio)
     return jnp.sum(jnp.exp(log_image) * log_ratio, axis=-1), slopes
 
 
 def mixture_slope(weights: Array, probs: Array, log_image: Array) -> tuple[Array, Array]:
     """(pi, t) of KL(bag || image): [..., N], [..., N, k] probabilities, [..., k] log-probabilities -> [..., k] each."""
-    mixture = jnp.einsum("...n,...nk->...k", weights, probs, precision="highest")
+    mixture = product("...n,...nk->...k", weights, probs)
     # A prototype that no patch uses counts 0: its probability underflows, its logarithm must stay finite.
     log_mixture = jnp.log(jnp.maximum(mixture, jnp.finfo(mixture.dtype).tiny))
     return mixture, log_mixture - log_image + 1.0
@@ -72,6 +74,6 @@ def _shares(weights: Array, log_regions: Array, log_image: Array) -> tuple[Array
     """
     peak = jnp.max(log_regions, axis=-2)
     shares = jnp.exp(log_regions - peak[..., None, :])
-    mean = jnp.einsum("...n,...nk->...k", weights, shares, precision="highest")
+    mean = product("...n,...nk->...k", weights, shares)
     mean = jnp.maximum(mean, jnp.finfo(mean.dtype).tiny)
     return shares, jnp.exp(log_image) / mean, log_image - peak - jnp.log(mean)

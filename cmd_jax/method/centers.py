@@ -10,6 +10,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from cmd_jax.method.chunks import DATA, MODEL, Normalizer, Streaming, for_chunks, put_chunk, take_chunk
+from cmd_jax.method.products import product
 
 Array = jax.Array
 
@@ -26,7 +27,7 @@ def update_center(center: Array, teacher_z: Array, teacher_prototypes: Array, mo
         momentum: in 0..1.
     """
     mean_z = jnp.mean(teacher_z.astype(jnp.float32), axis=tuple(range(teacher_z.ndim - 1)))
-    return center * momentum + (teacher_prototypes @ mean_z) * (1.0 - momentum)
+    return center * momentum + product("kd,d->k", teacher_prototypes, mean_z) * (1.0 - momentum)
 
 
 def sinkhorn_center(
@@ -41,7 +42,7 @@ def sinkhorn_center(
         teacher_z: [..., d] float32 bottlenecks; all leading axes are the batch.
         teacher_prototypes: [K, d] float32.
         temp: of the teacher.
-        streaming: chunk and mesh.
+        streaming: chunk, dtype and mesh.
         iterations: of the scaling; SwAV and DINOv2 use 3.
 
     Returns:
@@ -60,7 +61,7 @@ def _scales(z: Array, prototypes: Array, streaming: Streaming, iterations: int) 
     share = jnp.log(rows / columns)
 
     def logits(start: Array | int, size: int) -> Array:
-        return jnp.einsum("nd,kd->nk", z, take_chunk(prototypes, start, size), preferred_element_type=jnp.float32)
+        return product("nd,kd->nk", z, take_chunk(prototypes, start, size), streaming.dtype)
 
     normalizer = for_chunks(count, streaming.chunk, lambda state, *at: state.add(logits(*at)), empty)
     scaled = jnp.zeros(count, jnp.float32)

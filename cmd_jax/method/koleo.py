@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from cmd_jax.method.products import product
+
 Array = jax.Array
 EPS = 1e-6  # distance below which two embeddings are pushed apart no harder
 
@@ -18,7 +20,8 @@ def koleo(embeddings: Array) -> Array:
     """
     x = embeddings.astype(jnp.float32)
     x = x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12))
-    similarity = jnp.einsum("bd,cd->bc", x, x, precision="highest") - 4.0 * jnp.eye(x.shape[0])  # no one is its own neighbour
-    nearest = jnp.argmax(similarity, axis=-1)
-    squared = jnp.sum(jnp.square(x - x[nearest]), axis=-1)
+    similarity = product("bd,cd->bc", x, x) - 4.0 * jnp.eye(x.shape[0])  # no one is its own neighbour
+    # A product instead of x[nearest], whose gradient adds up rows in no fixed order on a GPU.
+    nearest = product("bc,cd->bd", jax.nn.one_hot(jnp.argmax(similarity, axis=-1), x.shape[0]), x)
+    squared = jnp.sum(jnp.square(x - nearest), axis=-1)
     return -0.5 * jnp.mean(jnp.log(squared + EPS**2))

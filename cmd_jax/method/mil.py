@@ -3,7 +3,14 @@
 import jax
 import jax.numpy as jnp
 
+from cmd_jax.method.products import product
+
 Array = jax.Array
+
+
+def _rows(rows: Array, kernel: Array) -> Array:
+    """[..., a], [a, b] -> [..., b] float32."""
+    return product("...a,ab->...b", rows, kernel)
 
 
 def gated_attention_scores(tokens: Array, tanh_kernel: Array, sigmoid_kernel: Array, out_kernel: Array) -> Array:
@@ -18,8 +25,8 @@ def gated_attention_scores(tokens: Array, tanh_kernel: Array, sigmoid_kernel: Ar
     Returns:
         [..., H, N] float32 scores (logits of the MIL weights).
     """
-    gated = jnp.tanh(tokens @ tanh_kernel) * jax.nn.sigmoid(tokens @ sigmoid_kernel)
-    return jnp.swapaxes(gated @ out_kernel, -1, -2).astype(jnp.float32)
+    gated = jnp.tanh(_rows(tokens, tanh_kernel)) * jax.nn.sigmoid(_rows(tokens, sigmoid_kernel))
+    return jnp.swapaxes(_rows(gated, out_kernel), -1, -2)
 
 
 def attention_scores(tokens: Array, tanh_kernel: Array, out_kernel: Array) -> Array:
@@ -33,7 +40,7 @@ def attention_scores(tokens: Array, tanh_kernel: Array, out_kernel: Array) -> Ar
     Returns:
         [..., H, N] float32 scores (logits of the MIL weights).
     """
-    return jnp.swapaxes(jnp.tanh(tokens @ tanh_kernel) @ out_kernel, -1, -2).astype(jnp.float32)
+    return jnp.swapaxes(_rows(jnp.tanh(_rows(tokens, tanh_kernel)), out_kernel), -1, -2)
 
 
 def class_token_scores(attention: Array, patches: int) -> Array:
@@ -74,5 +81,5 @@ def relative_entropy(weights: Array) -> Array:
 
 def bag_embedding(weights: Array, tokens: Array) -> Array:
     """sum_i a_hi h_i of every head h, joined: [..., H, N] weights, [..., N, D] tokens -> [..., H * D] float32."""
-    bags = jnp.einsum("...hn,...nd->...hd", weights, tokens.astype(jnp.float32))
+    bags = product("...hn,...nd->...hd", weights, tokens)
     return bags.reshape(*bags.shape[:-2], -1)

@@ -178,7 +178,7 @@ def cmd_objective(
     loss, terms = distilled.loss, distilled.terms
     if weights.released:
         terms = terms | {
-            "released": released.term(student, student_prototypes, rows, pairings, student_temp, streaming.chunk, released_mask)
+            "released": released.term(student, student_prototypes, rows, pairings, student_temp, streaming, released_mask)
         }
         loss += weights.released * terms["released"]
     if centering == "ema":

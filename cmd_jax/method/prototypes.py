@@ -34,6 +34,7 @@ from jax.sharding import PartitionSpec
 
 from cmd_jax.method import bags
 from cmd_jax.method.chunks import DATA, MODEL, Normalizer, Streaming, for_chunks, put_chunk, take_chunk
+from cmd_jax.method.products import operand, product
 from cmd_jax.method.rows import Centers, Pairing, PrototypePair, StudentRows, TeacherRows, TermWeights
 
 Array = jax.Array
@@ -166,6 +167,16 @@ class _Gradients(NamedTuple):
     region_prototypes: Array
 
 
+def _matching(pairing: Pairing, patches: int) -> Array:
+    """Weights of the matched pairs as a matrix from student to teacher patches, [B, V, N, Q, M] with one entry in a row of M.
+
+    Products with it, and with its transpose, stand for a gather of teacher rows and a scatter-add of student rows: they add up
+    in a fixed order on every backend, and are what a TPU is built for.
+    """
+    match, weights = (jnp.moveaxis(x, 1, -1)[..., None] for x in (pairing.match, pairing.region_weights))
+    return jnp.where(match == jnp.arange(patches), weights, 0.0)
+
+
 class _Passes:
     """The three passes over one batch."""
 
@@ -179,11 +190,11 @@ class _Passes:
             inter_student=rise(plan.weights.inter_student), inter_teacher=rise(plan.weights.inter_teacher)
         )
         self.accumulated = jnp.promote_types(teacher.image_z.dtype, jnp.float32)
-        self.operand = self.accumulated if plan.streaming.dtype == "float32" else jnp.bfloat16
+        self.product = functools.partial(product, dtype=plan.streaming.dtype)  # with prototypes, over d or K
         self.expected = plan.streaming.targets == "expected"
         self.student_regions = bool(self.weights.intra_region or self.weights.inter_student)
         self.teacher_regions = bool(self.weights.intra_region or self.weights.inter_teacher)
-        scaled = lambda z, temp: (z / temp).astype(self.operand)
+        scaled = lambda z, temp: operand(z / temp, plan.streaming.dtype)
         # rows by their temperature, so that a product with W gives logits
         self.rows = _Tile(
             tuple(scaled(group.image_z, self.temp) for group in student),
@@ -195,14 +206,8 @@ class _Passes:
         batch = self.batch = teacher.image_z.shape[0] * (mesh.shape[DATA] if mesh else 1)  # images of all devices
         self.image_weights = [jnp.sum(pairing.image_weights, axis=0) / batch for pairing in pairings]  # [V] each
         self.region_weights = [jnp.sum(pairing.region_weights, axis=1) / batch for pairing in pairings]  # [B, V, N] each
-
-    def product(self, spec: str, a: Array, b: Array) -> Array:
-        """einsum of operands with accumulation in float32."""
-        # In float32 the highest precision: accelerators would round the operands otherwise.
-        precision = None if self.operand == jnp.bfloat16 else "highest"
-        return jnp.einsum(
-            spec, a.astype(self.operand), b.astype(self.operand), precision=precision, preferred_element_type=self.accumulated
-        )
+        patches = teacher.region_z.shape[2]
+        self.matching = [_matching(pairing, patches) / batch for pairing in pairings] if self.expected else None
 
     def outer(self, slopes: Array, rows: Array) -> Array:
         """sum over all leading axes of slopes x rows: [..., k], [..., d] -> [k, d]."""
@@ -242,31 +247,29 @@ class _Passes:
 
     def image_targets(self, pairing: Pairing, probs: Array) -> Array:
         """The teacher's probabilities for a group's images: [B, Q, k] -> sum_q weight * probs[q], [B, V, k]."""
-        return jnp.einsum("qv,bqk->bvk", pairing.image_weights.astype(probs.dtype), probs, precision="highest") / self.batch
+        return product("qv,bqk->bvk", pairing.image_weights, probs) / self.batch
 
-    def matched(self, pairing: Pairing, rows: Array) -> Array:
-        """Weighted teacher rows of the patches that a group is matched to: [B, Q, M, c] -> [B, V, N, c]."""
+    def matched(self, group: int, targets: Array) -> Array:
+        """Weighted targets of the teacher patches that a group is matched to: [B, Q, M, d] -> [B, V, N, d]."""
+        return product("bvnqm,bqmd->bvnd", self.matching[group], targets)
+
+    def matched_probs(self, pairing: Pairing, probs: Array) -> Array:
+        """The same for a chunk of the teacher's probabilities, gathered: [B, Q, M, k] -> [B, V, N, k]; k can exceed d."""
         batch, views, *_ = pairing.match.shape
         index, weights = pairing.match.reshape(batch, views, -1), pairing.region_weights.reshape(batch, views, -1)
         take = jax.vmap(jax.vmap(lambda rows, index: rows.at[index].get(mode="promise_in_bounds")))
-        found = take(rows, index)  # [B, Q, V * N, c]
+        found = take(probs, index)  # [B, Q, V * N, k]
         # written out for the few q: a fused multiplication and addition instead of a small product for each patch
         total = sum(weights[:, q, :, None] * found[:, q] for q in range(views))
-        return total.reshape(batch, *pairing.match.shape[2:], rows.shape[-1]) / self.batch
+        return total.reshape(batch, *pairing.match.shape[2:], probs.shape[-1]) / self.batch
 
     def assigned(self) -> Array:
         """Weighted student rows summed up on the teacher's patches they are matched to, [B, Q, M, d].
 
         With expected targets the gradient of all pairs for W is one product of these with the teacher's probabilities.
         """
-        region = jnp.zeros(self.teacher.region_z.shape, self.accumulated)
-        batch, views = region.shape[:2]
-        for pairing, rows in zip(self.pairings, self.rows.student_region, strict=True):
-            weighted = pairing.region_weights[..., None] / self.batch * rows[:, None].astype(region.dtype)  # [B, Q, V, N, d]
-            index = pairing.match.reshape(batch, views, -1)
-            add = jax.vmap(jax.vmap(lambda into, index, rows: into.at[index].add(rows)))
-            region = add(region, index, weighted.reshape(batch, views, index.shape[-1], -1))
-        return region
+        parts = zip(self.matching, self.rows.student_region, strict=True)
+        return sum(product("bvnqm,bvnd->bqmd", matching, rows) for matching, rows in parts)
 
     def run(self, with_gradients: bool):
         """((loss, terms, both entropies), gradients for (student, prototypes, scorer) or None)."""
@@ -320,10 +323,10 @@ class _Passes:
             terms["intra_image"] = sums.intra_image
         if w.intra_region and not self.expected:
             terms["intra_region"] = sums.intra_region
-        for index, (pairing, weights) in enumerate(zip(self.pairings, self.region_weights, strict=True)):
+        for index, weights in enumerate(self.region_weights):
             if w.intra_region and self.expected:
                 rows = self.rows.student_region[index].astype(self.accumulated)
-                toward = jnp.sum(rows * self.matched(pairing, sums.region_targets))
+                toward = jnp.sum(rows * self.matched(index, sums.region_targets))
                 terms["intra_region"] += jnp.sum(weights * normalizers.student_region[index]) - toward
             if w.inter_student:
                 terms["inter_student"] += jnp.sum(self.image_weights[index] * sums.student_divergence[index])
@@ -354,7 +357,7 @@ class _Passes:
             sums = sums._replace(region_targets=sums.region_targets + targets)
         elif w.intra_region:
             probs, against = jnp.exp(log_probs.teacher_region), zip(self.pairings, log_probs.student_region, strict=True)
-            total = sum(jnp.vdot(self.matched(pairing, probs), regions, precision="highest") for pairing, regions in against)
+            total = sum(product("bvnk,bvnk->", self.matched_probs(pairing, probs), regions) for pairing, regions in against)
             sums = sums._replace(intra_region=sums.intra_region - total)
         if w.inter_student:
             parts = [
@@ -401,7 +404,7 @@ class _Passes:
                     slope_image += self.weighted.inter_student * weight * of_logits[0]
                     slope_region += self.weighted.inter_student * (weight * group.mil_weights)[..., None] * of_logits[1]
                 if w.intra_region and not self.expected:
-                    slope_region -= w.intra_region * self.matched(pairing, jnp.exp(log_probs.teacher_region))
+                    slope_region -= w.intra_region * self.matched_probs(pairing, jnp.exp(log_probs.teacher_region))
                 region_z[index] += self.product("bvnk,kd->bvnd", slope_region, of_region)
                 region_part += self.outer(slope_region, self.rows.student_region[index])
             if w.intra_image or w.inter_student:
@@ -421,12 +424,12 @@ class _Passes:
         w = self.weights
         image_z, region_z = self.streaming.total((gradients.image_z, gradients.region_z), MODEL)
         student = []
-        for index, (group, pairing) in enumerate(zip(self.student, self.pairings, strict=True)):
+        for index, group in enumerate(self.student):
             of_region, of_weights = jnp.zeros_like(group.region_z), jnp.zeros_like(group.mil_weights)
             if self.student_regions:
                 of_region = region_z[index]
                 if w.intra_region and self.expected:
-                    of_region -= w.intra_region * self.matched(pairing, sums.region_targets)
+                    of_region -= w.intra_region * self.matched(index, sums.region_targets)
                 of_region /= self.temp
             if w.inter_student:
                 of_weights = self.weighted.inter_student * self.image_weights[index][:, None] * sums.student_slopes[index]

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from cmd_jax.method.products import product
+
 Array = jax.Array
 
 
@@ -42,8 +44,7 @@ def match_by_similarity(student: Array, teacher: Array) -> Array:
         x = x.astype(jnp.float32)
         return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-16))
 
-    # The highest precision: on a TPU the default rounds to bfloat16, enough to swap near ties.
-    similarity = jnp.einsum("bvnd,bqmd->bqvnm", unit(student), unit(teacher), precision="highest")
+    similarity = product("bvnd,bqmd->bqvnm", unit(student), unit(teacher))
     return jnp.argmax(similarity, axis=-1)
 
 

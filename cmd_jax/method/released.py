@@ -16,6 +16,7 @@ code cannot train. `divergence` gives 0 there with the gradient 0, so its value 
 import jax
 import jax.numpy as jnp
 
+from cmd_jax.method.chunks import Streaming
 from cmd_jax.method.logits import bag_probs, student_logits, teacher_logits
 from cmd_jax.method.rows import Pairing, PrototypePair, StudentRows, TeacherRows
 
@@ -44,9 +45,9 @@ def divergence(inputs: Array, targets: Array, masked: bool = True) -> Array:
     return jnp.mean(elements, axis=(0, 2))
 
 
-def student_bags(region_z: Array, prototypes: Array, temp: float) -> Array:
+def student_bags(region_z: Array, prototypes: Array, temp: float, dtype: str = "float32") -> Array:
     """S_bag, the sum over patches of region logits: [B, V, N, d], [K, d] -> [B, V, K] logits (linear, so z is summed)."""
-    return student_logits(jnp.sum(region_z, axis=2), prototypes, temp)
+    return student_logits(jnp.sum(region_z, axis=2), prototypes, temp, dtype)
 
 
 def term(
@@ -55,16 +56,17 @@ def term(
     teacher: TeacherRows,
     pairings: tuple[Pairing, ...],
     temp: float,
-    chunk: int,
+    streaming: Streaming,
     masked: bool,
 ) -> Array:
     """L_md of a batch, [] float32; the arguments are those of `prototypes.distil`, of the student two fields are read."""
     total = jnp.zeros((), jnp.float32)
     for group, pairing in zip(student, pairings, strict=True):
-        logits = student_logits(group.image_z, prototypes.image, temp)
-        bags = student_bags(group.region_z, prototypes.region, temp)
+        logits = student_logits(group.image_z, prototypes.image, temp, streaming.dtype)
+        bags = student_bags(group.region_z, prototypes.region, temp, streaming.dtype)
         total += jnp.sum(pairing.image_weights * divergence(logits, bags, masked))
-    image_logits = teacher_logits(teacher.image_z, teacher.prototypes.image, teacher.centers.image, teacher.temp)
-    bags = bag_probs(teacher.region_z, teacher.prototypes.region, teacher.centers.region, teacher.temp, chunk)
+    image, region = zip(teacher[:2], teacher.prototypes, teacher.centers, strict=True)  # z, W and center of a level
+    image_logits = teacher_logits(*image, teacher.temp, streaming.dtype)
+    bags = bag_probs(*region, teacher.temp, streaming.chunk, streaming.dtype)
     # every teacher view stands in the same number of pairs
     return total + jnp.mean(divergence(jax.nn.softmax(image_logits, axis=-1), bags))

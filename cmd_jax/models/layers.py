@@ -3,6 +3,7 @@
 Letters: B images (or windows), T tokens, D width, H heads.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -23,8 +24,11 @@ table_init = nn.initializers.truncated_normal(0.02)
 
 
 def remat_policy(remat: Remat) -> Callable | None:
-    """What a rematerialised block may keep: products with weights ("dots"), nothing but its input ("full")."""
-    return jax.checkpoint_policies.dots_saveable if remat == "dots" else None
+    """What a rematerialised block may keep: products with weights ("dots"), nothing but its input ("full").
+
+    Attention logits are products of activations, quadratic in the tokens, and are never kept.
+    """
+    return jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
 
 
 def layer_norm(dtype: jnp.dtype, name: str) -> nn.LayerNorm:
@@ -44,8 +48,8 @@ def attend(q: Array, k: Array, v: Array, bias: Array | None, implementation: Att
     Args:
         q, k, v: [B, T, H, D/H].
         bias: added to the logits; [B, H, T, T] or what broadcasts to it.
-        implementation: "xla", or "cudnn" for the fused kernel of NVIDIA GPUs. It takes no float32 and here no bias; those,
-            and a run of a GPU that is evaluated elsewhere, are computed by XLA.
+        implementation: "xla", or "cudnn" for the fused kernel of NVIDIA GPUs, where the program must then run. It takes no
+            float32 and here no bias: those are computed by XLA in any case.
 
     Returns:
         [B, T, H, D/H] and the attention probabilities [B, H, T, T] float32.
@@ -55,7 +59,7 @@ def attend(q: Array, k: Array, v: Array, bias: Array | None, implementation: Att
     q_heads, k_heads, v_heads = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
     logits = jnp.einsum("bhqd,bhkd->bhqk", q_heads, k_heads, preferred_element_type=jnp.float32) * scale
     attention = jax.nn.softmax(logits if bias is None else logits + bias, axis=-1)
-    if implementation == "cudnn" and bias is None and q.dtype != jnp.float32 and jax.default_backend() == "gpu":
+    if implementation == "cudnn" and bias is None and q.dtype != jnp.float32:
         # The probabilities above are left out of the program unless a caller reads them.
         return jax.nn.dot_product_attention(q, k, v, scale=scale, implementation="cudnn"), attention
     return jnp.swapaxes(jnp.einsum("bhqk,bhkd->bhqd", attention.astype(v.dtype), v_heads), 1, 2), attention
@@ -123,13 +127,12 @@ class MLP(nn.Module):
         return nn.Dense(width, dtype=self.dtype, kernel_init=kernel_init, name="fc2")(x)
 
 
-def keep_factors(key: Array, rate: Array | float, batch: int, segments: Segments, first: int) -> Array:
+def keep_factors(keys: Array, rate: Array | float, segments: Segments, first: int) -> Array:
     """Factors of stochastic depth, one for each sequence: 0 with probability `rate`, else 1 / (1 - rate).
 
     Args:
-        key: random key of the branch.
+        keys: [B] random keys of the branch, one for each image: what an image draws does not depend on its row.
         rate: probability in 0..1.
-        batch: B.
         segments: the sequences side by side in a row.
         first: number of the first segment among all that share the key, so that segments on their own draw the same.
 
@@ -138,9 +141,16 @@ def keep_factors(key: Array, rate: Array | float, batch: int, segments: Segments
     """
     factors = []
     for number, (views, length) in enumerate(segments, first):
-        keep = jax.random.bernoulli(jax.random.fold_in(key, number), 1.0 - rate, (batch, views))
+        of_segment = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
+        keep = jax.vmap(functools.partial(jax.random.bernoulli, p=1.0 - rate, shape=(views,)))(of_segment)
         factors.append(jnp.repeat(keep / (1.0 - rate), length, axis=1))
     return jnp.concatenate(factors, axis=1)[..., None]
+
+
+def branch_keys(keys: Array, block: Array | int) -> tuple[Array, Array]:
+    """Random keys of stochastic depth for both residual branches of a block, from those of the images: [B] -> two of [B]."""
+    split = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, block)))(keys)
+    return split[:, 0], split[:, 1]
 
 
 def drop_path(branch: Array, factors: Array | None) -> Array:

@@ -80,20 +80,20 @@ class Network(nn.Module):
         """images: [B, height, width, 3] normalised float -> Encoded."""
         return self.read(self.backbone(images))
 
-    def encode(self, groups: tuple[Array, ...], key: Array | None = None) -> tuple[Encoded, ...]:
+    def encode(self, groups: tuple[Array, ...], keys: Array | None = None) -> tuple[Encoded, ...]:
         """Encodes views of several sizes.
 
         Args:
             groups: [B, V, height, width, 3] normalised float each.
-            key: of stochastic depth; None (the teacher) keeps every branch.
+            keys: [B] random keys of stochastic depth, one for each image; None (the teacher) keeps every branch.
 
         Returns:
             One for each group, with leading [B * V].
         """
         if self.packed_views:
-            named = self.backbone.encode(groups, key)
+            named = self.backbone.encode(groups, keys)
         else:
-            named = [self.backbone.encode((images,), key, number)[0] for number, images in enumerate(groups)]
+            named = [self.backbone.encode((images,), keys, number)[0] for number, images in enumerate(groups)]
         return tuple(map(self.read, named))
 
     def read(self, named: dict) -> Encoded:

@@ -11,6 +11,7 @@ import numpy as np
 
 from cmd_jax.models.layers import (
     Remat,
+    branch_keys,
     drop_path_rates,
     keep_factors,
     kernel_init,
@@ -47,14 +48,17 @@ def block_windows(grid: int, depths: tuple[int, ...], window: int) -> tuple[tupl
     return tuple(blocks)
 
 
-def relative_position_index(window: int) -> np.ndarray:
-    """Row of the relative-position table for every (query, key) of a window, [n, n] int32.
+def relative_position_bias(table: Array, window: int) -> Array:
+    """The row of the relative-position table for every (query, key) of a window: [(2 window - 1)^2, H] -> [H, n, n].
 
-    Row (dy + window - 1) * (2 * window - 1) + dx + window - 1, with (dy, dx) = query - key.
+    Row (dy + window - 1) * (2 * window - 1) + dx + window - 1, with (dy, dx) = query - key. Rows are selected by products, one
+    for each axis: the gradient of an indexed table adds up rows in no fixed order on a GPU.
     """
-    y, x = np.divmod(np.arange(window * window), window)
-    dy, dx = y[:, None] - y[None] + window - 1, x[:, None] - x[None] + window - 1
-    return (dy * (2 * window - 1) + dx).astype(np.int32)
+    offset = np.arange(window)[:, None] - np.arange(window) + window - 1  # [query, key]
+    select = jax.nn.one_hot(offset, 2 * window - 1, dtype=table.dtype)
+    square = table.reshape(2 * window - 1, 2 * window - 1, -1)
+    bias = jnp.einsum("ydi,xej,ijh->hyxde", select, select, square, precision="highest")
+    return bias.reshape(-1, window * window, window * window)
 
 
 def to_windows(grid: Array | np.ndarray, window: int) -> Array | np.ndarray:
@@ -116,7 +120,7 @@ class WindowAttention(nn.Module):
         padded = pad_map(grid, -rows % window, -columns % window)
         height, breadth = padded.shape[1:3]
         table = self.param("relative_position_bias_table", table_init, ((2 * window - 1) ** 2, self.num_heads))
-        bias = jnp.moveaxis(table[relative_position_index(window)], -1, 0)[None]  # [1, H, n, n]
+        bias = relative_position_bias(table, window)[None]  # [1, H, n, n]
         if self.shift:
             padded = jnp.roll(padded, (-self.shift, -self.shift), axis=(1, 2))
             mask = shift_mask(height, breadth, window, self.shift)
@@ -186,19 +190,20 @@ class Swin(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: Remat = "none"
 
-    def encode(self, groups: tuple[Array, ...], key: Array | None = None, first: int = 0) -> tuple[Named, ...]:
+    def encode(self, groups: tuple[Array, ...], keys: Array | None = None, first: int = 0) -> tuple[Named, ...]:
         """Encodes groups of views [B, V, height, width, 3], one group after the other; arguments as of `vit.ViT.encode`."""
         flat = lambda images: images.reshape(-1, *images.shape[2:])
-        return tuple(self(flat(images), key, number) for number, images in enumerate(groups, first))
+        return tuple(self(flat(images), keys, number) for number, images in enumerate(groups, first))
 
     @nn.compact
-    def __call__(self, images: Array, key: Array | None = None, group: int = 0) -> Named:
+    def __call__(self, images: Array, keys: Array | None = None, group: int = 0) -> Named:
         """Encodes normalised images.
 
         Args:
             images: [B, height, width, 3] float of any size; pixels beyond the last whole patch are not read.
-            key: of stochastic depth; None (the teacher, evaluation) keeps every branch.
-            group: number of the images' group among all that share the key.
+            keys: of stochastic depth, one for each of the B / V pictures that have V images in a row; None (the teacher,
+                evaluation) keeps every branch.
+            group: number of the images' group among all that share the keys.
 
         Returns:
             patch_tokens [B, N, D] of the last stage after the final norm, row-major; attention [B * M, H, n, n], the last
@@ -215,14 +220,15 @@ class Swin(nn.Module):
         norm = layer_norm(self.dtype, "norm")
         blocks, stages = [], []
         block_type = SwinBlock if self.remat == "none" else nn.remat(SwinBlock, policy=remat_policy(self.remat))
-        draw = lambda key, rate: keep_factors(key, rate, images.shape[0], ((1, 1),), group)[..., None]
+        views = 1 if keys is None else images.shape[0] // keys.shape[0]
+        draw = lambda keys, rate: keep_factors(keys, rate, ((views, 1),), group).reshape(-1, 1, 1, 1)
         for stage, (depth, heads) in enumerate(zip(self.depths, self.num_heads, strict=True)):
             last = stage == len(self.depths) - 1
             for index in range(depth):
                 name = f"layers_{stage}_blocks_{index}"
                 rate, factors = next(rates), (None, None)
-                if key is not None and rate:
-                    factors = tuple(draw(branch, rate) for branch in jax.random.split(jax.random.fold_in(key, len(blocks))))
+                if keys is not None and rate:
+                    factors = tuple(draw(branch, rate) for branch in branch_keys(keys, len(blocks)))
                 grid, attention = block_type(heads, *next(windows), self.mlp_ratio, self.dtype, name=name)(grid, factors)
                 blocks.append(norm(flat(grid)) if last else flat(grid))
             if not last:

@@ -15,6 +15,7 @@ from cmd_jax.models.layers import (
     Attention,
     Remat,
     Segments,
+    branch_keys,
     drop_path_rates,
     keep_factors,
     layer_norm,
@@ -143,15 +144,15 @@ class ViT(nn.Module):
         return self.encode((images[:, None],))[0]
 
     @nn.compact
-    def encode(self, groups: tuple[Array, ...], key: Array | None = None, first: int = 0) -> tuple[Named, ...]:
+    def encode(self, groups: tuple[Array, ...], keys: Array | None = None, first: int = 0) -> tuple[Named, ...]:
         """Encodes groups of views of different sizes: side by side in one row of tokens for each image.
 
         Norms and linear layers then run once over the whole row, attention over each view by itself.
 
         Args:
             groups: [B, V, height, width, 3] float each; sides are multiples of the patch size.
-            key: of stochastic depth; None (the teacher, evaluation) keeps every branch.
-            first: number of the first group among all that share the key.
+            keys: [B] random keys of stochastic depth, one for each image; None (the teacher, evaluation) keeps every branch.
+            first: number of the first group among all that share the keys.
 
         Returns:
             For each group cls_token [B * V, D] and patch_tokens [B * V, N, D] after the final norm; attention
@@ -183,7 +184,7 @@ class ViT(nn.Module):
             positions.append(position)
         segments = tuple(segments)
         row = rows[0] if len(rows) == 1 else jnp.concatenate(rows, axis=1)
-        outputs, attention = self._blocks(row, segments, key if self.drop_path_rate else None, first)
+        outputs, attention = self._blocks(row, segments, keys if self.drop_path_rate else None, first)
         norm = layer_norm(self.dtype, "norm")
         blocks = [split_segments(norm(tokens), segments) for tokens in outputs]
         return tuple(
@@ -197,7 +198,7 @@ class ViT(nn.Module):
             for index in range(len(groups))
         )
 
-    def _blocks(self, row: Array, segments: Segments, key: Array | None, first: int) -> tuple[list[Array], tuple[Array, ...]]:
+    def _blocks(self, row: Array, segments: Segments, keys: Array | None, first: int) -> tuple[list[Array], tuple[Array, ...]]:
         """Every block's output [B, R, D], and the attention of the last."""
         block = Block(self.num_heads, self.mlp_ratio, self.dtype, self.attention, parent=None)
         # The blocks are functions of their parameters, so that one loop over all of them needs no other parameter tree.
@@ -207,9 +208,8 @@ class ViT(nn.Module):
 
         def apply(params: dict, row: Array, number: Array | int, rate: Array | float) -> tuple[Array, tuple[Array, ...]]:
             factors = (None, None)
-            if key is not None:
-                keys = jax.random.split(jax.random.fold_in(key, number))
-                factors = tuple(keep_factors(branch, rate, row.shape[0], segments, first) for branch in keys)
+            if keys is not None:
+                factors = tuple(keep_factors(branch, rate, segments, first) for branch in branch_keys(keys, number))
             return block.apply({"params": params}, row, factors, segments)
 
         if self.remat != "none":

@@ -1,7 +1,10 @@
 """What a step costs in floating-point operations, counted as the method needs them, whatever the program repeats."""
 
+import math
+
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Jaxpr, Var, jaxprs_in_params
 
 from cmd_jax.config import ConfigDict, region_rows, token_px
 from cmd_jax.training.state import Params, init_params, make_network
@@ -20,19 +23,44 @@ def read_fields(config: ConfigDict) -> tuple[str, ...]:
     return ("image_z", "region_z", "mil_weights") if reads_regions(config) else ("image_z",)
 
 
-def model_flops(config: ConfigDict) -> float:
-    """Floating-point operations of one image and step: both networks, the heads and the logits, each done once.
+def product_flops(jaxpr: Jaxpr) -> float:
+    """Floating-point operations of the products (matrix products and convolutions) whose results a program returns or uses.
 
-    Recomputed chunks and rematerialised blocks do not count, so that they never flatter a utilisation; nor do augmentation and
-    optimizer.
+    Counted in the traced program, so on every backend alike; the body of a loop counts with each of its turns.
+
+    Args:
+        jaxpr: of the program; its loops are scans, and its convolutions have one group of features.
+    """
+    total, used = 0.0, {var for var in jaxpr.outvars if isinstance(var, Var)}
+    for equation in reversed(jaxpr.eqns):
+        if used.isdisjoint(equation.outvars):
+            continue
+        used.update(var for var in equation.invars if isinstance(var, Var))
+        shapes = [var.aval.shape for var in equation.invars]
+        out = math.prod(equation.outvars[0].aval.shape)
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            total += 2 * out * math.prod(shapes[0][axis] for axis in contracted)
+        elif equation.primitive.name == "conv_general_dilated":
+            of_features = equation.params["dimension_numbers"].rhs_spec[0]
+            total += 2 * out * math.prod(size for axis, size in enumerate(shapes[1]) if axis != of_features)
+        else:
+            inner = sum(map(product_flops, jaxprs_in_params(equation.params)))
+            total += inner * equation.params.get("length", 1)  # of a scan
+    return total
+
+
+def model_flops(config: ConfigDict) -> float:
+    """Floating-point operations of one image and step: the products of both networks, the heads and the logits, each done once.
+
+    Recomputed chunks and rematerialised blocks do not count, so that they never flatter a utilisation; nor do augmentation,
+    optimizer and what is no product.
 
     Args:
         config: resolved.
     """
     plain = config.copy_and_resolve_references()
-    with plain.unlocked():
-        # Loops are counted once by the compiler, so the blocks are written out.
-        plain.model.update(scan_blocks=False, packed_views=False, remat="none")
+    plain.model.attention = "xla"  # a fused kernel does not show its products
     network = make_network(plain)
     shapes = jax.eval_shape(lambda: init_params(plain, network))
 
@@ -45,7 +73,7 @@ def model_flops(config: ConfigDict) -> float:
             encoded = network.apply({"params": params}, images)
             return [getattr(encoded, name) for name in read]
 
-        return jax.jit(run).lower(shapes, images).cost_analysis()["flops"]
+        return product_flops(jax.make_jaxpr(run)(shapes, images).jaxpr)
 
     teacher = forward(2, views.global_px)
     student = teacher + (forward(views.local_count, views.local_px) if views.local_count else 0.0)

@@ -24,6 +24,11 @@ from cmd_jax.training.step import make_train_step
 from cmd_jax.training.transfer import initial_weights, start_from
 from cmd_jax.validation import validate
 
+# For the step on GPUs, so that a run continues bit for bit. XLA then excludes operations that add up in no fixed order, the
+# backward pass of cuDNN's attention among them, and does not time kernels to choose one, which can end differently in each
+# compilation. Untuned Triton kernels are slow, so products are left to cuBLAS.
+GPU_COMPILER_OPTIONS = {"xla_gpu_deterministic_ops": True, "xla_gpu_enable_triton_gemm": False}
+
 
 class Run(NamedTuple):
     """What a configuration and its data define before the first step."""
@@ -93,6 +98,7 @@ def build_run(config: ConfigDict, source: Source, hardware: Hardware, devices: S
     """
     config = config_lib.resolve(config, len(source), hardware)
     validate(config)
+    config_lib.check_attention(config, hardware)
     shardings = make_shardings(config, devices)
     batch_size = config.train.batch_size
     if batch_size > len(source):
@@ -109,6 +115,7 @@ def build_run(config: ConfigDict, source: Source, hardware: Hardware, devices: S
         in_shardings=(of_state, shardings.batch),
         out_shardings=(of_state, shardings.replicated),
         donate_argnums=0,
+        compiler_options=GPU_COMPILER_OPTIONS if hardware.platform == "gpu" else None,
     )
     return Run(config, source, network, optimizer, shardings, train_step, total_steps(config, len(source)), shapes)
 
@@ -151,6 +158,9 @@ def describe(config: ConfigDict, workdir: str | None = None) -> str:
         f"({devices.flat[0].device_kind}), {config.train.epochs:g} epochs",
         f"memory      {memory.argument_size_in_bytes / gib:.2f} GiB of state and batch, "
         f"{memory.temp_size_in_bytes / gib:.2f} GiB temporary on each device",
+        f"speed       attention {config.model.attention}, "
+        + ", ".join(f"{key} {config.model[key]}" for key in ("packed_views", "scan_blocks", "remat"))
+        + f", {config.method.prototype_chunk:,} prototypes at a time, {config.method.matched_targets} targets",
         f"arithmetic  {model_flops(config) / 1e9:.2f} GFLOP an image and step, each product counted once",
     ]
     return "\n".join(lines)

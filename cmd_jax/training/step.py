@@ -29,14 +29,20 @@ Metrics = dict[str, Array]
 
 
 def encode_views(
-    network: Network, params: Params, groups: tuple[Array, ...], drop_key: Array | None
+    network: Network, params: Params, groups: tuple[Array, ...], drop_keys: Array | None
 ) -> tuple[tuple[Encoded, ...], tuple[Views, ...]]:
-    """Runs a network on groups [B, V, H, W, 3] of views; drop_key None is the teacher's deterministic forward.
+    """Runs a network on groups of views.
+
+    Args:
+        network: of student or teacher.
+        params: its parameters.
+        groups: [B, V, H, W, 3] normalised float each.
+        drop_keys: [B] random keys of stochastic depth, one for each image; None is the teacher's deterministic forward.
 
     Returns:
         For each group what the network gives with leading [B * V], and the objective's reading of it with leading [B, V].
     """
-    encoded = network.apply({"params": params}, groups, drop_key, method="encode")
+    encoded = network.apply({"params": params}, groups, drop_keys, method="encode")
 
     def read(group: Array, encoded: Encoded) -> Views:
         split = lambda x: x.reshape(*group.shape[:2], *x.shape[1:])
@@ -146,18 +152,18 @@ def make_views(config: ConfigDict, teach: Callable) -> Callable[[Params, Batch, 
 def make_gradients(
     config: ConfigDict, network: Network, schedules: Schedules, shardings: Shardings | None = None
 ) -> Callable[[TrainState, Crops, Taught, Array], tuple[Params, Outcome]]:
-    """Builds (state, views, what the teacher says of the global ones, key of stochastic depth) -> (gradients for the student,
-    outcome)."""
+    """Builds (state, views, what the teacher says of the global ones, keys [B] of stochastic depth) -> (gradients for the
+    student, outcome)."""
     weights = term_weights(config)
     streaming = make_streaming(config, shardings)
     center_momentum = scaled_momentum(config.method.center_momentum, config)
 
-    def gradients(state: TrainState, crops: Crops, taught: Taught, drop_key: Array) -> tuple[Params, Outcome]:
+    def gradients(state: TrainState, crops: Crops, taught: Taught, drop_keys: Array) -> tuple[Params, Outcome]:
         temp, teacher = schedules.teacher_temp(state.step), taught.views
 
         def loss_fn(student: Params) -> tuple[Array, Result]:
             student = gather(student, shardings)
-            encoded, views = encode_views(network, student, crops.groups, drop_key)
+            encoded, views = encode_views(network, student, crops.groups, drop_keys)
             # L_T trains the scorer on the teacher's embeddings, and nothing else.
             inter_teacher_weights = teacher.mil_weights
             if config.method.mil_scorer not in UNLEARNED:
@@ -264,19 +270,20 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
-        def part(number: Array | int, batch: Batch) -> tuple[Params, Outcome]:
+        def part(batch: Batch) -> tuple[Params, Outcome]:
             views, taught = cut(state.teacher, batch, jax.random.fold_in(key, 0))
-            return gradients(state, views, taught, jax.random.fold_in(key, 1 + number))
+            of_image = functools.partial(jax.random.fold_in, jax.random.fold_in(key, 1))
+            return gradients(state, views, taught, jax.vmap(of_image)(batch.index))
 
         if parts == 1:
-            return apply(state, *part(0, batch))
+            return apply(state, *part(batch))
 
         # Part p takes the images p, p + parts, ...: a slice of what each device holds, so that nothing moves.
         split = lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)
-        numbered = (jnp.arange(parts), jax.tree.map(split, batch))
-        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(part, *jax.tree.map(lambda x: x[0], numbered)))
+        batches = jax.tree.map(split, batch)
+        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(part, jax.tree.map(lambda x: x[0], batches)))
         add = lambda total, of_part: jax.tree.map(lambda a, b: a + b / parts, total, of_part)
-        mean, _ = jax.lax.scan(lambda total, one: (add(total, part(*one)), None), zeros, numbered)
+        mean, _ = jax.lax.scan(lambda total, one: (add(total, part(one)), None), zeros, batches)
         return apply(state, *mean)
 
     return train_step

@@ -12,6 +12,7 @@ from cmd_jax.models.network import Network
 from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.errors import CheckpointError
 from cmd_jax.training.lock import hold
+from cmd_jax.training.sharding import all_hardware
 from cmd_jax.training.state import Params, TrainState, init_params, make_network
 from cmd_jax.validation import validate
 from cmd_jax.weights.fit import Fitted, fit
@@ -88,7 +89,7 @@ def import_run(config: ConfigDict, workdir: str) -> list[str]:
     validate(config)
     if files.exists(os.path.join(workdir, "checkpoints")):
         raise CheckpointError(f"{workdir} is the directory of a run; choose another --workdir")
-    network = make_network(config)
+    network = make_network(config_lib.for_inference(config, all_hardware()))
     weights = initial_weights(config, network)
     teacher = _with(jax.jit(lambda: init_params(config, network))(), weights.arrays)
     with hold(workdir):

@@ -12,7 +12,7 @@ from cmd_jax.models.swin import (
     WindowAttention,
     block_windows,
     from_windows,
-    relative_position_index,
+    relative_position_bias,
     to_windows,
 )
 from tests.conftest import normal, quick
@@ -57,7 +57,7 @@ def test_windows_and_shifts_follow_the_configured_size():
 
 
 def test_relative_positions_are_query_minus_key():
-    index = relative_position_index(3)
+    index = relative_position_bias(np.arange(25, dtype=np.float32)[:, None], 3)[0]  # entries are their rows
     # query (2, 1), key (0, 2): dy = 2, dx = -1
     assert index[2 * 3 + 1, 0 * 3 + 2] == (2 + 2) * 5 + (-1 + 2)
     np.testing.assert_array_equal(np.diag(index), 2 * 5 + 2)
@@ -134,8 +134,8 @@ def test_stochastic_depth_is_drawn_in_training_alone(params):
     model, images = _swin(drop_path_rate=0.9), normal(1, 4, 48, 48, 3)
     still = quick(model.apply)(params, images)["patch_tokens"]
     np.testing.assert_array_equal(still, quick(_swin().apply)(params, images)["patch_tokens"])
-    run = quick(lambda key: model.apply(params, images, key=key)["patch_tokens"])
-    drawn = [run(jax.random.key(k)) for k in (0, 0, 1)]
+    run = quick(lambda keys: model.apply(params, images, keys)["patch_tokens"])
+    drawn = [run(jax.random.split(jax.random.key(k), len(images))) for k in (0, 0, 1)]
     np.testing.assert_array_equal(drawn[0], drawn[1])
     assert np.any(drawn[0] != drawn[2])
     assert np.any(drawn[0] != still)
@@ -149,8 +149,9 @@ def test_sizes_have_the_parameters_of_the_references(name, millions):
 
 
 def _gradient(params, **options):
-    model, images, key = _swin(drop_path_rate=0.5, **options), normal(1, 2, 48, 48, 3), jax.random.key(2)
-    loss = lambda params: jnp.sum(jnp.sin(model.apply(params, images, key)["patch_tokens"]))
+    model, images = _swin(drop_path_rate=0.5, **options), normal(1, 2, 48, 48, 3)
+    keys = jax.random.split(jax.random.key(2), 2)
+    loss = lambda params: jnp.sum(jnp.sin(model.apply(params, images, keys)["patch_tokens"]))
     return quick(jax.grad(loss))(params)
 
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.ad_checkpoint import print_saved_residuals
 
 from cmd_jax.models.layers import drop_path, keep_factors
 from cmd_jax.models.sizes import VIT_SIZES
@@ -72,7 +73,8 @@ def test_bfloat16_activations_keep_float32_parameters_and_attention(params):
 
 def test_drop_path_keeps_the_mean_and_drops_whole_sequences():
     segments = ((2, 3), (1, 4))
-    factors = keep_factors(jax.random.key(0), 0.25, 10_000, segments, 0)
+    keys = jax.random.split(jax.random.key(0), 10_000)
+    factors = keep_factors(keys, 0.25, segments, 0)
     assert factors.shape == (10_000, 10, 1)
     dropped = drop_path(jnp.ones((10_000, 10, 2)), factors)
     assert set(np.unique(dropped)) == {0.0, np.float32(1 / 0.75)}
@@ -83,7 +85,7 @@ def test_drop_path_keeps_the_mean_and_drops_whole_sequences():
     assert np.any(sequences[0][:, 0] != sequences[1][:, 0])
     assert float(dropped.mean()) == pytest.approx(1.0, abs=4 * np.sqrt(1 / 3 / 30_000))
     # a segment on its own draws what it draws beside the others
-    np.testing.assert_array_equal(keep_factors(jax.random.key(0), 0.25, 10_000, segments[1:], 1), factors[:, 6:])
+    np.testing.assert_array_equal(keep_factors(keys, 0.25, segments[1:], 1), factors[:, 6:])
     assert drop_path(dropped, None) is dropped
 
 
@@ -91,14 +93,14 @@ def test_stochastic_depth_is_drawn_in_training_alone(params):
     model, images = _vit(drop_path_rate=0.9), normal(1, 4, 32, 32, 3)
     still = quick(model.apply)(params, images)["cls_token"]
     np.testing.assert_array_equal(still, quick(_vit().apply)(params, images)["cls_token"])
-    draw = quick(lambda key: model.apply(params, (images[:, None],), key, method="encode")[0]["cls_token"])
-    drawn = [draw(jax.random.key(k)) for k in (0, 0, 1)]
+    draw = quick(lambda keys: model.apply(params, (images[:, None],), keys, method="encode")[0]["cls_token"])
+    drawn = [draw(jax.random.split(jax.random.key(k), len(images))) for k in (0, 0, 1)]
     np.testing.assert_array_equal(drawn[0], drawn[1])
     assert np.any(drawn[0] != drawn[2])
 
 
 def _total(params, model, groups, first=0):
-    named = model.apply(params, groups, jax.random.key(2), first, method="encode")
+    named = model.apply(params, groups, jax.random.split(jax.random.key(2), 2), first, method="encode")
     return sum(jnp.sum(jnp.sin(one["patch_tokens"])) for one in named), named
 
 
@@ -124,6 +126,19 @@ def test_views_of_two_sizes_in_one_row_give_what_each_gives_alone(alone, scan_bl
     close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, np.abs(b).max()))
     jax.tree.map(close, together, expected)
     jax.tree.map(close, gradient, expected_gradient)
+
+
+def test_what_a_rematerialised_block_keeps_is_not_quadratic_in_the_tokens(params, capsys):
+    images, saved = normal(1, 1, 32, 32, 3), {}
+    for remat in ("none", "dots", "full"):
+        model = _vit(remat=remat)
+        loss = lambda params, model=model: jnp.sum(model.apply(params, images)["patch_tokens"])
+        print_saved_residuals(loss, params)
+        saved[remat] = capsys.readouterr().out
+    quadratic = {remat: "17,17]" in text for remat, text in saved.items()}
+    assert quadratic == {"none": True, "dots": False, "full": False}
+    mlp = {remat: "17,64]" in text for remat, text in saved.items()}
+    assert mlp == {"none": True, "dots": True, "full": False}
 
 
 @pytest.mark.parametrize(("name", "millions"), [("vit_tiny", 5.5), ("vit_small", 21.7), ("vit_base", 85.8)])

@@ -200,6 +200,7 @@ def test_dry_run_describes_and_writes_nothing(config):
     ):
         assert part in text
     assert "GFLOP" in text
+    assert "attention xla" in text
 
 
 def test_a_run_goes_on_with_the_batch_and_precision_that_it_was_started_with(finished, config, tmp_path):

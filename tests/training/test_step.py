@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from cmd_jax import config as config_lib
+from cmd_jax.config import Hardware
 from cmd_jax.data.loader import Batch
 from cmd_jax.training import step as step_lib
 from cmd_jax.training.optimizer import adamw
+from cmd_jax.training.run import GPU_COMPILER_OPTIONS, build_run
 from cmd_jax.training.schedules import make_schedules
 from cmd_jax.training.state import init_state, make_network
 from cmd_jax.training.step import encode_views, make_train_step
@@ -84,9 +86,9 @@ def test_stochastic_depth_is_the_students_alone(multi_crop, monkeypatch):
     state, step = _setup(multi_crop)
     drawn = []
 
-    def record(network, params, groups, drop_key):
-        drawn.append(([group.shape[1] for group in groups], drop_key is not None))
-        return encode_views(network, params, groups, drop_key)
+    def record(network, params, groups, drop_keys):
+        drawn.append(([group.shape[1] for group in groups], drop_keys is not None))
+        return encode_views(network, params, groups, drop_keys)
 
     monkeypatch.setattr(step_lib, "encode_views", record)
     jax.eval_shape(step, state, _batch())
@@ -154,6 +156,50 @@ def plain():
 @pytest.mark.parametrize("name", SPEED)
 def test_how_it_is_computed_changes_no_number(plain, name):
     np.testing.assert_allclose(plain, _numbers(SPEED[name]), rtol=2e-5)
+
+
+def test_the_order_of_images_in_a_batch_changes_no_number():
+    config = tiny()
+    config.views.local_count = 2
+    config.model.update(drop_path=0.5, packed_views=False, scan_blocks=False)
+    state, step = _setup(config)
+    # the learning rate of the first step is 0
+    state = state._replace(step=jnp.int32(2))
+    turned = Batch(*(part[::-1] for part in _batch()))
+    (there, ahead), (back, behind) = step(state, _batch()), step(state, turned)
+    for name in ("loss", "grad_norm"):
+        np.testing.assert_allclose(ahead[name], behind[name], rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), there.teacher, back.teacher)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"method.name": method, "views.local_count": 2} for method in config_lib.METHODS),
+        {"method.koleo_weight": 0.5},
+        {"method.matched_targets": "gathered"},
+        {"method.region_matching": "location", "views.local_count": 2, "views.key_patch_share": 0.5},
+        {"model.name": "swin_micro", "model.patch_size": 4, "views.global_px": 32},
+    ],
+    ids=lambda options: " ".join(map(str, options.values())),
+)
+def test_no_step_scatters(options):
+    """Scatters with repeated indices add up in no fixed order on GPUs, and one by one on TPUs."""
+    config = tiny()
+    config.update_from_flattened_dict(options)
+    state, step = _setup(config)
+    assert "scatter" not in step.lower(state, _batch()).as_text()
+
+
+def test_on_gpus_the_step_is_compiled_to_add_up_in_a_fixed_order(tiny_config, monkeypatch):
+    given = {}
+    assert quick(lambda x: x + 1)(1) == jax.jit(lambda x: x + 1, compiler_options=GPU_COMPILER_OPTIONS)(1)  # known names
+    for platform in ("cpu", "gpu"):
+        with monkeypatch.context() as patch:
+            patch.setattr(jax, "jit", lambda _, platform=platform, **options: given.update({platform: options}))
+            build_run(tiny_config, range(IMAGES), Hardware(platform))
+    assert given["cpu"]["compiler_options"] is None
+    assert given["gpu"]["compiler_options"]["xla_gpu_deterministic_ops"]
 
 
 def test_a_bfloat16_teacher_stays_close(tiny_config):
