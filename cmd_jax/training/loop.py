@@ -76,7 +76,7 @@ def _train(config: ConfigDict, workdir: str, preemption: Preemption) -> None:
     if lead:
         config_lib.save(config, os.path.join(workdir, "config.json"))
     writer = MetricsWriter(workdir, first_step) if lead else None
-    cache = CanvasCache(run.source, config.data)
+    cache = CanvasCache(run.source, config.data, processes.this_host())
     say(f"cache: {cache.note}")
     ahead = batches(
         cache,
