@@ -6,7 +6,7 @@
 (a) classical: two worker processes decode and make ten views with Pillow; (b) ours in the first epoch: threads decode to
 canvases, which go to the device; (c) ours from the cache. The three take turns for `--rounds` rounds; the best of each counts.
 Then how fast batches of `--gather_batch_size` images are copied out of the cache by 1, 2, 4, ... threads, and how fast as many
-threads copy as many bytes within memory that is already mapped (the ceiling of the machine); these take turns too. Then the
+threads copy as many bytes from array to array (the ceiling of the machine); these take turns too. Then the
 share of the train step (ViT-S/16, `configs/cub.py`) that the views take on the device: seconds on a GPU, CPU seconds on a CPU.
 Without --folder the pictures are 500 x 375 px parts of a photograph with grain, as large as CUB-200-2011's.
 Prints a table, and JSON as the last line: host_cost_ratio is CPU seconds an image of (a) over (c), images_per_s_ratio is (b)
@@ -128,7 +128,7 @@ def pipelines(arguments: argparse.Namespace, encoded: list[bytes], config: confi
 
 
 class Gather(NamedTuple):
-    """Images a second that some threads copy out of the cache into new memory, and within memory that is mapped."""
+    """Images a second that some threads copy out of the cache, and that as many copy between two arrays."""
 
     threads: int
     images_per_s: float

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import threading
 import zlib
 from concurrent.futures import Executor, Future
@@ -20,6 +21,7 @@ RAM_SHARE = 0.8  # of what is free
 GIB = 2**30
 FORMAT = 2  # of the files: to be raised when decoding or the marks change
 HEIGHT, WIDTH, CHECK, BAD = range(4)  # columns of the marks
+UNUSED = 2  # references to memory that no other array uses: of the list that keeps it, and of the call that counts
 
 
 class Batch(NamedTuple):
@@ -153,6 +155,7 @@ class CanvasCache:
             self._canvas = np.zeros(shape, np.uint8) if chosen.kind == "ram" else None
             self._marks = np.zeros(marks, np.uint32)
         self._trusted = np.zeros(len(source), bool)  # pictures that this process has decoded or compared
+        self._memory = _Memory()
         self.bad = BadImages(self._marks[:, BAD])
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -203,7 +206,7 @@ class CanvasCache:
         return [pool.submit(self.load, int(index)) for index in np.unique(missing)] if len(missing) else None
 
     def gather(self, indices: np.ndarray, started: list[Future] | None, pool: Executor, parts: int) -> Batch:
-        """A batch in new memory.
+        """A batch in memory that nothing else refers to: of its own, or of an earlier batch that is gone.
 
         Args:
             indices: [B].
@@ -218,20 +221,34 @@ class CanvasCache:
         if self._canvas is None:
             canvas, size = map(np.stack, zip(*done, strict=True))
             return Batch(canvas, size, indices.astype(np.int32))
-        canvas = _aligned((len(indices), *self._canvas.shape[1:]))
-        # The new memory is cleared by the kernel page by page, which takes as long as the copy: both are shared by the threads.
+        canvas = self._memory.take((len(indices), *self._canvas.shape[1:]))
         # NumPy copies without the GIL; mode "raise" would copy once more.
         copy = lambda rows, out: np.take(self._canvas, rows, axis=0, out=out, mode="clip")
         list(pool.map(copy, np.array_split(indices, parts), np.array_split(canvas, parts)))
         return Batch(canvas, self._marks[indices, :CHECK].astype(np.int32), indices.astype(np.int32))
 
 
-def _aligned(shape: tuple[int, ...], boundary: int = 64) -> np.ndarray:
-    """New uint8 memory from a boundary on: a device that shares the host's memory takes it without a copy."""
-    size = int(np.prod(shape))
-    memory = np.empty(size + boundary, np.uint8)
-    start = -memory.ctypes.data % boundary
-    return memory[start : start + size].reshape(shape)
+class _Memory:
+    """Memory of batches, used again once no array refers to it: to clear new pages takes the kernel as long as the copy.
+
+    An array that JAX still transfers, or that a device of the host uses without a copy, refers to its memory.
+    """
+
+    def __init__(self):
+        self._kept: list[np.ndarray] = []
+        self._lock = threading.Lock()
+
+    def take(self, shape: tuple[int, ...], boundary: int = 64) -> np.ndarray:
+        """Uint8 memory with any contents, from a boundary on: a device that shares the host's memory needs no copy."""
+        size = int(np.prod(shape))
+        is_free = lambda at: self._kept[at].size == size + boundary and sys.getrefcount(self._kept[at]) <= UNUSED
+        with self._lock:
+            at = next(filter(is_free, range(len(self._kept))), len(self._kept))
+            if at == len(self._kept):
+                self._kept.append(np.empty(size + boundary, np.uint8))
+            memory = self._kept[at]
+            start = -memory.ctypes.data % boundary
+            return memory[start : start + size].reshape(shape)
 
 
 def _open_files(files: dict[str, tuple[tuple[int, ...], type]], host: Host, keep: bool) -> list[np.ndarray]:
