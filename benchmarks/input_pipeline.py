@@ -5,19 +5,23 @@
 
 (a) classical: two worker processes decode and make ten views with Pillow; (b) ours in the first epoch: threads decode to
 canvases, which go to the device; (c) ours from the cache. The three take turns for `--rounds` rounds; the best of each counts.
-Then the share of the train step (ViT-S/16, `configs/cub.py`) that the views take on the device: seconds on a GPU, CPU seconds
-on a CPU. Without --folder the pictures are 500 x 375 px parts of a photograph with grain, as large as CUB-200-2011's.
+Then how fast batches of `--gather_batch_size` images are copied out of the cache by 1, 2, 4, ... threads, and how fast as many
+threads copy as many bytes from array to array (the ceiling of the machine); these take turns too. Then the
+share of the train step (ViT-S/16, `configs/cub.py`) that the views take on the device: seconds on a GPU, CPU seconds on a CPU.
+Without --folder the pictures are 500 x 375 px parts of a photograph with grain, as large as CUB-200-2011's.
 Prints a table, and JSON as the last line: host_cost_ratio is CPU seconds an image of (a) over (c), images_per_s_ratio is (b)
-over (a).
+over (a), gather_ratio is the rate of the most threads over that of one, gather_copy_ratio the rate of the most threads over
+that of the plain copy.
 """
 
 import argparse
 import io
 import json
 import multiprocessing
+import os
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -123,6 +127,33 @@ def pipelines(arguments: argparse.Namespace, encoded: list[bytes], config: confi
     return {name: best(costs) for name, costs in found.items()}, cache
 
 
+class Gather(NamedTuple):
+    """Images a second that some threads copy out of the cache, and that as many copy between two arrays."""
+
+    threads: int
+    images_per_s: float
+    copy_images_per_s: float
+
+
+def gathers(cache: CanvasCache, images: int, batch_size: int, threads: int, rounds: int) -> list[Gather]:
+    """Rates by number of threads: 1, 2, 4, ... up to `threads`."""
+    counts = [2**power for power in range(threads.bit_length()) if 2**power < threads] + [threads]
+    order = np.random.default_rng(0).integers(0, images, batch_size)
+    source = cache.gather(order, None, ThreadPoolExecutor(1), 1).canvas
+    target = source.copy()
+    found: dict[int, list[tuple[float, float]]] = {count: [] for count in counts}
+    for _ in range(rounds):
+        for count in counts:
+            with ThreadPoolExecutor(count) as pool:
+                list(pool.map(time.sleep, [0.01] * count))  # start the threads
+                started = time.perf_counter()
+                cache.gather(order, None, pool, count)
+                gathered = time.perf_counter()
+                list(pool.map(np.copyto, np.array_split(target, count), np.array_split(source, count)))
+                found[count].append((gathered - started, time.perf_counter() - gathered))
+    return [Gather(count, *(batch_size / min(times) for times in zip(*rows, strict=True))) for count, rows in found.items()]
+
+
 def seconds(call: Callable[[], Any], clock: Callable[[], float], rounds: int) -> float:
     """Least time of a call that is already compiled."""
     found = []
@@ -162,6 +193,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=128, help="how many pictures")
     parser.add_argument("--batch_size", type=int, default=32, help="of the pipelines")
     parser.add_argument("--workers", type=int, default=2, help="processes of (a), decoding threads of (b) and (c)")
+    parser.add_argument("--gather_batch_size", type=int, default=256, help="images that are copied out of the cache at a time")
+    parser.add_argument("--gather_threads", type=int, default=os.cpu_count(), help="most threads that copy")
     parser.add_argument("--rounds", type=int, default=3, help="of which the best counts")
     parser.add_argument("--step_batch_size", type=int, default=2, help="of the train step; 0 leaves it out")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the model and of the views")
@@ -188,6 +221,11 @@ def main() -> None:
     for name, cost in costs.items():
         print(f"{name:12}{cost.images_per_s:10.1f} images/s{cost.cpu_ms:10.3f} CPU ms an image", flush=True)
         result |= {f"{name}_images_per_s": round(cost.images_per_s, 1), f"{name}_cpu_ms_per_image": round(cost.cpu_ms, 3)}
+    rates = gathers(cache, len(encoded), arguments.gather_batch_size, arguments.gather_threads, arguments.rounds)
+    for rate in rates:
+        print(f"gather by {rate.threads} threads {rate.images_per_s:10.1f} images/s, plain copy {rate.copy_images_per_s:10.1f}")
+        result[f"gather_{rate.threads}_threads_images_per_s"] = round(rate.images_per_s, 1)
+        result[f"copy_{rate.threads}_threads_images_per_s"] = round(rate.copy_images_per_s, 1)
     if arguments.step_batch_size:
         config.train.batch_size = arguments.step_batch_size
         views, step = augmentation(config, cache, arguments.rounds)
@@ -200,6 +238,8 @@ def main() -> None:
         }
     result["host_cost_ratio"] = round(costs["classical"].cpu_ms / costs["cached"].cpu_ms, 1)
     result["images_per_s_ratio"] = round(costs["first_epoch"].images_per_s / costs["classical"].images_per_s, 2)
+    result["gather_ratio"] = round(rates[-1].images_per_s / rates[0].images_per_s, 2)
+    result["gather_copy_ratio"] = round(rates[-1].images_per_s / rates[-1].copy_images_per_s, 2)
     print(json.dumps(result))
 
 

@@ -2,18 +2,19 @@
 
 import os
 import shutil
+import sys
 import threading
 import zlib
 from concurrent.futures import Executor, Future
 from typing import NamedTuple
 
 import numpy as np
-import psutil
 
 from cmd_jax.config import ConfigDict, ConfigError
 from cmd_jax.data.bad_images import BadImages
 from cmd_jax.data.decode import decode_record, to_canvas
 from cmd_jax.data.errors import BadImage
+from cmd_jax.data.host import ALONE, SHARED_MEMORY, Host, available_memory
 from cmd_jax.data.record import Source
 from cmd_jax.data.sources import fingerprint
 
@@ -21,6 +22,7 @@ RAM_SHARE = 0.8  # of what is free
 GIB = 2**30
 FORMAT = 2  # of the files: to be raised when decoding or the marks change
 HEIGHT, WIDTH, CHECK, BAD = range(4)  # columns of the marks
+UNUSED = 2  # references to memory that no other array uses: of the list that keeps it, and of the call that counts
 
 
 class Batch(NamedTuple):
@@ -45,37 +47,48 @@ class Plan(NamedTuple):
     note: str
 
 
-def plan(source: Source, config: ConfigDict) -> Plan:
+def plan(source: Source, config: ConfigDict, host: Host = ALONE) -> Plan:
     """Chooses the cache of a split from its size, the free memory and the free disk.
+
+    Processes that share a machine's memory share one cache, so its size is compared with the memory of the machine. All
+    processes of a run choose the same.
 
     Args:
         source: the split.
         config: the config's section `data`.
+        host: the processes on this machine.
 
     Raises:
         ConfigError: the cache that the configuration asks for does not fit.
     """
     side, images = config.canvas_px, len(source)
-    needed, free = images * side * side * 3, psutil.virtual_memory().available
+    needed = images * side * side * 3
     size = f"{images:,} images at {side} px take {needed / GIB:.2f} GiB"
     if config.cache == "none":
         return Plan("none", f"{size}; not kept (data.cache=none), every epoch decodes")
+    free = host.least(available_memory() / host.groups)
+    have, remedy = f"{free / GIB:.2f} GiB of memory", ""
+    if host.shares and (files := host.least(_free(SHARED_MEMORY))) < free:
+        free, have = files, f"{files / GIB:.2f} GiB of {SHARED_MEMORY}, where processes share memory,"
+        remedy = f"enlarge {SHARED_MEMORY} (docker run --ipc=host; Kubernetes: an emptyDir of medium Memory), "
     fits = needed <= RAM_SHARE * free
     if config.cache == "ram" or (config.cache == "auto" and fits):
         if not fits:
             raise ConfigError(
-                f"data.cache is 'ram', but {size} and {free / GIB:.2f} GiB of memory are free; use data.cache=disk, or lower "
+                f"data.cache is 'ram', but {size} and {have} are free; {remedy}use data.cache=disk, or lower "
                 f"data.canvas_px to {int(side * (RAM_SHARE * free / needed) ** 0.5)} or less"
             )
-        return Plan("ram", f"{size} of {free / GIB:.2f} GiB of free memory")
-    directory = cache_directory(config)
-    room, made = shutil.disk_usage(_existing(directory)).free, f"{_stem(source, config)}.canvas"
-    if needed > room and not (os.path.exists(made) and os.path.getsize(made) == needed):
+        one = ", one copy for the processes of a machine" if host.shares else ""
+        return Plan("ram", f"{size} of {free / GIB:.2f} GiB of free memory{one}")
+    directory, made = cache_directory(config), f"{_stem(source, config)}.canvas"
+    is_made = os.path.exists(made) and os.path.getsize(made) == needed
+    room = host.least(float("inf") if is_made else _free(directory))
+    if needed > room:
         raise ConfigError(
-            f"data.canvas_px is {side}: {size}, but {free / GIB:.2f} GiB of memory and {room / GIB:.2f} GiB of disk at "
-            f"{directory} are free; lower it, set data.cache_dir to a larger disk, or use data.cache=none"
+            f"data.canvas_px is {side}: {size}, but {have} and {room / GIB:.2f} GiB of disk at "
+            f"{directory} are free; lower it, {remedy}set data.cache_dir to a larger disk, or use data.cache=none"
         )
-    why = "data.cache=disk" if config.cache == "disk" else f"{free / GIB:.2f} GiB of memory are free"
+    why = "data.cache=disk" if config.cache == "disk" else f"{have} are free"
     return Plan("disk", f"{size} in {directory} ({why})")
 
 
@@ -91,44 +104,59 @@ def _stem(source: Source, config: ConfigDict) -> str:
     return os.path.join(cache_directory(config), name)
 
 
-def _existing(path: str) -> str:
-    while not os.path.exists(path):
-        path = os.path.dirname(path) or "."
-    return path
+def _free(directory: str) -> int:
+    """Bytes that are free where a directory is, or will be made."""
+    while not os.path.exists(directory):
+        directory = os.path.dirname(directory) or "."
+    return shutil.disk_usage(directory).free
 
 
 class CanvasCache:
     """Decodes each image of a source once and gives batches of canvases; safe to use from many threads.
 
     A file on disk is kept for later runs. Its name is a function of the source's files, the size and the grey levels, so
-    changed data gets another one. Every picture in it carries a checksum, which is compared when a process first reads it:
-    what a crash of the machine left half written is decoded again.
+    changed data gets another one. Several processes of a machine keep their pictures in one file, of `SHARED_MEMORY` or on
+    disk. Each writes what it decodes and reads what the others have written. The file in memory loses its name as soon as all
+    of them have opened it, so the kernel frees it when they end, however they end.
+
+    Every picture in a file carries a checksum, which is compared when a process first reads it: what a crash of the machine
+    left half written, or another process is still writing, is decoded again.
 
     The place of an image that cannot be decoded is taken by the next one of the dataset, whoever asks and when: what training
     reads is a function of the data alone. A file on disk remembers it. See `bad_images` for when they are too many.
 
     Attributes:
         note: where the pictures are kept, for people.
-        bad: the bad images found so far.
+        bad: the bad images found so far, by all processes that share the cache.
     """
 
-    def __init__(self, source: Source, config: ConfigDict):
+    def __init__(self, source: Source, config: ConfigDict, host: Host = ALONE):
+        """
+        Args:
+            source: the split.
+            config: the config's section `data`.
+            host: the processes on this machine; all processes of a run must make the cache at the same time.
+
+        Raises:
+            ConfigError: the cache does not fit, or its files cannot be made.
+        """
         self._source, self._side, self._grayscale = source, config.canvas_px, config.grayscale
-        chosen = plan(source, config)
-        self.note, self._on_disk = chosen.note, chosen.kind == "disk"
+        chosen = plan(source, config, host)
+        self.note = chosen.note
+        self._in_file = chosen.kind == "disk" or (chosen.kind == "ram" and host.shares)
         self._lock = threading.Lock()
         self._canvas: np.ndarray | None = None
         shape, marks = (len(source), self._side, self._side, 3), (len(source), 4)
-        if chosen.kind == "disk":
-            os.makedirs(cache_directory(config), exist_ok=True)
-            stem = _stem(source, config)
-            self._canvas = _open_file(f"{stem}.canvas", shape, np.uint8)
-            self._marks = _open_file(f"{stem}.marks", marks, np.uint32)
+        if self._in_file:
+            stem = _stem(source, config) if chosen.kind == "disk" else os.path.join(SHARED_MEMORY, f"cmd_jax-{host.token}")
+            files = {f"{stem}.canvas": (shape, np.uint8), f"{stem}.marks": (marks, np.uint32)}
+            self._canvas, self._marks = _open_files(files, host, keep=chosen.kind == "disk")
         else:
             # np.zeros takes its pages when they are written: memory grows with what has been decoded.
             self._canvas = np.zeros(shape, np.uint8) if chosen.kind == "ram" else None
             self._marks = np.zeros(marks, np.uint32)
         self._trusted = np.zeros(len(source), bool)  # pictures that this process has decoded or compared
+        self._memory = _Memory()
         self.bad = BadImages(self._marks[:, BAD], "the next one takes its place")
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -143,7 +171,7 @@ class CanvasCache:
         if self._canvas is not None:
             with self._lock:  # the mark says that the canvas is there, so it comes second
                 self._canvas[index] = canvas
-                self._marks[index, :BAD] = *size, zlib.crc32(canvas) if self._on_disk else 0
+                self._marks[index, :BAD] = *size, zlib.crc32(canvas) if self._in_file else 0
                 self._trusted[index] = True
         return canvas, size
 
@@ -157,11 +185,11 @@ class CanvasCache:
         return self.load((index + 1) % len(self._source))
 
     def _compare(self, index: int) -> bool:
-        """Whether an earlier process has left this picture whole in the file."""
-        if not self._on_disk or not self._marks[index, HEIGHT]:
+        """Whether another process, now or earlier, has left this picture whole in the file."""
+        if not self._in_file or not self._marks[index, HEIGHT]:
             return False
         if self._marks[index, BAD]:
-            self.bad.note(index, f"{self._name(index)}: was bad when {self._canvas.filename} was made")
+            self.bad.note(index, f"{self._name(index)}: was bad when another process decoded it")
         self._trusted[index] = zlib.crc32(self._canvas[index]) == self._marks[index, CHECK]
         return bool(self._trusted[index])
 
@@ -178,12 +206,14 @@ class CanvasCache:
         missing = indices[~self._trusted[indices]]
         return [pool.submit(self.load, int(index)) for index in np.unique(missing)] if len(missing) else None
 
-    def gather(self, indices: np.ndarray, started: list[Future] | None) -> Batch:
-        """A batch in new memory.
+    def gather(self, indices: np.ndarray, started: list[Future] | None, pool: Executor, parts: int) -> Batch:
+        """A batch in memory that nothing else refers to: of its own, or of an earlier batch that is gone.
 
         Args:
             indices: [B].
             started: what `prepare` returned for them.
+            pool: copies the pictures.
+            parts: in how many parts of the batch, at the same time.
 
         Raises:
             BadImage: there are too many bad images.
@@ -192,39 +222,81 @@ class CanvasCache:
         if self._canvas is None:
             canvas, size = map(np.stack, zip(*done, strict=True))
             return Batch(canvas, size, indices.astype(np.int32))
-        canvas = _aligned((len(indices), *self._canvas.shape[1:]))
-        np.take(self._canvas, indices, axis=0, out=canvas, mode="clip")  # "raise" would copy once more
+        canvas = self._memory.take((len(indices), *self._canvas.shape[1:]))
+        # NumPy copies without the GIL; mode "raise" would copy once more.
+        copy = lambda rows, out: np.take(self._canvas, rows, axis=0, out=out, mode="clip")
+        list(pool.map(copy, np.array_split(indices, parts), np.array_split(canvas, parts)))
         return Batch(canvas, self._marks[indices, :CHECK].astype(np.int32), indices.astype(np.int32))
 
 
-def _aligned(shape: tuple[int, ...], boundary: int = 64) -> np.ndarray:
-    """New uint8 memory from a boundary on: a device that shares the host's memory takes it without a copy."""
-    size = int(np.prod(shape))
-    memory = np.empty(size + boundary, np.uint8)
-    start = -memory.ctypes.data % boundary
-    return memory[start : start + size].reshape(shape)
+class _Memory:
+    """Memory of batches, used again once no array refers to it: to clear new pages takes the kernel as long as the copy.
+
+    An array that JAX still transfers, or that a device of the host uses without a copy, refers to its memory.
+    """
+
+    def __init__(self):
+        self._kept: list[np.ndarray] = []
+        self._lock = threading.Lock()
+
+    def take(self, shape: tuple[int, ...], boundary: int = 64) -> np.ndarray:
+        """Uint8 memory with any contents, from a boundary on: a device that shares the host's memory needs no copy."""
+        size = int(np.prod(shape))
+        is_free = lambda at: self._kept[at].size == size + boundary and sys.getrefcount(self._kept[at]) <= UNUSED
+        with self._lock:
+            at = next(filter(is_free, range(len(self._kept))), len(self._kept))
+            if at == len(self._kept):
+                self._kept.append(np.empty(size + boundary, np.uint8))
+            memory = self._kept[at]
+            start = -memory.ctypes.data % boundary
+            return memory[start : start + size].reshape(shape)
 
 
-def _open_file(path: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    """A file as an array, made if it is missing or of another size; its disk space is taken at once.
+def _open_files(files: dict[str, tuple[tuple[int, ...], type]], host: Host, keep: bool) -> list[np.ndarray]:
+    """Files as arrays that the processes of a machine share.
+
+    Args:
+        files: shape and dtype by path; a file that is missing or of another size is made, full of zeros.
+        host: whose first process makes them.
+        keep: their disk space is taken at once. Otherwise their names are removed when all processes have opened them, and
+            they grow with what is written.
 
     Raises:
-        ConfigError: the disk is full.
+        ConfigError: in all processes; the disk is full.
     """
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    if not os.path.exists(path) or os.path.getsize(path) != size:
-        partial = f"{path}.{os.getpid()}.partial"
-        try:
-            with open(partial, "wb") as file:
-                if hasattr(os, "posix_fallocate"):  # zeros; a full disk shows here and not as a bus error later
-                    os.posix_fallocate(file.fileno(), 0, size)
-                else:
-                    file.truncate(size)
-            os.replace(partial, path)
-        except OSError as error:
-            if os.path.exists(partial):
-                os.remove(partial)
-            raise ConfigError(
-                f"{path} needs {size / GIB:.2f} GiB ({error.strerror}); free the disk, or set data.cache_dir to another"
-            ) from error
-    return np.memmap(path, dtype, "r+", shape=shape)
+    problem = None
+    try:
+        if host.rank == 0:
+            for path, (shape, dtype) in files.items():
+                _make_file(path, int(np.prod(shape)) * np.dtype(dtype).itemsize, reserve=keep)
+    except ConfigError as error:
+        problem = error
+    if not host.least(problem is None):
+        raise problem or ConfigError("another process of this run could not make its cache; its message says why")
+    arrays = [np.memmap(path, dtype, "r+", shape=shape).view(np.ndarray) for path, (shape, dtype) in files.items()]
+    host.least(1)  # all have opened them
+    if host.rank == 0 and not keep:
+        for path in files:
+            os.remove(path)
+    return arrays
+
+
+def _make_file(path: str, size: int, reserve: bool) -> None:
+    """Makes a file of zeros, unless there is one of this size."""
+    if os.path.exists(path) and os.path.getsize(path) == size:
+        return
+    partial = f"{path}.{os.getpid()}.partial"
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(partial, "wb") as file:
+            if reserve and hasattr(os, "posix_fallocate"):  # a full disk shows here and not as a bus error later
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
+        os.replace(partial, path)
+    except OSError as error:
+        if os.path.exists(partial):
+            os.remove(partial)
+        raise ConfigError(
+            f"{path} needs {size / GIB:.2f} GiB ({error.strerror}); free the disk, or set data.cache_dir to another"
+        ) from error

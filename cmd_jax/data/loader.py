@@ -57,7 +57,7 @@ def batches(
         batch_size: B, of all processes together.
         seed: of the order.
         first_step: the step of the first batch.
-        threads: decoding threads.
+        threads: that decode; as many copy decoded pictures into batches.
         process_index: of this process; it decodes nothing but its own rows.
         process_count: how many share the batch; each gets B / process_count rows.
 
@@ -72,14 +72,14 @@ def _batches(
     cache: CanvasCache, order: grain.MapDataset, batch_size: int, first_step: int, threads: int, share: slice
 ) -> Iterator[Batch]:
     ahead: deque = deque()
-    with ThreadPoolExecutor(threads, "decode") as pool:
+    with ThreadPoolExecutor(threads, "decode") as pool, ThreadPoolExecutor(threads, "gather") as gatherers:
         try:
             for step in count(first_step):
                 start = step * batch_size
                 indices = np.array([order[position] for position in range(start + share.start, start + share.stop)], np.int64)
                 ahead.append((indices, cache.prepare(indices, pool)))
                 if len(ahead) > LOOK_AHEAD:
-                    yield cache.gather(*ahead.popleft())
+                    yield cache.gather(*ahead.popleft(), gatherers, threads)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

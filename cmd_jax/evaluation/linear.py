@@ -24,6 +24,7 @@ from cmd_jax.evaluation.features import eval_images, gather_shares, in_batches, 
 from cmd_jax.evaluation.protocol import Row, Subject, percent_row
 from cmd_jax.evaluation.splits import Part, order_within_class
 from cmd_jax.models.network import Network
+from cmd_jax.training.processes import this_host
 from cmd_jax.training.sharding import data_parallel
 from cmd_jax.training.state import Params
 
@@ -140,7 +141,7 @@ def fit(subject: Subject, of_training: Callable, hidden: np.ndarray, rates: np.n
     data = eval_section(config.data)
     if data.cache == "ram":  # training holds its own images there; these go to a disk where both do not fit
         data.cache = "auto"
-    cache = CanvasCache(subject.splits.train, data)
+    cache = CanvasCache(subject.splits.train, data, this_host())
     rows = share_of(count, jax.process_index(), jax.process_count())
     place = data_parallel(jax.local_devices()).batch
     stream = batches(cache, images, count, config.seed, 0, data.decode_threads, jax.process_index(), jax.process_count())

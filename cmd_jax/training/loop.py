@@ -100,7 +100,7 @@ def _train_alone(
         if not first_step or not identity.is_recorded(workdir):
             identity.record(workdir, images)
     writer = MetricsWriter(workdir, first_step) if lead else None
-    cache = CanvasCache(run.source, config.data)
+    cache = CanvasCache(run.source, config.data, processes.this_host())
     say(f"cache: {cache.note}")
     ahead = batches(
         cache,

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import secrets
+import socket
 from typing import TypeVar
 
 import jax
@@ -12,6 +13,7 @@ from jax.experimental import multihost_utils
 
 from cmd_jax import files
 from cmd_jax.config import ConfigError
+from cmd_jax.data.host import ALONE, SHARED_MEMORY, Host
 
 TOKEN_BYTES = 16
 T = TypeVar("T", bool, float)
@@ -102,8 +104,7 @@ def check_shared(workdir: str) -> None:
     """
     if jax.process_count() == 1:
         return
-    token = multihost_utils.broadcast_one_to_all(np.frombuffer(secrets.token_bytes(TOKEN_BYTES), np.uint8))
-    token = np.asarray(token, np.uint8).tobytes().hex()
+    token = _token()
     path = os.path.join(workdir, f".shared-{token}")
     if is_first():
         files.make_directory(workdir)
@@ -119,6 +120,49 @@ def check_shared(workdir: str) -> None:
             f"--workdir={workdir} of process {', '.join(map(str, blind))} is not the directory that process 0 writes to; "
             "use one that all hosts share (NFS, or gs://BUCKET/DIR)"
         )
+
+
+def this_host() -> Host:
+    """The processes of this run on this machine, found by the files that each makes in `SHARED_MEMORY`; all must call it."""
+    count, index = jax.process_count(), jax.process_index()
+    if count == 1:
+        return ALONE
+    token = _token()
+    path = lambda process: os.path.join(SHARED_MEMORY, f"cmd_jax-{token}-{process}")
+    try:
+        open(path(index), "x").close()
+        made = True
+    except OSError:
+        made = False  # no such directory, or it cannot be written: this process shares with nobody
+    multihost_utils.sync_global_devices("the files in shared memory are made")
+    group = [process for process in range(count) if os.path.exists(path(process))] if made else [index]
+    multihost_utils.sync_global_devices("the files in shared memory are seen")
+    if made:
+        os.remove(path(index))
+    machine = int.from_bytes(hashlib.sha256(_machine().encode()).digest()[:4], "little")
+    everyone = multihost_utils.process_allgather(np.array([machine, group[0], len(group)], np.uint32))  # [P, 3]
+    return Host(
+        rank=group.index(index),
+        shares=bool(np.any(everyone[:, 2] > 1)),
+        groups=len({int(first) for of, first, _ in everyone if of == machine}),
+        token=token,
+        least=lambda value: float(np.min(multihost_utils.process_allgather(np.float32(value)))),
+    )
+
+
+def _token() -> str:
+    """Random hexadecimal digits, the same in all processes."""
+    token = multihost_utils.broadcast_one_to_all(np.frombuffer(secrets.token_bytes(TOKEN_BYTES), np.uint8))
+    return np.asarray(token, np.uint8).tobytes().hex()
+
+
+def _machine() -> str:
+    """The same in all processes of a machine, in containers too."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return file.read()
+    except OSError:
+        return socket.gethostname()
 
 
 def _short(value: object) -> str:

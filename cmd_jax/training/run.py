@@ -16,6 +16,7 @@ from cmd_jax.models.network import Network
 from cmd_jax.training.arithmetic import model_flops
 from cmd_jax.training.memory import return_free_memory
 from cmd_jax.training.optimizer import adamw
+from cmd_jax.training.processes import this_host
 from cmd_jax.training.resume import with_stored_values
 from cmd_jax.training.schedules import make_schedules, steps_per_epoch, total_steps
 from cmd_jax.training.sharding import Shardings, all_hardware, make_shardings
@@ -148,7 +149,7 @@ def describe(config: ConfigDict, workdir: str | None = None) -> str:
         f"data        {where(config.data)}: {len(run.source):,} train, {len(test):,} test images"
         f"{'' if where(evaluated) == where(config.data) else f' of {where(evaluated)}'}, {len(test.class_names)} classes",
         *notes,
-        f"cache       {plan(run.source, config.data).note}",
+        f"cache       {plan(run.source, config.data, this_host()).note}",
         f"views       2 x {views.global_px} px ({patches(views.global_px)} patches), "
         f"{views.local_count} x {views.local_px} px ({patches(views.local_px)} patches)",
         f"model       {model}: {backbone:,} parameters in the backbone, {total:,} with heads and "

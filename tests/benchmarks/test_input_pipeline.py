@@ -11,16 +11,27 @@ from benchmarks import classical, input_pipeline
 from cmd_jax.data.loader import CanvasCache
 
 
-def test_the_last_line_is_json_with_both_ratios(monkeypatch, capsys):
-    options = ("--images=4", "--batch_size=2", "--rounds=1", "--workers=1", "--step_batch_size=0")
+def test_the_last_line_is_json_with_its_ratios(monkeypatch, capsys):
+    options = (
+        "--images=4",
+        "--batch_size=2",
+        "--rounds=1",
+        "--workers=1",
+        "--step_batch_size=0",
+        "--gather_batch_size=6",
+        "--gather_threads=3",
+    )
     monkeypatch.setattr(sys, "argv", ["input_pipeline", *options])
     input_pipeline.main()
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["pictures"] == 4
     for name in ("classical", "first_epoch", "cached"):
         assert result[f"{name}_images_per_s"] > 0
-    assert result["host_cost_ratio"] > 0
-    assert result["images_per_s_ratio"] > 0
+    for threads in (1, 2, 3):
+        assert result[f"gather_{threads}_threads_images_per_s"] > 0
+        assert result[f"copy_{threads}_threads_images_per_s"] > 0
+    for name in ("host_cost_ratio", "images_per_s_ratio", "gather_ratio", "gather_copy_ratio"):
+        assert result[name] > 0
 
 
 def test_the_share_of_the_views_in_a_step(tiny_config):

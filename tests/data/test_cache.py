@@ -1,14 +1,17 @@
-"""Where decoded pictures are kept: estimates, the file on disk, what a crash or other data does to it."""
+"""Where decoded pictures are kept: estimates, files that processes share, what a crash or other data does to them."""
 
+import glob
+import multiprocessing
 import os
+import secrets
 
 import numpy as np
-import psutil
 import pytest
 
 from cmd_jax.config import ConfigError
 from cmd_jax.data import cache as cache_lib
 from cmd_jax.data.cache import CanvasCache, plan
+from cmd_jax.data.host import SHARED_MEMORY, Host
 from tests.data.test_loader import Numbered, section
 
 GIB = 2**30
@@ -16,11 +19,12 @@ GIB = 2**30
 
 @pytest.fixture
 def room(monkeypatch, tmp_path):
-    """Says how much memory and disk there is."""
+    """Says how much memory, disk and memory for files there is."""
 
-    def say(memory_gib, disk_gib):
-        monkeypatch.setattr(psutil, "virtual_memory", lambda: type("memory", (), {"available": memory_gib * GIB}))
-        monkeypatch.setattr(cache_lib.shutil, "disk_usage", lambda path: type("disk", (), {"free": disk_gib * GIB}))
+    def say(memory_gib, disk_gib, shared_gib=0):
+        free = lambda path: (shared_gib if path == SHARED_MEMORY else disk_gib) * GIB
+        monkeypatch.setattr(cache_lib, "available_memory", lambda: memory_gib * GIB)
+        monkeypatch.setattr(cache_lib.shutil, "disk_usage", lambda path: type("disk", (), {"free": free(path)}))
         return str(tmp_path / "not" / "there" / "yet")
 
     return say
@@ -42,6 +46,67 @@ def test_the_plan_is_ram_or_disk_and_says_why(room):
     with pytest.raises(ConfigError, match=r"5\.00 GiB of memory and 4\.00 GiB of disk at .*lower it, set data\.cache_dir"):
         where()
     assert where(cache="none").kind == "none"
+
+
+def test_processes_of_a_machine_plan_one_copy_and_those_that_cannot_share_plan_one_each(room):
+    directory = room(8, 20, shared_gib=6)
+    where = lambda host, **values: plan(Numbered(5994), section(cache_dir=directory, canvas_px=512, **values), host)
+    shared = Host(shares=True)
+    assert where(shared).kind == "ram"
+    assert where(shared).note.endswith("4.39 GiB of 6.00 GiB of free memory, one copy for the processes of a machine")
+    assert where(Host(groups=2)).kind == "disk"
+    room(16, 20, shared_gib=6)
+    assert where(Host(groups=2)).kind == "ram"
+    assert where(Host(least=lambda value: min(value, 5 * GIB))).kind == "disk"  # another machine of the run has less
+    room(8, 20, shared_gib=0.0625)
+    assert "(0.06 GiB of /dev/shm, where processes share memory, are free)" in where(shared).note
+    with pytest.raises(ConfigError, match=r"0\.06 GiB of /dev/shm, .*; enlarge /dev/shm \(docker run --ipc=host; .*=disk"):
+        where(shared, cache="ram")
+    assert where(Host(), cache="ram").kind == "ram"  # a process alone needs no file
+
+
+def _least(barrier):
+    return lambda value: (barrier.wait(60), value)[1]
+
+
+def _other_process(barrier, answers, token, cache_dir):
+    """Reads the odd images, then all, of a cache of each kind; sends what it decoded and saw."""
+    for kind in ("ram", "disk"):
+        source, config = Numbered(9), section(cache=kind, cache_dir=cache_dir)
+        cache = CanvasCache(source, config, Host(1, shares=True, token=token, least=_least(barrier)))
+        for index in range(1, 9, 2):
+            cache.load(index)
+        barrier.wait(60)
+        seen = np.stack([cache.load(index)[0] for index in range(9)])
+        answers.put((source.reads, seen))
+
+
+def test_two_processes_share_one_cache_decode_each_image_once_and_leave_nothing_in_memory(tmp_path):
+    context, token = multiprocessing.get_context("spawn"), secrets.token_hex(8)
+    barrier, answers = context.Barrier(2), context.Queue()
+    other = context.Process(target=_other_process, args=(barrier, answers, token, str(tmp_path)))
+    other.start()
+    for kind in ("ram", "disk"):
+        source, config = Numbered(9), section(cache=kind, cache_dir=str(tmp_path))
+        cache = CanvasCache(source, config, Host(0, shares=True, token=token, least=_least(barrier)))
+        assert not glob.glob(os.path.join(SHARED_MEMORY, f"*{token}*"))  # a kill from here on leaves nothing
+        for index in range(0, 9, 2):
+            cache.load(index)
+        barrier.wait(60)
+        seen = np.stack([cache.load(index)[0] for index in range(9)])
+        reads, theirs = answers.get(timeout=60)
+        np.testing.assert_array_equal(source.reads, [1, 0] * 4 + [1])
+        np.testing.assert_array_equal(reads, [0, 1] * 4 + [0])
+        np.testing.assert_array_equal(seen[:, 0, 0, 0], np.arange(9))
+        np.testing.assert_array_equal(theirs, seen)
+    other.join(60)
+    assert other.exitcode == 0
+
+
+def test_all_processes_stop_when_one_cannot_make_its_file(tmp_path):
+    fails = lambda value: 0.0 if isinstance(value, bool) else value
+    with pytest.raises(ConfigError, match="another process of this run could not make its cache"):
+        CanvasCache(Numbered(5), section(cache="disk", cache_dir=str(tmp_path)), Host(1, shares=True, least=fails))
 
 
 def _read_all(source, config):
@@ -96,7 +161,6 @@ def test_what_a_crash_left_half_written_is_decoded_again(disk):
     config, data = disk
     cache = _read_all(Numbered(5, [data]), config)
     cache._canvas[2, 1] = 77  # the mark was written, the picture not
-    cache._canvas.flush()
     later = Numbered(5, [data])
     _read_all(later, config)
     np.testing.assert_array_equal(later.reads, [0, 0, 1, 0, 0])

@@ -3,6 +3,7 @@
 import io
 import threading
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -71,6 +72,28 @@ def test_batches_hold_their_images_continue_anywhere_and_decode_once(kind, tmp_p
         assert source.reads.sum() >= 36
     else:
         np.testing.assert_array_equal(source.reads, np.ones(10))
+
+
+def test_the_memory_of_a_batch_is_used_again_only_when_nothing_refers_to_it():
+    cache = CanvasCache(Numbered(8), section(cache="ram", canvas_px=8))
+    stream = batches(cache, 8, 4, seed=0, first_step=0, threads=2)
+    start_of = lambda batch: batch.canvas.ctypes.data
+    first = next(stream)
+    part, shown, starts = first.canvas[1:3], first.canvas[1:3].copy(), [start_of(first)]
+    del first
+    second = next(stream)
+    starts.append(start_of(second))
+    on_device = jax.device_put(second.canvas)  # on a CPU this is the memory itself
+    del second
+    starts.append(start_of(next(stream)))
+    assert len(set(starts)) == 3
+    np.testing.assert_array_equal(part, shown)
+    np.testing.assert_array_equal(np.asarray(on_device)[:, 0, 0, 0], [epoch_order(8, 0)[position] for position in range(4, 8)])
+    del part
+    later = [next(stream) for _ in range(3)]
+    assert [start_of(batch) for batch in later[:2]] == [starts[0], starts[2]]
+    assert start_of(later[2]) not in starts
+    stream.close()
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])

@@ -4,6 +4,8 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
+from cmd_jax.training import processes
 from cmd_jax.training.sharding import all_hardware
 
 ROOT = Path(__file__).parents[2]
@@ -100,3 +103,49 @@ def test_a_run_of_several_processes_that_cannot_start_says_what_to_pass(tmp_path
     ((code, line),) = last_lines(start("--config=configs/demo.py", f"--workdir={tmp_path}", *options))
     assert code == 64, line
     assert message in line
+
+
+class _Here(threading.local):
+    """Of a thread that stands for a process: its index and its directory of files in memory."""
+
+    index, shared = 0, ""
+
+    def __fspath__(self):
+        return self.shared
+
+
+def test_processes_find_those_with_the_same_shared_memory_and_count_the_others_of_their_machine(tmp_path, monkeypatch):
+    # Two containers on machine a, one of two processes and one of one; b has one process and no such directory.
+    directories, machines = ["a1", "a2", "a1", "no"], ["a", "a", "a", "b"]
+    for name in ("a1", "a2"):
+        (tmp_path / name).mkdir()
+    here, barrier, rows = _Here(), threading.Barrier(4), [None] * 4
+
+    def gather(value):
+        rows[here.index] = value
+        barrier.wait(30)
+        everyone = np.stack(rows)
+        barrier.wait(30)
+        return everyone
+
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    monkeypatch.setattr(jax, "process_index", lambda: here.index)
+    monkeypatch.setattr(processes, "SHARED_MEMORY", here)
+    monkeypatch.setattr(processes, "_machine", lambda: machines[here.index])
+    monkeypatch.setattr(processes.multihost_utils, "process_allgather", gather)
+    monkeypatch.setattr(processes.multihost_utils, "broadcast_one_to_all", lambda value: gather(value)[0])
+    monkeypatch.setattr(processes.multihost_utils, "sync_global_devices", lambda name: barrier.wait(30))
+
+    def process(index):
+        here.index, here.shared = index, str(tmp_path / directories[index])
+        host = processes.this_host()
+        return host, host.least(5.0 - index)
+
+    with ThreadPoolExecutor(4) as pool:
+        hosts, least = zip(*pool.map(process, range(4)), strict=True)
+    assert [host.rank for host in hosts] == [0, 0, 1, 0]
+    assert [host.groups for host in hosts] == [2, 2, 2, 1]
+    assert all(host.shares for host in hosts)
+    assert len({host.token for host in hosts}) == 1
+    assert least == (2.0,) * 4
+    assert not list(tmp_path.rglob("cmd_jax*"))
