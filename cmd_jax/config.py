@@ -6,7 +6,9 @@ written `config.json` holds every value that was used.
 """
 
 import json
+import math
 import os
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -127,6 +129,8 @@ def default() -> ConfigDict:
     config.model.patch_size = placeholder(int)  # pixels; None: 16 of a ViT, 4 of a Swin
     config.model.registers = 0  # of a ViT: learned tokens beside the class token
     config.model.window = 7  # of a Swin: side of a window in tokens
+    config.model.num_heads = placeholder(int)  # of a ViT: attention heads; None: the size's, or what init.weights says
+    config.model.layer_norm_eps = placeholder(float)  # None: 1e-6 (DINO, EsViT, timm), or what init.weights says
     config.model.drop_path = 0.1  # student only
     config.model.dtype = "float32"  # of activations and products: float32 | bfloat16; losses, norms and EMA stay float32
     config.model.teacher_dtype = placeholder(str)  # of the teacher's forward pass; None: model.dtype
@@ -161,7 +165,9 @@ def default() -> ConfigDict:
     config.data.eval_folder = placeholder(str)  # of data.eval_source "folder"; alone it means that
     config.data.canvas_px = 512  # longer sides are shrunk to this when an image is decoded
     config.data.grayscale = False  # luma alone, in training and evaluation: for data whose classes colour does not tell
-    config.data.normalization = "imagenet"  # imagenet | local_contrast (lighting and smooth backgrounds taken out)
+    # imagenet | local_contrast (lighting and smooth backgrounds taken out) | MEAN/STD of the channels in 0..1, such as
+    # 0.5,0.5,0.5/0.5,0.5,0.5; None: imagenet, or what init.weights says
+    config.data.normalization = placeholder(str)
     config.data.decode_threads = 4
     config.data.cache = "auto"  # of decoded pictures: ram | disk (kept for later runs) | none; auto: ram if it fits, else disk
     config.data.cache_dir = placeholder(str)  # of cache "disk", on a disk of this machine; None: DATA_DIR/canvas_cache
@@ -267,6 +273,8 @@ def resolve(config: ConfigDict, train_images: int, hardware: Hardware = ONE_CPU)
     method = METHODS[config.method.name]
     rules: dict[str, Any] = {
         "model.patch_size": patch_px(config),
+        "model.layer_norm_eps": 1e-6,
+        "data.normalization": "imagenet",
         "method.image_pool": method["image_pool"],
         "method.region_matching": method["region_matching"],
         "method.region_weights": method["region_weights"],
@@ -308,6 +316,29 @@ def resolve(config: ConfigDict, train_images: int, hardware: Hardware = ONE_CPU)
     _fill(config, "model.attention", "cudnn" if gpu and is_vit and config.model.dtype == "bfloat16" else "xla")
     config.lock()
     return config
+
+
+def normalization_text(mean: Sequence[float], std: Sequence[float]) -> str:
+    """Mean and standard deviation of the three channels, pixels in 0..1, as `data.normalization` takes them."""
+    if len(mean) != 3 or len(std) != 3:
+        raise ValueError(f"mean {mean} and std {std} are not three numbers each")
+    return "/".join(",".join(f"{float(value):.9g}" for value in values) for values in (mean, std))
+
+
+def pixel_statistics(normalization: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """(mean, standard deviation) of the channels, pixels in 0..1, of a value of `data.normalization`; None of "local_contrast".
+
+    Raises:
+        ValueError: it is neither a known word nor MEAN/STD of three finite numbers each, the latter above 0.
+    """
+    if normalization == "local_contrast":
+        return None
+    if normalization == "imagenet":
+        return (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    mean, std = (tuple(float(value) for value in part.split(",")) for part in normalization.split("/"))
+    if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
+        raise ValueError(f"{normalization} is not three finite numbers each, standard deviations above 0")
+    return mean, std
 
 
 def is_swin(config: ConfigDict) -> bool:

@@ -18,6 +18,7 @@ from cmd_jax.models.heads import l2_normalize
 from cmd_jax.models.network import Encoded, Network
 from cmd_jax.training.sharding import data_parallel
 from cmd_jax.training.state import Params
+from cmd_jax.weights.errors import WeightsError
 
 T = TypeVar("T")
 
@@ -169,6 +170,26 @@ def in_batches(
     return {key: np.concatenate([output[key] for output in outputs]) for key in outputs[0]}
 
 
+def check_finite(outputs: dict[str, np.ndarray], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Passes on what a network made of images, if all of it is finite.
+
+    Args:
+        outputs: arrays [N, ...] by name.
+        names: of the N images.
+
+    Raises:
+        WeightsError: naming the first image whose numbers are not.
+    """
+    for what, array in outputs.items():
+        bad = np.nonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))[0]
+        if len(bad):
+            raise WeightsError(
+                f"{what} of {names[bad[0]]} ({len(bad)} of {len(array)} images) are NaN or infinite: the weights are damaged, "
+                "or the network overflows in half precision; use model.dtype=float32, or an earlier checkpoint"
+            )
+    return outputs
+
+
 def share(count: int) -> Sequence[int]:
     """The indices that this process reads of `count`. All shares have one size: the last ones repeat the last index."""
     size = -(-count // jax.process_count())
@@ -204,6 +225,7 @@ def extract_features(
 
     encoded = in_batches(extract, params, crops(), config, between)
     boxes, labels, names = zip(*rows, strict=True)
+    check_finite(encoded, names)
     features = Features(**encoded, labels=np.array(labels, np.int64), boxes=np.stack(boxes), names=names)
     return features if jax.process_count() == 1 else _of_all_processes(features, len(source))
 

@@ -53,6 +53,7 @@ def evaluate_run(
     if source or folder:
         config.data.eval_source, config.data.eval_folder = source, folder
     validate(config)
+    config = config_lib.resolve(config, train_images=0)  # keys that an older version did not know
     if best and config.train.best_metric is None:
         raise ConfigError(f"--best needs a run with train.best_metric, and {workdir} has none; use --step or the newest")
     splits, reason = open_splits(config)

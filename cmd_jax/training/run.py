@@ -19,7 +19,7 @@ from cmd_jax.training.schedules import make_schedules, steps_per_epoch, total_st
 from cmd_jax.training.sharding import Shardings, all_hardware, make_shardings
 from cmd_jax.training.state import TrainState, count_parameters, init_state, make_network
 from cmd_jax.training.step import make_train_step
-from cmd_jax.training.transfer import initial_weights, start_from
+from cmd_jax.training.transfer import follow_source, initial_weights, start_from
 from cmd_jax.validation import validate
 
 
@@ -73,6 +73,7 @@ def prepare_run(config: ConfigDict) -> Run:
         ConfigError: a value cannot work.
     """
     validate(config)
+    config = follow_source(config)
     make_shardings(config)
     source = open_source(config.data, "train")
     if config.train.batch_size > len(source):
