@@ -11,6 +11,7 @@ import numpy as np
 from absl import logging
 
 from cmd_jax.config import ConfigDict, ConfigError
+from cmd_jax.evaluation.features import check_finite
 from cmd_jax.features.extract import grid_side, make_encoder, widths
 from cmd_jax.features.images import crop, separate
 from cmd_jax.features.trained import Trained, read_trained
@@ -41,7 +42,7 @@ def load(
     Raises:
         ConfigError: arguments that do not fit the source, or a configuration that cannot work.
         CheckpointError: the run has no such step.
-        WeightsError: the weights cannot be read, or are of another model.
+        WeightsError: the weights cannot be read, or are of another model. Methods raise it where features are not finite.
 
     Example:
         model = cmd_jax.load("runs/photos")
@@ -144,7 +145,10 @@ class Model:
         encoder, outputs = self._encoders[output], []
         for crops in self._batches(iter(separate(images))):
             rows = min(self._batch_size, 1 << (len(crops) - 1).bit_length())  # few sizes: few compilations
-            outputs.append(np.asarray(encoder(crops, rows)[output])[: len(crops)])
+            encoded = np.asarray(encoder(crops, rows)[output])[: len(crops)]
+            first = sum(map(len, outputs))
+            names = [f"image {number}" for number in range(first, first + len(crops))]
+            outputs.append(check_finite({output: encoded}, names)[output])
         return np.concatenate(outputs) if outputs else np.zeros((0, *self._widths[output]), np.float32)
 
     def _batches(self, pictures: Iterator[Any]) -> Iterator[np.ndarray]:

@@ -6,7 +6,9 @@ written `config.json` holds every value that was used.
 """
 
 import json
+import math
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -20,6 +22,9 @@ from cmd_jax.models.sizes import SWIN_PATCH_PX, SWIN_SIZES, SWIN_STRIDE_PX, VIT_
 # Open values that a run learns with and that `resolve` takes from the hardware. A run that is continued keeps its own, whatever
 # hardware it is continued on (training/resume.py).
 BY_HARDWARE = ("model.dtype", "model.teacher_dtype", "train.batch_size")
+
+# Open values that follow the files beside `init.weights` (weights/beside.py), kept in the same way.
+BY_WEIGHTS = ("model.num_heads", "model.layer_norm_eps", "data.normalization")
 
 # Keys of earlier versions, whose config.json files and exports are still read.
 RENAMED = {"mesh.fsdp": "mesh.shard_state"}
@@ -135,6 +140,8 @@ def default() -> ConfigDict:
     config.model.patch_size = placeholder(int)  # pixels; None: 16 of a ViT, 4 of a Swin
     config.model.registers = 0  # of a ViT: learned tokens beside the class token
     config.model.window = 7  # of a Swin: side of a window in tokens
+    config.model.num_heads = placeholder(int)  # of a ViT: attention heads; None: the size's, or what init.weights says
+    config.model.layer_norm_eps = placeholder(float)  # None: 1e-6 (DINO, EsViT, timm), or what init.weights says
     config.model.drop_path = 0.1  # student only
     # Of activations and products: float32 | bfloat16; losses, norms and EMA stay float32. None: bfloat16 on GPUs and TPUs,
     # float32 on CPUs
@@ -170,7 +177,9 @@ def default() -> ConfigDict:
     config.data.eval_folder = placeholder(str)  # of data.eval_source "folder"; alone it means that
     config.data.canvas_px = 512  # longer sides are shrunk to this when an image is decoded
     config.data.grayscale = False  # luma alone, in training and evaluation: for data whose classes colour does not tell
-    config.data.normalization = "imagenet"  # imagenet | local_contrast (lighting and smooth backgrounds taken out)
+    # imagenet | local_contrast (lighting and smooth backgrounds taken out) | MEAN/STD of the channels in 0..1, such as
+    # 0.5,0.5,0.5/0.5,0.5,0.5; None: imagenet, or what init.weights says
+    config.data.normalization = placeholder(str)
     config.data.decode_threads = 4
     config.data.cache = "auto"  # of decoded pictures: ram | disk (kept for later runs) | none; auto: ram if it fits, else disk
     config.data.cache_dir = placeholder(str)  # of cache "disk", on a disk of this machine; None: DATA_DIR/canvas_cache
@@ -263,6 +272,8 @@ def resolve(config: ConfigDict, train_images: int, hardware: Hardware = ONE_CPU)
     method = METHODS[config.method.name]
     rules: dict[str, Any] = {
         "model.patch_size": patch_px(config),
+        "model.layer_norm_eps": 1e-6,
+        "data.normalization": "imagenet",
         "method.image_pool": method["image_pool"],
         "method.region_matching": method["region_matching"],
         "method.region_weights": method["region_weights"],
@@ -328,6 +339,29 @@ def for_inference(config: ConfigDict, hardware: Hardware) -> ConfigDict:
     if config.model.attention == "cudnn" and not hardware.cuda:
         config.model.attention = "xla"
     return config
+
+
+def normalization_text(mean: Sequence[float], std: Sequence[float]) -> str:
+    """Mean and standard deviation of the three channels, pixels in 0..1, as `data.normalization` takes them."""
+    if len(mean) != 3 or len(std) != 3:
+        raise ValueError(f"mean {mean} and std {std} are not three numbers each")
+    return "/".join(",".join(f"{float(value):.9g}" for value in values) for values in (mean, std))
+
+
+def pixel_statistics(normalization: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """(mean, standard deviation) of the channels, pixels in 0..1, of a value of `data.normalization`; None of "local_contrast".
+
+    Raises:
+        ValueError: it is neither a known word nor MEAN/STD of three finite numbers each, the latter above 0.
+    """
+    if normalization == "local_contrast":
+        return None
+    if normalization == "imagenet":
+        return (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    mean, std = (tuple(float(value) for value in part.split(",")) for part in normalization.split("/"))
+    if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
+        raise ValueError(f"{normalization} is not three finite numbers each, standard deviations above 0")
+    return mean, std
 
 
 def is_swin(config: ConfigDict) -> bool:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from cmd_jax.config import BEST_METRICS, EVAL_PROTOCOLS, METHODS, MODELS, ConfigError, default
+from cmd_jax.config import BEST_METRICS, EVAL_PROTOCOLS, METHODS, MODELS, ConfigError, default, pixel_statistics
 
 
 class Whole(NamedTuple):
@@ -66,6 +66,19 @@ class Choice(NamedTuple):
         return None if value in self.words else ", ".join(self.words)
 
 
+class Normalization(NamedTuple):
+    """A word, or mean and standard deviation of the three channels."""
+
+    words: tuple[str, ...]
+
+    def broken(self, value: Any) -> str | None:
+        try:
+            pixel_statistics(value)
+        except (ValueError, AttributeError):
+            return f"{', '.join(self.words)}, or MEAN/STD of the three channels in 0..1, such as 0.5,0.5,0.5/0.5,0.5,0.5"
+        return None
+
+
 class Joined(NamedTuple):
     """One of several words, or some of them joined by "+", each once."""
 
@@ -102,7 +115,7 @@ class Words(NamedTuple):
         return None if good and len(set(value)) == len(value) else f"one or more of {', '.join(self.words)}, each once"
 
 
-Rule = Whole | Number | Flag | Text | Choice | Joined | Several | Words
+Rule = Whole | Number | Flag | Text | Choice | Normalization | Joined | Several | Words
 
 SHARE = Number(0, 1)
 DTYPE = Choice(("float32", "bfloat16"))
@@ -146,6 +159,8 @@ RULES: dict[str, Rule] = {
     "method.matched_targets": Choice(("expected", "gathered")),
     "model.name": Choice(MODELS),
     "model.patch_size": Whole(1, 512),
+    "model.num_heads": Whole(1, 1024),
+    "model.layer_norm_eps": Number(0, 1e-2),
     "model.registers": Whole(0, 1024),
     "model.window": Whole(1, 512),
     "model.drop_path": Number(0, 0.99),
@@ -173,7 +188,7 @@ RULES: dict[str, Rule] = {
     "data.eval_folder": Text(),
     "data.canvas_px": SIDE_PX,
     "data.grayscale": Flag(),
-    "data.normalization": Choice(("imagenet", "local_contrast")),
+    "data.normalization": Normalization(("imagenet", "local_contrast")),
     "data.decode_threads": Whole(1, 1024),
     "data.cache": Choice(("auto", "ram", "disk", "none")),
     "data.cache_dir": Text(),

@@ -90,6 +90,8 @@ def _check_backbone(config: ConfigDict) -> None:
     for key in ("packed_views", "scan_blocks"):
         if config.model[key]:
             raise ConfigError(f"model.{key} is True, but {name} has blocks of several shapes; set it to False or choose a ViT")
+    if config.model.num_heads:
+        raise ConfigError(f"model.num_heads is {config.model.num_heads}, but {name} fixes the heads of its stages; leave it")
     if config.model.registers:
         raise ConfigError(f"model.registers is {config.model.registers}, but {name} has none; set it to 0 or choose a ViT")
     pool = config.method.image_pool or METHODS[config.method.name]["image_pool"]

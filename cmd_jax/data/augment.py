@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from cmd_jax.config import pixel_statistics
+
 Array = jax.Array
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
+MEAN, STD = pixel_statistics("imagenet")
 LUMA = (0.299, 0.587, 0.114)
 NEIGHBOURHOOD = 0.08  # standard deviation of a pixel's neighbourhood, as a share of the view's side
 FLAT_CONTRAST = 0.2  # of 0..1; a neighbourhood of less contrast is not blown up to that of an outline
@@ -50,21 +51,24 @@ class ViewParams(NamedTuple):
     solarize: Array
 
 
-def normalize(pixels: Array, mode: str) -> Array:
+def normalize(pixels: Array, normalization: str) -> Array:
     """Pixels as a network sees them.
 
     Args:
         pixels: [H, W, 3] in 0..255.
-        mode: "imagenet" takes out ImageNet's mean and standard deviation of each channel. "local_contrast" takes out the
-            mean of each pixel's neighbourhood and divides by its contrast (Jarrett et al., ICCV 2009), so that colour casts,
-            lighting and smooth backgrounds are no cue and edges are.
+        normalization: "imagenet" takes out ImageNet's mean and standard deviation of each channel, MEAN/STD such as
+            "0.5,0.5,0.5/0.5,0.5,0.5" others (`config.pixel_statistics`). "local_contrast" takes out the mean of each pixel's
+            neighbourhood and divides by its contrast (Jarrett et al., ICCV 2009), so that colour casts, lighting and smooth
+            backgrounds are no cue and edges are.
 
     Returns:
         [H, W, 3] float32.
     """
     pixels = pixels.astype(jnp.float32) / 255
-    if mode == "imagenet":
-        return (pixels - jnp.array(MEAN)) / jnp.array(STD)
+    statistics = pixel_statistics(normalization)
+    if statistics:
+        mean, std = map(jnp.array, statistics)
+        return (pixels - mean) / std
     sigma = jnp.float32(NEIGHBOURHOOD * pixels.shape[0])
     detail = pixels - gaussian_blur(pixels, sigma, NEIGHBOURHOOD * pixels.shape[0])
     energy = jnp.mean(jnp.square(detail), axis=-1, keepdims=True)

@@ -6,11 +6,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from cmd_jax.config import ConfigDict
-from cmd_jax.data.augment import MEAN, STD, multi_crop, sample_params
+from cmd_jax.data.augment import multi_crop, sample_params
 from cmd_jax.data.decode import decode_record, to_canvas
 from cmd_jax.data.record import Source
 
 GAP_PX = 6
+PIXELS = "0,0,0/1,1,1"  # normalization that leaves 0..1
 GLOBAL_COLOR, LOCAL_COLOR = "red", "yellow"
 
 
@@ -25,7 +26,7 @@ def views_picture(source: Source, config: ConfigDict, index: int = 0) -> Image.I
     views, key = config.views, jax.random.key(config.seed)
     canvas, size = to_canvas(decode_record(source[index], grayscale=config.data.grayscale), config.data.canvas_px)
     batch = (jnp.asarray(canvas)[None], jnp.asarray(size)[None], jnp.array([index]))
-    produced = jax.jit(lambda *batch: multi_crop(key, *batch, views=views, normalization="imagenet"))(*batch)
+    produced = jax.jit(lambda *batch: multi_crop(key, *batch, views=views, normalization=PIXELS))(*batch)
     globals_, locals_ = (_levels(view[0]) if view is not None else [] for view in produced)
     columns = max(1, -(-2 * views.global_px // (views.local_px + GAP_PX)))
     height, width = (int(side) for side in size)
@@ -48,7 +49,7 @@ def views_picture(source: Source, config: ConfigDict, index: int = 0) -> Image.I
 
 
 def _levels(view: jax.Array) -> list[Image.Image]:
-    pixels = np.clip((np.asarray(view, np.float64) * STD + MEAN) * 255, 0, 255)
+    pixels = np.clip(np.asarray(view, np.float64) * 255, 0, 255)
     return [Image.fromarray(image) for image in np.round(pixels).astype(np.uint8)]
 
 

@@ -20,6 +20,7 @@ from cmd_jax.models.heads import l2_normalize
 from cmd_jax.models.network import Encoded, Network
 from cmd_jax.training.sharding import data_parallel
 from cmd_jax.training.state import Params
+from cmd_jax.weights.errors import WeightsError
 
 T = TypeVar("T")
 
@@ -186,6 +187,26 @@ def in_batches(
     return {key: np.concatenate([output[key] for output in outputs]) for key in outputs[0]}
 
 
+def check_finite(outputs: dict[str, np.ndarray], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Passes on what a network made of images, if all of it is finite.
+
+    Args:
+        outputs: arrays [N, ...] by name.
+        names: of the N images.
+
+    Raises:
+        WeightsError: naming the first image whose numbers are not.
+    """
+    for what, array in outputs.items():
+        bad = np.nonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))[0]
+        if len(bad):
+            raise WeightsError(
+                f"{what} of {names[bad[0]]} ({len(bad)} of {len(array)} images) are NaN or infinite: the weights are damaged, "
+                "or the network overflows in half precision; use model.dtype=float32, or an earlier checkpoint"
+            )
+    return outputs
+
+
 def share(count: int) -> Sequence[int]:
     """The indices that this process reads of `count`. All shares have one size: the last ones repeat the last index."""
     size = -(-count // jax.process_count())
@@ -239,6 +260,7 @@ def extract_features(
             yield (image.crop,)
 
     encoded = in_batches(extract, params, crops(), config, between)
+    check_finite(encoded, names)
     rows = {**encoded, "boxes": np.stack(boxes), "labels": np.array(labels, np.int32), "readable": np.array(readable)}
     rows = gather_shares({**rows, "names": _as_bytes(names)}, len(source))
     readable = rows.pop("readable")

@@ -52,6 +52,7 @@ def evaluate_run(
     if protocols is not None:
         config.eval.protocols = tuple(protocols)
     validate(config)  # it may have been edited
+    config = config_lib.resolve(config, train_images=0)  # keys that an older version did not know
     if best and config.train.best_metric is None:
         raise ConfigError(f"--best needs a run with train.best_metric, and {workdir} has none; use --step or the newest")
     config, splits, reason, other = _open_data(config, workdir, source, folder)

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from cmd_jax import files
-from cmd_jax.config import ConfigDict, ConfigError, default
+from cmd_jax.config import ConfigDict, ConfigError, default, pixel_statistics
 from cmd_jax.data.errors import DatasetError
 from cmd_jax.features.extract import grid_side, widths
 from cmd_jax.features.programs import check_onnx, write_onnx, write_stablehlo
 from cmd_jax.features.trained import Trained, read_trained
 from cmd_jax.training.state import make_backbone
 from cmd_jax.weights.card import Network, Result, model_card
-from cmd_jax.weights.export import write_hugging_face, write_timm
+from cmd_jax.weights.export import preprocessor_config, write_hugging_face, write_timm
 from cmd_jax.weights.names import Arrays
 from cmd_jax.weights.single import Single, write_single
 from cmd_jax.weights.trees import flatten
@@ -40,12 +40,16 @@ def _write_single(path: str, trained: Trained) -> None:
     write_single(path, single)
 
 
+def _write_hugging_face(path: str, trained: Trained) -> None:
+    write_hugging_face(path, _backbone(trained), make_backbone(trained.config), preprocessor_config(trained.config))
+
+
 FORMATS = {
     "safetensors": Format(".safetensors", _write_single),
     "stablehlo": Format(".stablehlo", write_stablehlo),
     "onnx": Format(".onnx", write_onnx),
     "timm": Format(".safetensors", lambda path, trained: write_timm(path, _backbone(trained), make_backbone(trained.config))),
-    "hf": Format("", lambda path, trained: write_hugging_face(path, _backbone(trained), make_backbone(trained.config))),
+    "hf": Format("", _write_hugging_face),
 }
 BACKBONE_ALONE = ("timm", "hf")
 
@@ -115,6 +119,7 @@ def _card(form: str, out: str, trained: Trained, scalars: int, workdir: str) -> 
         feature_width=shapes["features"][0],
         grid=grid_side(config),
         fingerprint=trained.fingerprint,
+        statistics=pixel_statistics(trained.config.data.normalization),
     )
     return model_card(about, _results(workdir, trained) if trained.network == "teacher" else [])
 

@@ -16,6 +16,7 @@ from cmd_jax.config import ConfigError
 from cmd_jax.data.errors import BadImage, DatasetError
 from cmd_jax.data.progress import Progress
 from cmd_jax.data.text import printable
+from cmd_jax.evaluation.features import check_finite
 from cmd_jax.features import store
 from cmd_jax.features.extract import grid_side, make_encoder, widths
 from cmd_jax.features.images import file_crop, folder_images
@@ -210,8 +211,8 @@ def _encoded(
                 bad.append(f"{printable(path)}\t{printable(str(error))}")
         outputs = encoder(np.stack(crops), batch_size) if crops else {}
         ahead = start(at + batch_size)
-        read = jax.device_get(outputs)
-        yield names, {name: read[name][: len(names)] for name in columns if read}, bad
+        read = {name: array[: len(names)] for name, array in jax.device_get(outputs).items()}
+        yield names, check_finite(read, names), bad
         progress.advance(len(names) + len(bad))
 
 

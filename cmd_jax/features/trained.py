@@ -14,8 +14,9 @@ from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.fingerprint import differences
 from cmd_jax.training.state import Params, init_params, make_network
 from cmd_jax.validation import validate
+from cmd_jax.weights.beside import follow
 from cmd_jax.weights.errors import WeightsError
-from cmd_jax.weights.fit import fit
+from cmd_jax.weights.fit import check_numbers, fit
 from cmd_jax.weights.layouts import OURS
 from cmd_jax.weights.names import Arrays, detect_layout, strip_prefixes, to_ours
 from cmd_jax.weights.read import read_source
@@ -124,6 +125,7 @@ def _checked(config: ConfigDict, features: str | None) -> ConfigDict:
 
 
 def _fitted(arrays: Arrays, config: ConfigDict, step: int, network: str, source: str) -> Trained:
+    check_numbers(arrays, source)
     shapes = jax.eval_shape(lambda: init_params(config, make_network(config)))
     wanted = {part: shapes[part] for part in ("backbone", "mil_scorer") if part in shapes}
     found = {name: (array.shape, str(array.dtype), "") for name, array in arrays.items()}
@@ -137,7 +139,7 @@ def _fitted(arrays: Arrays, config: ConfigDict, step: int, network: str, source:
 
 
 def _of_others(source: str, features: str | None, model: str | None, image_px: int, network: str) -> Trained:
-    arrays = read_source(source, network)
+    arrays, facts = read_source(source, network)
     if model is None:
         raise ConfigError(f"{source} is of another project and does not say its model; name it, for example model=vit_small")
     config = config_lib.default()
@@ -148,7 +150,7 @@ def _of_others(source: str, features: str | None, model: str | None, image_px: i
     config.method.image_pool = "mean" if model in SWIN_SIZES else "cls"
     config.eval.features = config.method.image_pool
     _read_shapes(config, arrays, source)
-    config = _checked(config, features)
+    config = _checked(follow(facts, config, source), features)
     _no_scorer(source, config.eval.features)
     shapes = jax.eval_shape(lambda: init_params(config, make_network(config)))
     fitted = fit(arrays, {name: leaf.shape for name, leaf in flatten(shapes).items()}, source, heads=False)

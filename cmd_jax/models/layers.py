@@ -16,7 +16,6 @@ Array = jax.Array
 Attention = Literal["xla", "cudnn"]
 Remat = Literal["none", "dots", "full"]
 Segments = tuple[tuple[int, int], ...]  # (V sequences, of T tokens each) that lie side by side in a row of tokens
-LAYER_NORM_EPS = 1e-6  # of DINO and EsViT
 
 # 1/sqrt(fan_in). DINO's fixed 0.02 is about that for widths of 384 and up, but leaves the small sizes almost linear.
 kernel_init = nn.initializers.lecun_normal()
@@ -31,9 +30,9 @@ def remat_policy(remat: Remat) -> Callable | None:
     return jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
 
 
-def layer_norm(dtype: jnp.dtype, name: str) -> nn.LayerNorm:
-    """LayerNorm with the references' epsilon; flax computes its statistics in float32."""
-    return nn.LayerNorm(epsilon=LAYER_NORM_EPS, use_fast_variance=False, dtype=dtype, name=name)
+def layer_norm(dtype: jnp.dtype, eps: float, name: str) -> nn.LayerNorm:
+    """LayerNorm; flax computes its statistics in float32."""
+    return nn.LayerNorm(epsilon=eps, use_fast_variance=False, dtype=dtype, name=name)
 
 
 def patch_embedding(width: int, patch_px: int, dtype: jnp.dtype) -> nn.Conv:
@@ -164,7 +163,7 @@ def drop_path_rates(rate: float, depth: int) -> tuple[float, ...]:
 
 
 def pre_norm_block(
-    tokens: Array, mix: Callable[[Array], tuple[Array, Any]], factors: tuple, mlp_ratio: float, dtype: jnp.dtype
+    tokens: Array, mix: Callable[[Array], tuple[Array, Any]], factors: tuple, mlp_ratio: float, eps: float, dtype: jnp.dtype
 ) -> tuple[Array, Any]:
     """x + mix(norm(x)), then x + MLP(norm(x)); called inside a compact method, whose module gets `norm1`, `norm2`, `mlp`.
 
@@ -173,12 +172,13 @@ def pre_norm_block(
         mix: tokens -> (tokens, attention probabilities).
         factors: of stochastic depth for both branches, or two None.
         mlp_ratio: hidden width of the MLP over D.
+        eps: of the norms.
         dtype: of activations.
 
     Returns:
         [B, ..., D] and the attention probabilities.
     """
-    mixed, attention = mix(layer_norm(dtype, "norm1")(tokens))
+    mixed, attention = mix(layer_norm(dtype, eps, "norm1")(tokens))
     tokens = tokens + drop_path(mixed, factors[0])
-    mixed = MLP(round(mlp_ratio * tokens.shape[-1]), dtype, name="mlp")(layer_norm(dtype, "norm2")(tokens))
+    mixed = MLP(round(mlp_ratio * tokens.shape[-1]), dtype, name="mlp")(layer_norm(dtype, eps, "norm2")(tokens))
     return tokens + drop_path(mixed, factors[1]), attention

@@ -139,18 +139,20 @@ class SwinBlock(nn.Module):
     window: int
     shift: int
     mlp_ratio: float = 4.0
+    layer_norm_eps: float = 1e-6
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, grid: Array, factors: tuple) -> tuple[Array, Array]:
         """grid: [B, rows, columns, D]; factors: of stochastic depth, two of [B, 1, 1, 1] or None -> as `WindowAttention`."""
         mix = WindowAttention(self.num_heads, self.window, self.shift, self.dtype, name="attn")
-        return pre_norm_block(grid, mix, factors, self.mlp_ratio, self.dtype)
+        return pre_norm_block(grid, mix, factors, self.mlp_ratio, self.layer_norm_eps, self.dtype)
 
 
 class PatchMerging(nn.Module):
     """2 x 2 tokens become one of twice the width; an odd map is padded with zeros at the bottom and the right."""
 
+    layer_norm_eps: float = 1e-6
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -159,7 +161,7 @@ class PatchMerging(nn.Module):
         _, rows, columns, width = grid.shape
         grid = pad_map(grid, rows % 2, columns % 2)
         corners = [grid[:, row::2, column::2] for row, column in ((0, 0), (1, 0), (0, 1), (1, 1))]
-        merged = layer_norm(self.dtype, "norm")(jnp.concatenate(corners, axis=-1))
+        merged = layer_norm(self.dtype, self.layer_norm_eps, "norm")(jnp.concatenate(corners, axis=-1))
         return nn.Dense(2 * width, use_bias=False, dtype=self.dtype, kernel_init=kernel_init, name="reduction")(merged)
 
 
@@ -174,6 +176,7 @@ class Swin(nn.Module):
         table_px: image side in pixels that decides every block's window and shift, see `block_windows`.
         patch_size: side of a patch in pixels.
         mlp_ratio: hidden width of the MLPs over D.
+        layer_norm_eps: epsilon of the norms.
         drop_path_rate: stochastic depth of the last block, growing linearly over all blocks from 0 at the first.
         dtype: of activations; parameters are float32.
         remat: what a block keeps for the backward pass: "none" all of it, else see `layers.remat_policy`.
@@ -186,6 +189,7 @@ class Swin(nn.Module):
     table_px: int
     patch_size: int = SWIN_PATCH_PX
     mlp_ratio: float = 4.0
+    layer_norm_eps: float = 1e-6
     drop_path_rate: float = 0.0
     dtype: jnp.dtype = jnp.float32
     remat: Remat = "none"
@@ -213,11 +217,11 @@ class Swin(nn.Module):
         """
         flat = lambda grid: grid.reshape(grid.shape[0], -1, grid.shape[-1])
         grid = patch_embedding(self.width, self.patch_size, self.dtype)(images.astype(self.dtype))
-        grid = layer_norm(self.dtype, "patch_norm")(grid)
+        grid = layer_norm(self.dtype, self.layer_norm_eps, "patch_norm")(grid)
         embedded = flat(grid)
         windows = iter(block_windows(self.table_px // self.patch_size, self.depths, self.window))
         rates = iter(drop_path_rates(self.drop_path_rate, sum(self.depths)))
-        norm = layer_norm(self.dtype, "norm")
+        norm = layer_norm(self.dtype, self.layer_norm_eps, "norm")
         blocks, stages = [], []
         block_type = SwinBlock if self.remat == "none" else nn.remat(SwinBlock, policy=remat_policy(self.remat))
         views = 1 if keys is None else images.shape[0] // keys.shape[0]
@@ -229,10 +233,12 @@ class Swin(nn.Module):
                 rate, factors = next(rates), (None, None)
                 if keys is not None and rate:
                     factors = tuple(draw(branch, rate) for branch in branch_keys(keys, len(blocks)))
-                grid, attention = block_type(heads, *next(windows), self.mlp_ratio, self.dtype, name=name)(grid, factors)
+                window, shift = next(windows)
+                block = block_type(heads, window, shift, self.mlp_ratio, self.layer_norm_eps, self.dtype, name=name)
+                grid, attention = block(grid, factors)
                 blocks.append(norm(flat(grid)) if last else flat(grid))
             if not last:
-                grid = PatchMerging(self.dtype, name=f"layers_{stage}_downsample")(grid)
+                grid = PatchMerging(self.layer_norm_eps, self.dtype, name=f"layers_{stage}_downsample")(grid)
             stages.append(flat(grid))
         return {
             "patch_tokens": blocks[-1],

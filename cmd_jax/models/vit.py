@@ -96,6 +96,7 @@ class Block(nn.Module):
 
     num_heads: int
     mlp_ratio: float = 4.0
+    layer_norm_eps: float = 1e-6
     dtype: jnp.dtype = jnp.float32
     attention: Attention = "xla"
 
@@ -103,7 +104,8 @@ class Block(nn.Module):
     def __call__(self, tokens: Array, factors: tuple, segments: Segments) -> tuple[Array, tuple[Array, ...]]:
         """tokens: [B, R, D]; factors: of stochastic depth, two of [B, R, 1] or None -> as `SelfAttention`."""
         attention = SelfAttention(self.num_heads, self.dtype, self.attention, name="attn")
-        return pre_norm_block(tokens, lambda x: attention(x, segments), factors, self.mlp_ratio, self.dtype)
+        mix = lambda x: attention(x, segments)
+        return pre_norm_block(tokens, mix, factors, self.mlp_ratio, self.layer_norm_eps, self.dtype)
 
 
 class ViT(nn.Module):
@@ -117,6 +119,7 @@ class ViT(nn.Module):
         table_px: image side in pixels for which the position table is learned; other sizes resample it.
         registers: R, learned tokens after the class token, without position, that belong to no patch (arXiv 2309.16588).
         mlp_ratio: hidden width of the MLPs over D.
+        layer_norm_eps: epsilon of the norms.
         drop_path_rate: stochastic depth of the last block, growing linearly from 0 at the first.
         resample_rule: see `resample_positions`.
         dtype: of activations; parameters are float32.
@@ -132,6 +135,7 @@ class ViT(nn.Module):
     table_px: int
     registers: int = 0
     mlp_ratio: float = 4.0
+    layer_norm_eps: float = 1e-6
     drop_path_rate: float = 0.0
     resample_rule: ResampleRule = "dino"
     dtype: jnp.dtype = jnp.float32
@@ -185,7 +189,7 @@ class ViT(nn.Module):
         segments = tuple(segments)
         row = rows[0] if len(rows) == 1 else jnp.concatenate(rows, axis=1)
         outputs, attention = self._blocks(row, segments, keys if self.drop_path_rate else None, first)
-        norm = layer_norm(self.dtype, "norm")
+        norm = layer_norm(self.dtype, self.layer_norm_eps, "norm")
         blocks = [split_segments(norm(tokens), segments) for tokens in outputs]
         return tuple(
             {
@@ -200,7 +204,7 @@ class ViT(nn.Module):
 
     def _blocks(self, row: Array, segments: Segments, keys: Array | None, first: int) -> tuple[list[Array], tuple[Array, ...]]:
         """Every block's output [B, R, D], and the attention of the last."""
-        block = Block(self.num_heads, self.mlp_ratio, self.dtype, self.attention, parent=None)
+        block = Block(self.num_heads, self.mlp_ratio, self.layer_norm_eps, self.dtype, self.attention, parent=None)
         # The blocks are functions of their parameters, so that one loop over all of them needs no other parameter tree.
         init = lambda rng: block.init(rng, row[:1], (None, None), segments)["params"]
         params = [self.param(f"blocks_{index}", init) for index in range(self.depth)]

@@ -23,7 +23,7 @@ from cmd_jax.training.health import CollapseWatch, read_bad_step, watched_from
 from cmd_jax.training.lock import Lock, hold
 from cmd_jax.training.metrics import MetricsWriter, Progress
 from cmd_jax.training.preemption import Asked, Preemption
-from cmd_jax.training.resume import check_unchanged, with_stored_values
+from cmd_jax.training.resume import check_unchanged
 from cmd_jax.training.run import Run, prepare_run
 from cmd_jax.training.schedules import steps_per_epoch
 from cmd_jax.training.sharding import local_copy
@@ -57,7 +57,7 @@ def train(config: ConfigDict, workdir: str) -> None:
 
 def _train(config: ConfigDict, workdir: str, preemption: Preemption) -> None:
     processes.agree(configuration=json.loads(config.to_json()), workdir=workdir)
-    run = prepare_run(with_stored_values(config_lib.absolute_paths(config), workdir))
+    run = prepare_run(config_lib.absolute_paths(config), workdir)
     splits, reason = _open_splits(run.config)
     images = identify_splits(run.config, splits, run.source)
     processes.agree(**identity.brief(images))

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from cmd_jax import config as config_lib
 from cmd_jax import files
-from cmd_jax.config import BY_HARDWARE, ConfigError
+from cmd_jax.config import BY_HARDWARE, BY_WEIGHTS, ConfigError
 from cmd_jax.data import identity
 from cmd_jax.data.identity import Split
 from cmd_jax.rules import keys
@@ -67,25 +67,29 @@ def differences(stored: dict[str, Any], config: ConfigDict, free: frozenset[str]
     ]
 
 
-def with_stored_values(config: ConfigDict, workdir: str) -> ConfigDict:
-    """Fills what a configuration leaves to the hardware with what the run in a work directory was started with.
+def has_steps(workdir: str) -> bool:
+    """Whether a work directory has a configuration and steps to continue from."""
+    steps = any(name.isdigit() for name in files.names(os.path.join(workdir, "checkpoints")))
+    return steps and files.exists(os.path.join(workdir, "config.json"))
 
-    So a run that was started on 16 GPUs and is continued on 4 keeps its batch and its precision.
+
+def with_stored_values(config: ConfigDict, workdir: str) -> ConfigDict:
+    """Fills what a configuration leaves to the hardware, or to `init.weights`, with what a run was started with.
+
+    So a run that was started on 16 GPUs and is continued on 4 keeps its batch and its precision, and one that is continued does
+    not need the weights that it started from.
 
     Args:
         config: as given, not resolved.
-        workdir: of any run; without a `config.json` and steps there is nothing to continue.
+        workdir: of a run that `has_steps`.
 
     Returns:
-        A copy in which values of BY_HARDWARE that were None are those of the `config.json`.
+        A copy in which values of BY_HARDWARE and BY_WEIGHTS that were None are those of the `config.json`.
     """
-    path = os.path.join(workdir, "config.json")
-    if not files.exists(path) or not any(name.isdigit() for name in files.names(os.path.join(workdir, "checkpoints"))):
-        return config
     config = config.copy_and_resolve_references()
-    stored = keys(ConfigDict(config_lib.read_json(path)))
+    stored = keys(ConfigDict(config_lib.read_json(os.path.join(workdir, "config.json"))))
     with config.ignore_type():
-        for key in BY_HARDWARE:
+        for key in BY_HARDWARE + BY_WEIGHTS:
             section, name = key.split(".")
             if config[section][name] is None:
                 config[section][name] = stored.get(key)

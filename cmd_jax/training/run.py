@@ -17,12 +17,12 @@ from cmd_jax.training.arithmetic import model_flops
 from cmd_jax.training.memory import return_free_memory
 from cmd_jax.training.optimizer import adamw
 from cmd_jax.training.processes import this_host
-from cmd_jax.training.resume import with_stored_values
+from cmd_jax.training.resume import has_steps, with_stored_values
 from cmd_jax.training.schedules import make_schedules, steps_per_epoch, total_steps
 from cmd_jax.training.sharding import Shardings, all_hardware, make_shardings
 from cmd_jax.training.state import TrainState, count_parameters, init_state, make_network
 from cmd_jax.training.step import make_train_step
-from cmd_jax.training.transfer import initial_weights, start_from
+from cmd_jax.training.transfer import follow_source, initial_weights, start_from
 from cmd_jax.validation import validate
 
 # For the step on GPUs, so that a run continues bit for bit. XLA then excludes operations that add up in no fixed order, the
@@ -74,13 +74,19 @@ class Run(NamedTuple):
         return start_from(init(), weights.arrays)
 
 
-def prepare_run(config: ConfigDict) -> Run:
+def prepare_run(config: ConfigDict, workdir: str | None = None) -> Run:
     """Checks and resolves a configuration and opens its data.
+
+    Args:
+        config: as given, not resolved.
+        workdir: of the run; one that has begun keeps its own values where the configuration leaves them open.
 
     Raises:
         ConfigError: a value cannot work.
+        WeightsError: the files beside `init.weights` cannot be read.
     """
     validate(config)
+    config = with_stored_values(config, workdir) if workdir and has_steps(workdir) else follow_source(config)
     make_shardings(config)
     return build_run(config, open_source(config.data, "train"), all_hardware())
 
@@ -131,7 +137,7 @@ def describe(config: ConfigDict, workdir: str | None = None) -> str:
     Raises:
         ConfigError: a value cannot work.
     """
-    run = prepare_run(with_stored_values(config, workdir) if workdir else config)
+    run = prepare_run(config, workdir)
     config, state = run.config, run.abstract_state()
     init = [f"init        {note}" for note in initial_weights(config, run.network).notes] if config.init.weights else []
     count, memory = config.train.batch_size, run.compile().memory_analysis()

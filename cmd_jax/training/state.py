@@ -43,6 +43,7 @@ def make_backbone(config: ConfigDict) -> ViT | Swin:
     common = {
         "patch_size": model.patch_size,
         "table_px": config.views.global_px,
+        "layer_norm_eps": model.layer_norm_eps,
         "drop_path_rate": model.drop_path,
         "dtype": jnp.dtype(model.dtype),
         "remat": model.remat,
@@ -53,7 +54,7 @@ def make_backbone(config: ConfigDict) -> ViT | Swin:
     return ViT(
         width=size.width,
         depth=size.depth,
-        num_heads=size.heads,
+        num_heads=model.num_heads or size.heads,
         registers=model.registers,
         scan_blocks=model.scan_blocks,
         attention=model.attention,

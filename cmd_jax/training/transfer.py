@@ -15,8 +15,9 @@ from cmd_jax.training.lock import hold
 from cmd_jax.training.sharding import all_hardware
 from cmd_jax.training.state import Params, TrainState, init_params, make_network
 from cmd_jax.validation import validate
+from cmd_jax.weights.beside import follow
 from cmd_jax.weights.fit import Fitted, fit
-from cmd_jax.weights.read import read_source
+from cmd_jax.weights.read import read_source, read_source_facts
 from cmd_jax.weights.trees import flatten, unflatten
 
 
@@ -38,9 +39,25 @@ def initial_weights(config: ConfigDict, network: Network) -> Fitted:
     if files.exists(os.path.join(source, "checkpoints")):
         arrays = flatten(_read_run(source, None, config.init.network)[1])
     else:
-        arrays = read_source(source, config.init.network)
+        arrays = read_source(source, config.init.network).arrays
     shapes = jax.eval_shape(lambda: init_params(config, network))
     return fit(arrays, {name: leaf.shape for name, leaf in flatten(shapes).items()}, source, config.init.heads)
+
+
+def follow_source(config: ConfigDict) -> ConfigDict:
+    """A configuration whose open keys follow the files beside `init.weights`, if that names weights of another project.
+
+    Args:
+        config: as given, not resolved.
+
+    Raises:
+        WeightsError: there is nothing there, or the files ask for what the models here cannot do.
+        ConfigError: a key contradicts the files.
+    """
+    source = config.init.weights
+    if not source or files.exists(os.path.join(source, "checkpoints")):
+        return config
+    return follow(read_source_facts(source), config, source)
 
 
 def start_from(state: TrainState, arrays: dict[str, np.ndarray]) -> TrainState:
@@ -85,7 +102,7 @@ def import_run(config: ConfigDict, workdir: str) -> list[str]:
         WeightsError: the checkpoint cannot be read or does not fit.
     """
     validate(config)
-    config = config_lib.resolve(config_lib.absolute_paths(config), train_images=0)
+    config = config_lib.resolve(follow_source(config_lib.absolute_paths(config)), train_images=0)
     validate(config)
     if files.exists(os.path.join(workdir, "checkpoints")):
         raise CheckpointError(f"{workdir} is the directory of a run; choose another --workdir")

@@ -48,6 +48,7 @@ class Network(NamedTuple):
         feature_width: F.
         grid: rows, and columns, of patches.
         fingerprint: of weights and preparation.
+        statistics: mean and standard deviation of the channels, pixels in 0..1; None: local contrast is normalised.
     """
 
     form: str
@@ -60,6 +61,7 @@ class Network(NamedTuple):
     feature_width: int
     grid: int
     fingerprint: str
+    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None
 
 
 class _Safe(str):

@@ -5,9 +5,10 @@ import math
 import os
 from typing import Any
 
-from cmd_jax.models.layers import LAYER_NORM_EPS
+from cmd_jax.config import ConfigDict, pixel_statistics
 from cmd_jax.models.swin import Swin
 from cmd_jax.models.vit import ViT
+from cmd_jax.weights.beside import CONFIG, PREPROCESSOR
 from cmd_jax.weights.errors import WeightsError
 from cmd_jax.weights.files import write_safetensors
 from cmd_jax.weights.layouts import LAYOUTS
@@ -28,16 +29,17 @@ def write_timm(path: str, arrays: Arrays, backbone: ViT | Swin) -> None:
     write_safetensors(path, theirs)
 
 
-def write_hugging_face(directory: str, arrays: Arrays, backbone: ViT | Swin) -> None:
-    """Writes `config.json` and `model.safetensors` for ViTModel or SwinModel (add_pooling_layer=False) of transformers.
+def write_hugging_face(directory: str, arrays: Arrays, backbone: ViT | Swin, preprocessor: dict[str, Any] | None) -> None:
+    """Writes a directory for ViTModel or SwinModel (add_pooling_layer=False) of transformers: weights and two JSON files.
 
     The features are ours at the image size of the configuration (`views.global_px`). SwinModel's norms after the patch
-    embedding and in the mergings have epsilon 1e-5, ours 1e-6.
+    embedding and in the mergings have epsilon 1e-5, ours that of the configuration.
 
     Args:
         directory: is made.
         arrays: the backbone's, under our names (backbone/...).
         backbone: their module.
+        preprocessor: of `preprocessor_config`; None where transformers has none that prepares images as ours.
 
     Raises:
         WeightsError: transformers has no such model.
@@ -51,9 +53,33 @@ def write_hugging_face(directory: str, arrays: Arrays, backbone: ViT | Swin) -> 
         raise WeightsError(f"transformers' ViTModel has no {', '.join(unplaced)}; pass --format=timm")
     os.makedirs(directory, exist_ok=True)
     write_safetensors(os.path.join(directory, SAFETENSORS), theirs)
-    with open(os.path.join(directory, "config.json"), "w", encoding="utf-8") as file:
-        json.dump(config, file, indent=2)
-        file.write("\n")
+    for name, content in ((CONFIG, config), (PREPROCESSOR, preprocessor)):
+        if content:
+            with open(os.path.join(directory, name), "w", encoding="utf-8") as file:
+                json.dump(content, file, indent=2)
+                file.write("\n")
+
+
+def preprocessor_config(config: ConfigDict) -> dict[str, Any] | None:
+    """What a resolved configuration does to an image, for transformers; None if normalisation is by local contrast or luma."""
+    statistics = pixel_statistics(config.data.normalization)
+    if statistics is None or config.data.grayscale:
+        return None
+    mean, std = map(list, statistics)
+    return {
+        "image_processor_type": "BitImageProcessor",  # shorter side, then a central crop
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": config.eval.resize_px},
+        "resample": 3,  # bicubic
+        "do_center_crop": True,
+        "crop_size": {"height": config.eval.crop_px, "width": config.eval.crop_px},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": mean,
+        "image_std": std,
+    }
 
 
 def _vit_config(backbone: ViT) -> dict[str, Any]:
@@ -90,7 +116,7 @@ def _common_config(backbone: ViT | Swin) -> dict[str, Any]:
         "num_channels": 3,
         "qkv_bias": True,
         "hidden_act": "gelu",
-        "layer_norm_eps": LAYER_NORM_EPS,
+        "layer_norm_eps": backbone.layer_norm_eps,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
         "dtype": "float32",

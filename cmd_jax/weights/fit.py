@@ -14,7 +14,10 @@ from cmd_jax.weights.names import HEADS, Arrays, detect_layout, strip_prefixes, 
 
 Shapes = dict[str, tuple[int, ...]]
 # What other projects put on a backbone or use for other losses: named in a note, never an error.
-_IGNORED = re.compile(r"(head\.(weight|bias|fc\..*)|(fc|classifier|pooler|decoder)\..*|(embeddings\.)?mask_token)")
+_IGNORED = re.compile(
+    r"(head\.(weight|bias|fc\..*)|(fc|classifier|pooler|decoder(_\w+)?)\..*|decoder_pos_embed|(embeddings\.)?mask_token)"
+)
+SHOWN = 3  # differences of a kind in a message
 _RELATIVE = "relative_position_bias_table"
 
 
@@ -43,6 +46,7 @@ def fit(arrays: Arrays, model: Shapes, source: str, heads: bool) -> Fitted:
         WeightsError: no layout fits, or arrays are missing, left over or of other shapes; all are listed.
     """
     given = strip_prefixes(arrays)
+    _check_supported(given, source)
     try:
         layout = detect_layout(set(given))
     except WeightsError as error:
@@ -51,7 +55,9 @@ def fit(arrays: Arrays, model: Shapes, source: str, heads: bool) -> Fitted:
     if layout is not OURS and layout.backbone != kind:
         raise WeightsError(f"{source} holds a {layout.title}, but model.name is a {kind}; set model.name to one of its kind")
     notes: list[str] = []
-    ours, unknown = to_ours(_without_ignored(given, heads, notes), layout)
+    used = _without_ignored(given, heads, notes)
+    check_numbers(used, source)
+    ours, unknown = to_ours(used, layout)
     if not heads:
         ours = {name: array for name, array in ours.items() if name.startswith("backbone/")}
     elif not any(name.startswith("image_head/") for name in ours):
@@ -67,6 +73,52 @@ def fit(arrays: Arrays, model: Shapes, source: str, heads: bool) -> Fitted:
     if started:
         notes.append(f"from the seed: {', '.join(started)}")
     return Fitted({name: np.ascontiguousarray(array, np.float32) for name, array in ours.items()}, tuple(notes))
+
+
+def check_numbers(arrays: Arrays, source: str) -> None:
+    """Refuses numbers that no network has: quantised ones, NaN and infinities.
+
+    Args:
+        arrays: name -> array.
+        source: where they are from, for messages.
+
+    Raises:
+        WeightsError: naming the first array.
+    """
+    for name, array in arrays.items():
+        if array.dtype.kind != "f":
+            raise WeightsError(
+                f"{source}: {name} holds {array.dtype} numbers; quantised weights are not read, use a float32, float16 or "
+                "bfloat16 file"
+            )
+    bad = {name: int(np.sum(~np.isfinite(array))) for name, array in arrays.items() if not np.all(np.isfinite(array))}
+    if bad:
+        first, count = next(iter(bad.items()))
+        raise WeightsError(
+            f"{source}: {first} has {count:,} of {arrays[first].size:,} numbers that are NaN or infinite (arrays like it: "
+            f"{len(bad)}); it is damaged, or overflowed in half precision: use another copy or an earlier checkpoint"
+        )
+
+
+# What newer networks have and the models here do not: name of an array -> what it is.
+_UNSUPPORTED = {
+    r".*(ls[12]\.gamma|layer_scale[12]\.lambda1|gamma_[12])": "LayerScale",
+    r".*(rope_embed|rope_embeddings)\..*": "rotary positions",
+    r".*mlp\.(w12|w3|weights_in|gate_proj)\.weight": "gated MLPs",
+}
+
+
+def _check_supported(given: Arrays, source: str) -> None:
+    found = {
+        what: next((name for name in given if re.fullmatch(pattern, name)), None) for pattern, what in _UNSUPPORTED.items()
+    }
+    found = {what: name for what, name in found.items() if name}
+    if found:
+        listed = " and ".join(f"{what} ({name})" for what, name in found.items())
+        raise WeightsError(
+            f"{source} has {listed}, as DINOv2 and DINOv3 do, which is not supported yet; use weights of DINO, EsViT, MAE, or "
+            "a plain ViT or Swin of timm or transformers"
+        )
 
 
 def _part(name: str) -> str:
@@ -149,18 +201,17 @@ def _check(ours: Arrays, wanted: Shapes, layout: Layout, unknown: list[str], sou
     empty, unplaced = to_theirs({name: np.broadcast_to(np.float32(0), shape) for name, shape in wanted.items()}, layout)
     expected = {name: array.shape for name, array in empty.items()} | {name: wanted[name] for name in unplaced}
     missing = sorted(expected.keys() - given.keys())
-    extra = sorted(given.keys() - expected.keys()) + unknown + more
-    faults = [f"{name} is missing{_nearest(name, extra)}" for name in missing]
-    faults += [f"{name} is not in the model{_nearest(name, list(expected))}" for name in extra]
-    faults += [
-        f"{name} is {given[name]}, the model's is {expected[name]}"
-        for name in sorted(given.keys() & expected.keys())
-        if given[name] != expected[name]
-    ]
-    if faults:
+    extra = unknown + more + sorted(given.keys() - expected.keys())
+    shaped = sorted(name for name in given.keys() & expected.keys() if given[name] != expected[name])
+    count = len(missing) + len(extra) + len(shaped)
+    if count:
+        faults = [f"{name} is missing{_nearest(name, extra)}" for name in missing[:SHOWN]]
+        faults += [f"{name} is not in the model{_nearest(name, list(expected))}" for name in extra[:SHOWN]]
+        faults += [f"{name} is {given[name]}, the model's is {expected[name]}" for name in shaped[:SHOWN]]
+        left = f"; and {count - len(faults)} more" if count > len(faults) else ""
         raise WeightsError(
             f"{source} ({layout.title}) does not fit the model; set model.* (with init.heads also head.*, "
-            f"method.image_pool and method.mil_scorer) to the checkpoint's. {len(faults)} array(s) differ: {'; '.join(faults)}"
+            f"method.image_pool and method.mil_scorer) to the checkpoint's. {count} array(s) differ: {'; '.join(faults)}{left}"
         )
 
 

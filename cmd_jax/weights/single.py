@@ -35,6 +35,9 @@ SETTINGS = (
     "eval.last_blocks",
 )
 
+# Settings that older files lack, with the values that those had: they count where they differ.
+LATER_SETTINGS = {"model.num_heads": None, "model.layer_norm_eps": 1e-6}
+
 
 class Single(NamedTuple):
     """Content of a file.
@@ -123,5 +126,7 @@ def read_single(path: str) -> Single:
 
 
 def settings_of(config: dict[str, Any]) -> dict[str, Any]:
-    """The values of SETTINGS in a configuration by section."""
-    return {key: config[key.split(".")[0]][key.split(".")[1]] for key in SETTINGS}
+    """The values of SETTINGS in a configuration by section, and of LATER_SETTINGS that are not the old ones."""
+    settings = {key: config[key.split(".")[0]][key.split(".")[1]] for key in SETTINGS}
+    later = {key: config[key.split(".")[0]].get(key.split(".")[1], default) for key, default in LATER_SETTINGS.items()}
+    return settings | {key: value for key, value in later.items() if value != LATER_SETTINGS[key]}

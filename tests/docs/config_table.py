@@ -11,7 +11,7 @@ import tokenize
 from typing import NamedTuple
 
 from cmd_jax import config as config_lib
-from cmd_jax.rules import RULES, Choice, Flag, Joined, Number, Several, Whole, keys
+from cmd_jax.rules import RULES, Choice, Flag, Joined, Normalization, Number, Several, Whole, keys
 
 HEAD = """# The configuration
 
@@ -90,6 +90,8 @@ def _allowed(rule) -> str:
         return f"{rule.length or 'one or more'} numbers, {_allowed(rule.of)}"
     if isinstance(rule, Choice):
         return " ".join(f"`{word}`" for word in rule.words)
+    if isinstance(rule, Normalization):
+        return " ".join(f"`{word}`" for word in rule.words) + ", or MEAN/STD"
     if isinstance(rule, Joined):
         return " ".join(f"`{word}`" for word in rule.words) + ", or several joined by `+`"
     return "True, False" if isinstance(rule, Flag) else "text"

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from cmd_jax import config as config_lib
-from cmd_jax.evaluation.features import normalized, pool_features
+from cmd_jax.evaluation.features import check_finite, normalized, pool_features
 from cmd_jax.features.extract import encode, widths
 from cmd_jax.training.state import init_params, make_backbone, make_network
+from cmd_jax.weights.errors import WeightsError
 from tests.conftest import quick, tiny
 
 
@@ -30,3 +31,11 @@ def test_outputs_equal_those_of_the_training_network(scorer, heads):
     assert outputs["features"].shape == (3, (2 + bags) * encoded.patch_tokens.shape[-1])
     assert widths(config, kept) == {name: leaf.shape[1:] for name, leaf in outputs.items()}
     assert np.ptp(jax.device_get(outputs["mil_weights"]), axis=1).min() > 0 or scorer == "mean"
+
+
+def test_numbers_that_are_not_finite_name_the_image():
+    outputs = {"features": np.ones((3, 2), np.float32), "patch_tokens": np.ones((3, 2, 2), np.float16)}
+    assert check_finite(outputs, ["a", "b", "c"]) is outputs
+    outputs["patch_tokens"][1, 0, 1] = np.inf
+    with pytest.raises(WeightsError, match=r"patch_tokens of b \(1 of 3 images\) are NaN or infinite"):
+        check_finite(outputs, ["a", "b", "c"])

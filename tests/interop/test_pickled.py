@@ -97,7 +97,7 @@ def test_a_full_checkpoint_of_dino_with_its_head(tmp_path, legacy):
     with torch.no_grad():
         expected = head(torch.from_numpy(tokens(model, images)[:, 0])).numpy()
     np.testing.assert_allclose(encoded.image_z @ rows.T, expected, atol=1e-4)
-    arrays = read_source(str(tmp_path / "checkpoint.pth"), "student")
+    arrays = read_source(str(tmp_path / "checkpoint.pth"), "student").arrays
     np.testing.assert_array_equal(arrays["module.backbone.norm.weight"], model.layernorm.weight.detach().numpy() + 1)
 
 
@@ -170,7 +170,7 @@ def test_damaged_files(tmp_path, content):
 def test_half_precision_and_shared_arrays(tmp_path):
     shared = torch.arange(6.0).reshape(2, 3)
     torch.save({"a": shared, "b": shared.T, "c": shared.to(torch.bfloat16)}, tmp_path / "a.pt")
-    arrays = read_source(str(tmp_path / "a.pt"), "teacher")
+    arrays = read_source(str(tmp_path / "a.pt"), "teacher").arrays
     np.testing.assert_array_equal(arrays["b"], shared.T.numpy())
     assert arrays["c"].dtype == np.float32
     assert jax.tree.all(jax.tree.map(lambda array: array.dtype == np.float32, arrays))

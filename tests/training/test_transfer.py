@@ -1,5 +1,6 @@
 """Weights into and out of runs: first states, work directories, ways there and back bit for bit."""
 
+import json
 import shutil
 
 import jax
@@ -10,11 +11,12 @@ from cmd_jax import config as config_lib
 from cmd_jax.config import ConfigError
 from cmd_jax.evaluation.restore import evaluate_run
 from cmd_jax.features.export import export_run
+from cmd_jax.features.trained import read_trained
 from cmd_jax.training import loop
 from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.errors import CheckpointError
 from cmd_jax.training.run import describe, prepare_run
-from cmd_jax.training.state import init_params, make_network
+from cmd_jax.training.state import init_params, make_backbone, make_network
 from cmd_jax.training.transfer import import_run, initial_weights, start_from
 from cmd_jax.weights.errors import WeightsError
 from cmd_jax.weights.files import read_safetensors, write_safetensors
@@ -176,3 +178,25 @@ def test_mistakes(config, tmp_path):
     config.init.network = "both"
     with pytest.raises(ConfigError, match=r"init\.network is 'both'; choose one of teacher, student"):
         import_run(config, str(tmp_path / "run"))
+
+
+def test_an_import_follows_the_files_beside_the_weights(tmp_path, config):
+    config.data.normalization = None
+    source = tmp_path / "hub"
+    source.mkdir()
+    _random_checkpoint(config, "hf_vit", source / "model.safetensors")
+    (source / "config.json").write_text('{"num_attention_heads": 2, "layer_norm_eps": 1e-12}')
+    (source / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}')
+    config.init.weights = str(source)
+    import_run(config, str(tmp_path / "run"))
+    trained = read_trained(str(tmp_path / "run"))
+    followed = trained.config
+    assert (followed.model.num_heads, followed.model.layer_norm_eps) == (2, 1e-12)
+    assert followed.data.normalization == "0.5,0.5,0.5/0.5,0.5,0.5"
+    assert make_backbone(followed).num_heads == 2
+    export_run(str(tmp_path / "run"), None, "teacher", "hf", str(tmp_path / "out"))
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["layer_norm_eps"] == 1e-12
+    assert json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())["image_std"] == [0.5] * 3
+    config.data.normalization = "imagenet"
+    with pytest.raises(ConfigError, match=r"data\.normalization is 'imagenet', but the files beside"):
+        import_run(config, str(tmp_path / "other"))

@@ -8,6 +8,7 @@ import yaml
 from cmd_jax import config as config_lib
 from cmd_jax.weights.card import Network, Result, markdown, model_card
 
+STATISTICS = config_lib.pixel_statistics("0.5,0.5,0.5/0.25,0.5,0.5")
 HOSTILE = [
     "<script>alert(1)</script>",
     "a | b | c",
@@ -28,7 +29,7 @@ HOSTILE = [
 def _card(name, form="safetensors"):
     config = config_lib.resolve(config_lib.default(), 0)
     config.data.source, config.data.folder, config.init.weights = "folder", name, name
-    network = Network(form, name, name, config.to_dict(), 3, "teacher", 1000, 96, 2, "f" * 32)
+    network = Network(form, name, name, config.to_dict(), 3, "teacher", 1000, 96, 2, "f" * 32, STATISTICS)
     return model_card(network, [Result(name, name, 1.0, "percent", None, name)])
 
 
@@ -65,7 +66,7 @@ def test_every_format_and_model_has_a_card(form, preset):
     config = config_lib.default()
     config.model.name, config.data.normalization, config.data.grayscale = preset, "local_contrast", True
     config = config_lib.resolve(config, 0)
-    network = Network(form, "m", "m", config.to_dict(), 0, "teacher", 1000, 96, 2, "f" * 32)
+    network = Network(form, "m", "m", config.to_dict(), 0, "teacher", 1000, 96, 2, "f" * 32, STATISTICS)
     card = model_card(network, [])
     assert "{{" not in card
     assert ("its MIL weights say nothing" in card) == (form not in ("timm", "hf"))

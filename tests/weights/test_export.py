@@ -37,7 +37,7 @@ def test_timm(tmp_path):
 
 
 def test_hugging_face_vit(tmp_path):
-    write_hugging_face(str(tmp_path / "out"), _ours(dino_vit(), "vit"), VIT)
+    write_hugging_face(str(tmp_path / "out"), _ours(dino_vit(), "vit"), VIT, None)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     expected = {
         "model_type": "vit",
@@ -55,7 +55,7 @@ def test_hugging_face_vit(tmp_path):
 
 
 def test_hugging_face_swin(tmp_path):
-    write_hugging_face(str(tmp_path / "out"), _ours(esvit_swin(), "swin"), SWIN)
+    write_hugging_face(str(tmp_path / "out"), _ours(esvit_swin(), "swin"), SWIN, None)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     expected = {"model_type": "swin", "embed_dim": 4, "depths": [1, 1, 2, 1], "window_size": 2, "image_size": 64}
     assert {key: config[key] for key in expected} == expected
@@ -64,7 +64,7 @@ def test_hugging_face_swin(tmp_path):
 def test_registers_have_no_place_in_transformers(tmp_path):
     arrays = _ours(dino_vit(), "vit") | {"backbone/register_tokens": np.zeros((1, 2, WIDTH), np.float32)}
     with pytest.raises(WeightsError, match="ViTModel has no backbone/register_tokens; pass --format=timm"):
-        write_hugging_face(str(tmp_path / "out"), arrays, VIT)
+        write_hugging_face(str(tmp_path / "out"), arrays, VIT, None)
     assert not (tmp_path / "out").exists()
     write_timm(str(tmp_path / "a.safetensors"), arrays, VIT)
     assert read_safetensors(str(tmp_path / "a.safetensors"))["pos_embed"].shape == (1, 19, WIDTH)
@@ -74,8 +74,8 @@ def test_a_swin_that_transformers_cannot_be(tmp_path):
     arrays = _ours(esvit_swin(), "swin")
     table = "backbone/layers_3_blocks_0/attn/relative_position_bias_table"
     with pytest.raises(WeightsError, match="windows of 1 and 2 tokens, transformers' SwinModel one window"):
-        write_hugging_face(str(tmp_path / "out"), arrays | {table: arrays[table][:1]}, SWIN)
+        write_hugging_face(str(tmp_path / "out"), arrays | {table: arrays[table][:1]}, SWIN, None)
     odd = Swin(width=EMBED, depths=DEPTHS, num_heads=HEADS, window=WINDOW, table_px=72)
     with pytest.raises(WeightsError, match=r"views\.global_px is 72; .* multiples of 32; pass --format=timm"):
-        write_hugging_face(str(tmp_path / "out"), arrays, odd)
+        write_hugging_face(str(tmp_path / "out"), arrays, odd, None)
     assert not (tmp_path / "out").exists()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cmd_jax.weights import pickled
+from cmd_jax.weights.beside import Facts
 from cmd_jax.weights.errors import WeightsError
 from cmd_jax.weights.files import read_safetensors, write_safetensors
 from cmd_jax.weights.pickled_child import select
@@ -45,7 +46,7 @@ def test_a_file_and_a_directory(tmp_path):
     arrays = dino_vit()
     write_safetensors(str(tmp_path / "model.safetensors"), arrays)
     for source in (tmp_path, tmp_path / "model.safetensors"):
-        _same(read_source(str(source), "teacher"), arrays)
+        _same(read_source(str(source), "teacher").arrays, arrays)
 
 
 @pytest.mark.parametrize(
@@ -96,6 +97,10 @@ def test_the_network_of_a_checkpoint_is_found():
         select([1], "teacher")
 
 
+class EntryNotFound(OSError):
+    """Of the hub: a repository without such a file."""
+
+
 class _Hub(types.ModuleType):
     """Stands in for the download alone."""
 
@@ -105,9 +110,19 @@ class _Hub(types.ModuleType):
 
     def hf_hub_download(self, repository, filename, revision=None):
         self.calls.append((repository, filename, revision))
+        if filename != "model.safetensors":
+            raise EntryNotFound(filename)
         if isinstance(self.result, Exception):
             raise self.result
         return self.result
+
+
+def _install(monkeypatch, hub):
+    errors = types.ModuleType("huggingface_hub.errors")
+    errors.EntryNotFoundError = EntryNotFound
+    errors.LocalEntryNotFoundError = type("LocalEntryNotFound", (EntryNotFound,), {})
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    monkeypatch.setitem(sys.modules, "huggingface_hub.errors", errors)
 
 
 @pytest.mark.parametrize(("source", "revision"), [("hf:owner/name", None), ("hf:owner/name@v1", "v1")])
@@ -115,14 +130,17 @@ def test_the_hub(tmp_path, monkeypatch, source, revision):
     path = str(tmp_path / "blob.safetensors")
     write_safetensors(path, dino_vit())
     hub = _Hub(path)
-    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
-    _same(read_source(source, "teacher"), dino_vit())
-    assert hub.calls == [("owner/name", "model.safetensors", revision)]
+    _install(monkeypatch, hub)
+    read = read_source(source, "teacher")
+    _same(read.arrays, dino_vit())
+    assert read.facts == Facts()
+    files = ("model.safetensors", "config.json", "preprocessor_config.json")
+    assert hub.calls == [("owner/name", file, revision) for file in files]
 
 
 @pytest.mark.parametrize("failure", [ConnectionError("offline mode\nlong story"), ValueError("Repo id must be OWNER/NAME")])
 def test_the_hub_out_of_reach(monkeypatch, failure):
-    monkeypatch.setitem(sys.modules, "huggingface_hub", _Hub(failure))
+    _install(monkeypatch, _Hub(failure))
     first = str(failure).splitlines()[0]
     with pytest.raises(WeightsError, match=rf"hf:owner/name cannot be downloaded \({first}\); check the name"):
         read_source("hf:owner/name", "teacher")
