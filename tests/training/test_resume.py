@@ -8,7 +8,7 @@ from cmd_jax import config as config_lib
 from cmd_jax.config import BY_HARDWARE, ConfigError, default
 from cmd_jax.hardware import Hardware
 from cmd_jax.rules import keys
-from cmd_jax.training.resume import FREE, check_unchanged, differences, with_stored_values
+from cmd_jax.training.resume import FREE, check_unchanged, differences, has_steps, with_stored_values
 
 
 def _resolved():
@@ -74,17 +74,18 @@ def test_three_differences_are_named_with_the_file_and_the_remedy(tmp_path):
 def test_a_run_keeps_what_other_hardware_gave_it(tmp_path):
     started = config_lib.resolve(default(), 5994, Hardware("gpu", 16, 60 * 2**30))
     config_lib.save(started, str(tmp_path / "config.json"))
-    assert with_stored_values(default(), str(tmp_path)).train.batch_size is None  # no step was saved: it begins anew
+    assert not has_steps(str(tmp_path))  # no step was saved: it begins anew
     (tmp_path / "checkpoints" / "50").mkdir(parents=True)
+    assert has_steps(str(tmp_path))
     for hardware in (Hardware("cpu"), Hardware("gpu", 4, 60 * 2**30)):
         continued = config_lib.resolve(with_stored_values(default(), str(tmp_path)), 5994, hardware)
-        check_unchanged(continued, str(tmp_path))
+        check_unchanged(continued, str(tmp_path), {})
         assert [keys(continued)[key] for key in BY_HARDWARE] == ["bfloat16", "bfloat16", 1024]
     given = default()
     given.train.batch_size = 64
     continued = config_lib.resolve(with_stored_values(given, str(tmp_path)), 5994)
     with pytest.raises(ConfigError, match=r"train\.batch_size is 1024 there and 64 here"):
-        check_unchanged(continued, str(tmp_path))
+        check_unchanged(continued, str(tmp_path), {})
 
 
 def test_what_hardware_decides_is_known():
