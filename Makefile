@@ -83,6 +83,7 @@ benchmarks: setup $(VENV_INTEROP)/.installed
 	$(RUN) -m benchmarks.region_loss
 	$(RUN) -m benchmarks.step
 	$(RUN) -m benchmarks.input_pipeline
+	$(RUN) -m benchmarks.evaluation
 
 # Are CMD's features better than DINO's and EsViT's? Three methods and three seeds, nine runs as long as that of `make demo`.
 # Call again after an interruption, it continues. With QUALITY=--preset=smoke it takes minutes, and shows that it runs.

@@ -20,7 +20,7 @@ from cmd_jax import files
 from cmd_jax.config import ConfigDict, is_swin, token_px
 from cmd_jax.evaluation import logistic
 from cmd_jax.evaluation.features import Features, extract_features, make_extractor
-from cmd_jax.evaluation.knn import knn_classify
+from cmd_jax.evaluation.knn import knn_classify, nearest
 from cmd_jax.evaluation.patches import inspect_patches, make_inspector
 from cmd_jax.evaluation.pointing import pointing
 from cmd_jax.evaluation.retrieval import retrieval
@@ -203,7 +203,8 @@ class Measurement:
         labels, wanted, config = state.gallery, state.queries.labels, self._config
         classes = len(self._splits.train.class_names)
         predicted, _ = logistic.fit_predict(train, labels, test, config.seed)
-        voted = knn_classify(train, labels, test, wanted, k=K, temp=config.eval.knn_temp, classes=classes)
+        neighbours = nearest(train, test, K)
+        voted = knn_classify(neighbours, labels, wanted, k=K, temp=config.eval.knn_temp, classes=classes)
         ranked = retrieval(train, labels, test, wanted)
         numbers: dict[str, float | None] = {
             "linear": 100 * float(np.mean(predicted == wanted)),

@@ -41,7 +41,8 @@ class Progress:
 
     def _line(self, speed: float, end: str) -> str:
         unit, scale = ("MB", 1e6) if self._unit == "bytes" else (self._unit, 1)
-        done, total, speed = (f"{value / scale:,.0f}" for value in (self._done, self._total, speed))
+        done, total = (f"{value / scale:,.0f}" for value in (self._done, self._total))
+        speed = f"{speed / scale:,.0f}" if speed >= 10 or unit == "MB" else f"{speed:.2g}"
         return f"{self._what}: {done}/{total} {unit}, {speed} {unit}/s, {end}"
 
 

@@ -15,21 +15,30 @@ from cmd_jax.data.record import Source
 from cmd_jax.data.sources import eval_section, where
 from cmd_jax.data.text import printable
 from cmd_jax.evaluation import agreement, breakdown, knn, label_free, linear, logistic, pointing, retrieval
+from cmd_jax.evaluation.announce import announced, forward_flops
 from cmd_jax.evaluation.breakdown import Confusion
-from cmd_jax.evaluation.features import Features, extract_features, make_extractor
-from cmd_jax.evaluation.protocol import Row, Subject
+from cmd_jax.evaluation.features import Features, batch_count, extract_features, make_extractor
+from cmd_jax.evaluation.protocol import Cost, Row, Subject
 from cmd_jax.evaluation.splits import Splits
 from cmd_jax.models.network import Network
 from cmd_jax.training.state import Params
 
-PROTOCOLS: dict[str, Callable[[Subject], list[Row]]] = {
-    "knn": knn.rows,
-    "retrieval": retrieval.rows,
-    "logistic": logistic.rows,
-    "fractions": logistic.fraction_rows,
-    "linear": linear.rows,
-    "pointing": pointing.rows,
-    "label_free": label_free.rows,
+
+class Protocol(NamedTuple):
+    """One of `eval.protocols`: what it costs, and its numbers."""
+
+    cost: Callable[[Subject], Cost]
+    rows: Callable[[Subject], list[Row]]
+
+
+PROTOCOLS: dict[str, Protocol] = {
+    "knn": Protocol(knn.cost, knn.rows),
+    "retrieval": Protocol(retrieval.cost, retrieval.rows),
+    "logistic": Protocol(logistic.cost, logistic.rows),
+    "fractions": Protocol(logistic.fraction_cost, logistic.fraction_rows),
+    "linear": Protocol(linear.cost, linear.rows),
+    "pointing": Protocol(pointing.cost, pointing.rows),
+    "label_free": Protocol(label_free.cost, label_free.rows),
 }
 
 
@@ -110,13 +119,22 @@ def evaluate(
         protocols: keys of PROTOCOLS; None is `eval.protocols`. What the data does not allow is left out.
     """
     extract = make_extractor(config, network)
-    gallery = extract_features(extract, teacher, splits.train, config, between)
-    queries = extract_features(extract, teacher, splits.test, config, between) if splits.labelled() else None
+    queries = neighbours = None
+    with announced("features", _feature_cost(config, teacher, splits), between) as counting:
+        gallery = extract_features(extract, teacher, splits.train, config, counting)
+        if splits.labelled():
+            queries = extract_features(extract, teacher, splits.test, config, counting)
+    if queries is not None:  # whatever the protocols: the breakdown reads them too
+        known, asked = gallery.features, queries.features
+        with announced("neighbours", knn.neighbours_cost(known, asked), between) as counting:
+            neighbours = knn.nearest(known, asked, max(config.eval.knn_k), counting)
     readable = splits.select(gallery.indices, None if queries is None else queries.indices)
     left_out = {name: len(whole) - len(part) for name, whole, part in zip(Splits._fields, splits, readable, strict=True)}
-    subject = Subject(config, network, teacher, readable, gallery, queries, between)
-    chosen = measurable(config.eval.protocols if protocols is None else protocols, splits)
-    rows = [row for name, measure in PROTOCOLS.items() if name in chosen for row in measure(subject)]
+    subject = Subject(config, network, teacher, readable, gallery, queries, neighbours, between)
+    chosen, rows = measurable(config.eval.protocols if protocols is None else protocols, splits), []
+    for name in [name for name in PROTOCOLS if name in chosen]:
+        with announced(name, PROTOCOLS[name].cost(subject), between) as counting:
+            rows += PROTOCOLS[name].rows(subject._replace(between=counting))
     rows = [row._replace(protocol=row.protocol + _left_out_note(left_out)) for row in rows]
     if queries is None:
         return Evaluation(step, rows, {}, [], gallery, None, None, left_out)
@@ -124,6 +142,12 @@ def evaluate(
     names = splits.train.class_names
     of_class, pairs = (count(found, queries.labels, names) for count in (breakdown.per_class, breakdown.confusions))
     return Evaluation(step, rows, of_class, pairs, gallery, queries, found, left_out)
+
+
+def _feature_cost(config: ConfigDict, teacher: Params, splits: Splits) -> Cost:
+    images, side = sum(map(len, splits)), config.eval.crop_px
+    calls = sum(batch_count(config, len(split)) for split in splits)
+    return Cost(f"{images:,} images at {side} px", calls, "batches", forward_flops(config, teacher, images, side))
 
 
 def data_name(config: ConfigDict) -> str:

@@ -168,7 +168,7 @@ def in_batches(
     """
     devices = jax.local_devices()
     of_process = data_parallel(devices).batch
-    batch_size, outputs = -(-config.eval.batch_size // len(devices)) * len(devices), []
+    batch_size, outputs = _batch_size(config), []
     pending: list[tuple[np.ndarray, ...]] = []
 
     def flush() -> None:
@@ -205,6 +205,17 @@ def check_finite(outputs: dict[str, np.ndarray], names: Sequence[str]) -> dict[s
                 "or the network overflows in half precision; use model.dtype=float32, or an earlier checkpoint"
             )
     return outputs
+
+
+def _batch_size(config: ConfigDict) -> int:
+    """`eval.batch_size`, rounded up to the devices of this process."""
+    devices = jax.local_device_count()
+    return -(-config.eval.batch_size // devices) * devices
+
+
+def batch_count(config: ConfigDict, images: int) -> int:
+    """How many batches each process makes of its share of some images."""
+    return -(-images // (jax.process_count() * _batch_size(config))) if images else 0
 
 
 def share(count: int) -> Sequence[int]:

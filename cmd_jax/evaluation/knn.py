@@ -1,13 +1,18 @@
 """Weighted k-nearest-neighbour classification of DINO (`eval_knn.py` of the references)."""
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from cmd_jax.evaluation.protocol import Row, Subject, percent_row
+from cmd_jax.evaluation.devices import by_query, chunks, in_chunks
+from cmd_jax.evaluation.protocol import Cost, Neighbours, Row, Subject, percent_row
 
-QUERIES_AT_ONCE = 1024
 HEADLINE_K = 20  # of the predictions that breakdowns and pictures show; the one that DINO found best for most of its runs
+TOP = 5
 
 
 class KNNResult(NamedTuple):
@@ -28,37 +33,49 @@ class KNNResult(NamedTuple):
     right5: np.ndarray
 
 
-def knn_votes(
-    gallery: np.ndarray, gallery_labels: np.ndarray, queries: np.ndarray, *, k: int, temp: float, classes: int
-) -> np.ndarray:
+def nearest(gallery: np.ndarray, queries: np.ndarray, k: int, between: Callable[[], None] = lambda: None) -> Neighbours:
+    """Finds the nearest gallery items on the devices; any smaller k reads its first columns.
+
+    Args:
+        gallery: [M, F] float, l2-normalised.
+        queries: [Q, F] float, l2-normalised.
+        k: number of neighbours; at most M are found.
+        between: called before every chunk of queries.
+    """
+    gallery, queries = (np.asarray(features, np.float32) for features in (gallery, queries))
+    return Neighbours(*in_chunks(_top(min(k, len(gallery))), (gallery,), (queries,), between))
+
+
+@functools.cache
+def _top(k: int) -> Callable:
+    def top(gallery: tuple[jax.Array], queries: tuple[jax.Array]) -> list[jax.Array]:
+        return jax.lax.top_k(jnp.matmul(queries[0], gallery[0].T, precision="highest"), k)
+
+    return by_query(top)
+
+
+def knn_votes(neighbours: Neighbours, gallery_labels: np.ndarray, *, k: int, temp: float, classes: int) -> np.ndarray:
     """Votes of the k most similar gallery items, each exp(similarity / temp) for its class.
 
     Args:
-        gallery: [M, F], l2-normalised.
+        neighbours: of the queries.
         gallery_labels: [M] int.
-        queries: [Q, F], l2-normalised.
-        k: number of neighbours; at most M.
+        k: number of neighbours that vote; at most as many as were found.
         temp: temperature.
         classes: number of classes C.
 
     Returns:
         [Q, C] float64.
     """
-    k = min(k, len(gallery))
-    votes = np.zeros((len(queries), classes))
-    for start in range(0, len(queries), QUERIES_AT_ONCE):
-        similarity = queries[start : start + QUERIES_AT_ONCE] @ gallery.T
-        nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
-        weight = np.exp(np.take_along_axis(similarity, nearest, axis=1).astype(np.float64) / temp)
-        row = np.arange(start, start + len(similarity))[:, None]
-        np.add.at(votes, (np.broadcast_to(row, nearest.shape), gallery_labels[nearest]), weight)
-    return votes
+    similarity, index = (array[:, :k] for array in neighbours)
+    place = np.arange(len(index))[:, None] * classes + gallery_labels[index]
+    weight = np.exp(similarity.astype(np.float64) / temp)
+    return np.bincount(place.ravel(), weight.ravel(), minlength=len(index) * classes).reshape(len(index), classes)
 
 
 def knn_classify(
-    gallery: np.ndarray,
+    neighbours: Neighbours,
     gallery_labels: np.ndarray,
-    queries: np.ndarray,
     query_labels: np.ndarray,
     *,
     k: int,
@@ -66,14 +83,31 @@ def knn_classify(
     classes: int,
 ) -> KNNResult:
     """Top-1 and top-5 accuracy of `knn_votes`; a class without a vote is never an answer."""
-    votes = knn_votes(gallery, gallery_labels, queries, k=k, temp=temp, classes=classes)
-    ranked = np.argsort(-votes, axis=1, kind="stable")[:, :5]
-    right = (ranked == query_labels[:, None]) & (np.take_along_axis(votes, ranked, axis=1) > 0)
+    votes = knn_votes(neighbours, gallery_labels, k=k, temp=temp, classes=classes)
+    voted, rows = np.sum(votes > 0, axis=1), np.arange(len(votes))
+    ranked = np.empty((len(votes), min(TOP, classes)), np.int64)
+    right = np.empty(ranked.shape, bool)
+    for rank in range(ranked.shape[1]):  # of equal votes the first class
+        best = ranked[:, rank] = np.argmax(votes, axis=1)
+        right[:, rank] = (best == query_labels) & (votes[rows, best] > 0)
+        votes[rows, best] = -1
     found = right.any(axis=1)
-    open_top5 = int(np.sum(~found & (np.sum(votes > 0, axis=1) < 5)))
+    open_top5 = int(np.sum(~found & (voted < TOP)))
     return KNNResult(
         100 * float(np.mean(right[:, 0])), 100 * float(np.mean(found)), ranked[:, 0], open_top5, right[:, 0], found
     )
+
+
+def neighbours_cost(gallery: np.ndarray, queries: np.ndarray) -> Cost:
+    """Of `nearest`: [M, F] and [Q, F]."""
+    (images, width), count = gallery.shape, len(queries)
+    work = f"{count:,} queries, {images:,} train images, {width:,} features"
+    return Cost(work, chunks(count), "chunks", 2.0 * count * images * width)
+
+
+def cost(subject: Subject) -> Cost:
+    """Of `rows`: votes alone."""
+    return Cost(f"votes of {len(subject.queries.labels):,} queries", 0, "", 0.0)
 
 
 def rows(subject: Subject) -> list[Row]:
@@ -84,7 +118,6 @@ def rows(subject: Subject) -> list[Row]:
     note = left_out if len(chosen) < len(asked) else ""
     found = []
     for k in chosen or asked[:1]:
-        subject.between()
         result = classify(subject, k)
         measured = f"k={k}" if k <= images else f"k={images}, all there are"
         protocol = f"{measured}, T={subject.config.eval.knn_temp}, {subject.features()}, {subject.counts()}"
@@ -97,12 +130,10 @@ def rows(subject: Subject) -> list[Row]:
 
 def classify(subject: Subject, k: int) -> KNNResult:
     """`knn_classify` of the test images."""
-    gallery, queries = subject.gallery, subject.queries
     return knn_classify(
-        gallery.features,
-        gallery.labels,
-        queries.features,
-        queries.labels,
+        subject.neighbours,
+        subject.gallery.labels,
+        subject.queries.labels,
         k=k,
         temp=subject.config.eval.knn_temp,
         classes=subject.classes(),

@@ -15,8 +15,9 @@ import numpy as np
 from cmd_jax.config import ConfigDict
 from cmd_jax.data.augment import multi_crop
 from cmd_jax.data.decode import decode_record, to_canvas
-from cmd_jax.evaluation.features import gather_shares, in_batches, in_threads, once, pool_features, share
-from cmd_jax.evaluation.protocol import Row, Subject
+from cmd_jax.evaluation.announce import forward_flops
+from cmd_jax.evaluation.features import batch_count, gather_shares, in_batches, in_threads, once, pool_features, share
+from cmd_jax.evaluation.protocol import Cost, Row, Subject
 from cmd_jax.evaluation.splits import spread
 from cmd_jax.method.centers import sinkhorn_center
 from cmd_jax.method.chunks import Streaming
@@ -180,6 +181,15 @@ def _make_encoder(config: ConfigDict, network: Network) -> Callable:
         return {"features": split(pool_features(encoded, config)), "pooled": split(encoded.image_embedding)}
 
     return encode
+
+
+def cost(subject: Subject) -> Cost:
+    """Of `rows`: the two views go through the teacher."""
+    config, images = subject.config, min(PAIR_IMAGES, len(subject.splits.train))
+    side = config.views.global_px
+    work = f"two views of {images:,} train images at {side} px"
+    flops = forward_flops(config, subject.teacher, 2 * images, side)
+    return Cost(work, 1 + batch_count(config, images), "batches", flops)
 
 
 def rows(subject: Subject) -> list[Row]:

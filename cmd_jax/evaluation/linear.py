@@ -13,15 +13,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tqdm
 
 from cmd_jax.config import ConfigDict
 from cmd_jax.data.augment import BOX_NUMBERS, normalize, resized_crop, sample_box
 from cmd_jax.data.cache import CanvasCache
 from cmd_jax.data.loader import batches, share_of
 from cmd_jax.data.sources import Source, eval_section
-from cmd_jax.evaluation.features import eval_images, gather_shares, in_batches, last_blocks, normalized, once, share
-from cmd_jax.evaluation.protocol import Row, Subject, percent_row
+from cmd_jax.evaluation.announce import forward_flops
+from cmd_jax.evaluation.features import (
+    batch_count,
+    eval_images,
+    gather_shares,
+    in_batches,
+    last_blocks,
+    normalized,
+    once,
+    share,
+)
+from cmd_jax.evaluation.protocol import Cost, Row, Subject, percent_row
 from cmd_jax.evaluation.splits import Part, order_within_class
 from cmd_jax.models.network import Network
 from cmd_jax.training.processes import this_host
@@ -134,6 +143,11 @@ def batch_size(config: ConfigDict, images: int) -> int:
     return max(1, min(config.eval.linear_batch_size, images) // devices) * devices
 
 
+def step_count(config: ConfigDict, images: int) -> int:
+    """Steps of `eval.linear_epochs`, at least one."""
+    return max(1, round(config.eval.linear_epochs * images / batch_size(config, images)))
+
+
 def fit(subject: Subject, of_training: Callable, hidden: np.ndarray, rates: np.ndarray) -> Classifiers:
     """Trains 2 L layers: the first L never see the images of `hidden`, the others see all; rates [L] are for this batch."""
     config, labels, images = subject.config, subject.gallery.labels, len(subject.gallery.labels)
@@ -145,9 +159,9 @@ def fit(subject: Subject, of_training: Callable, hidden: np.ndarray, rates: np.n
     rows = share_of(count, jax.process_index(), jax.process_count())
     place = data_parallel(jax.local_devices()).batch
     stream = batches(cache, images, count, config.seed, 0, data.decode_threads, jax.process_index(), jax.process_count())
-    steps, probe = max(1, round(epochs * images / count)), None
+    probe = None
     both = jnp.concatenate([rates, rates])
-    for number in tqdm.tqdm(range(steps), desc="linear probe", unit="step", disable=None, leave=False):
+    for number in range(step_count(config, images)):
         subject.between()
         batch, epoch = next(stream), (number * count + np.arange(count, dtype=np.int64)) // images
         arrays = [jax.device_put(array, place) for array in (*batch, epoch[rows].astype(np.int32))]
@@ -166,6 +180,16 @@ def _blocks(subject: Subject, of_crops: Callable, source: Source) -> np.ndarray:
     crops = ((pixels,) for pixels, *_ in eval_images(source, subject.config, share(len(source))))
     found = in_batches(of_crops, subject.teacher, crops, subject.config, subject.between)
     return gather_shares(found, len(source))["blocks"]
+
+
+def cost(subject: Subject) -> Cost:
+    """Of `rows`: every epoch passes over all training images."""
+    config, labels, tests = subject.config, subject.gallery.labels, len(subject.queries.labels)
+    steps, judged = step_count(config, len(labels)), int(held_out(labels, config.seed).sum())
+    calls = steps + batch_count(config, judged) + batch_count(config, tests)
+    images, side = steps * batch_size(config, len(labels)) + judged + tests, config.eval.crop_px
+    work = f"{steps:,} steps, {images:,} images in all through the backbone at {side} px"
+    return Cost(work, calls, "batches", forward_flops(config, subject.teacher, images, side))
 
 
 def rows(subject: Subject) -> list[Row]:

@@ -35,6 +35,34 @@ class Row(NamedTuple):
     high: float | None = None
 
 
+class Neighbours(NamedTuple):
+    """The k most similar gallery items of each query, most similar first; of equal ones the first in the gallery comes first.
+
+    Attributes:
+        similarity: [Q, k] float32 dot products, cosines of l2-normalised features.
+        index: [Q, k] int32, rows of the gallery.
+    """
+
+    similarity: np.ndarray
+    index: np.ndarray
+
+
+class Cost(NamedTuple):
+    """What a part of an evaluation does, said before it starts.
+
+    Attributes:
+        work: for people.
+        calls: how often it calls `between`, each before one unit of work.
+        unit: name of that.
+        flops: floating-point operations, roughly.
+    """
+
+    work: str
+    calls: int
+    unit: str
+    flops: float
+
+
 class Subject(NamedTuple):
     """A teacher and the images to measure it on.
 
@@ -45,6 +73,7 @@ class Subject(NamedTuple):
         splits: sources of training and test images.
         gallery: features of the training images.
         queries: features of the test images; None where there are no labels.
+        neighbours: training images next to each test image, for the largest k of `eval.knn_k`; None where there are no labels.
         between: called before every batch and every fit, in all processes equally often.
     """
 
@@ -54,6 +83,7 @@ class Subject(NamedTuple):
     splits: Splits
     gallery: Features
     queries: Features | None
+    neighbours: Neighbours | None
     between: Callable[[], None]
 
     def classes(self) -> int:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from cmd_jax.evaluation.knn import knn_classify, knn_votes
+from cmd_jax.evaluation.knn import knn_classify, knn_votes, nearest
 from cmd_jax.evaluation.retrieval import ratio_split, retrieval
 from cmd_jax.golden.fixture import EXACT, GRADIENT, LOSS, MEAN_PRECISION, PARAMETER, SCHEDULE, VOTES, Fixture
 from cmd_jax.training.optimizer import adamw, clip, is_decayed, parameter_norm
@@ -80,10 +80,11 @@ def check_protocols(fixture: Fixture) -> None:
     meta = fixture.meta
     train, test = ([fixture[f"in_{split}_{what}"] for what in ("feats", "labels")] for split in ("train", "test"))
     options = {"temp": meta["T"], "classes": meta["num_classes"]}
+    neighbours = nearest(train[0], test[0], max(meta["k"]))
     for k in meta["k"]:
-        votes = knn_votes(*train, test[0], k=k, **options)
+        votes = knn_votes(neighbours, train[1], k=k, **options)
         fixture.check(f"out_knn{k}_votes", votes, VOTES)
-        result = knn_classify(*train, *test, k=k, **options)
+        result = knn_classify(neighbours, train[1], test[1], k=k, **options)
         fixture.check(f"out_knn{k}_top1", np.array(result.top1), EXACT)
         fixture.check(f"out_knn{k}_top5_positive_votes_only", np.array(result.top5), EXACT)
         fixture.check(f"out_knn{k}_top5_zero_vote_ambiguous", np.array(result.open_top5), EXACT)

@@ -12,6 +12,7 @@ import pytest
 
 from cmd_jax import config as config_lib
 from cmd_jax.config import EVAL_PROTOCOLS, ConfigError, default
+from cmd_jax.evaluation import announce
 from cmd_jax.evaluation import evaluate as evaluation_lib
 from cmd_jax.evaluation.evaluate import PROTOCOLS, Evaluation, protocols_at, save, table
 from cmd_jax.evaluation.protocol import Row
@@ -36,10 +37,19 @@ def test_the_names_of_the_configuration_are_those_of_the_protocols():
     assert sorted(EVAL_PROTOCOLS) == sorted(PROTOCOLS)
 
 
-def test_everything_but_the_slow_probe_on_a_run(workdir, photo_folder, capsys):
+def test_everything_but_the_slow_probe_on_a_run(workdir, photo_folder, capsys, monkeypatch):
     names = tuple(name for name in EVAL_PROTOCOLS if name != "linear")
-    evaluation = evaluate_run(str(workdir), None, protocols=names)
+    with monkeypatch.context() as patch:
+        patch.setattr(announce, "ANNOUNCED_FLOPS", 1.0)  # as if all of it took long
+        evaluation = evaluate_run(str(workdir), None, protocols=names)
     text, stored = capsys.readouterr().out, _stored(workdir, "6")
+    # every part says what it costs before, and counts up to that
+    for said in ("features: 36 images at 16 px", "neighbours: 12 queries, 24 train images, ", "logistic: 13 fits of 24 x "):
+        assert text.count(f"\n{said}") + text.startswith(said) == 1
+    for done in ("features: 5/5 batches", "neighbours: 1/1 chunks", "retrieval: 2/2 chunks", "fractions: 26/26 fits"):
+        assert f"\n{done}, " in text
+    assert "logistic: 13/13 fits, " in text
+    assert "label_free: 4/4 batches, " in text
     headlines = [*(f"knn{k}_top1" for k in (10, 20)), "rank1", "map", "ratio_rank1", "ratio_map", "logistic_top1"]
     headlines += ["fraction20_top1", "fraction50_top1"]
     assert set(stored["interval"]) == set(headlines)
@@ -74,6 +84,7 @@ def test_everything_but_the_slow_probe_on_a_run(workdir, photo_folder, capsys):
     assert "most confused" in text
     # protocols of an earlier evaluation are kept, and one measured anew is written over
     again = evaluate_run(str(workdir), None, protocols=("retrieval",))
+    assert "chunks" not in capsys.readouterr().out  # a part of less than some seconds says nothing
     assert set(again.metrics()) < set(stored["metrics"])
     assert _stored(workdir, "6") == stored
 

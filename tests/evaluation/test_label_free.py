@@ -7,7 +7,7 @@ import pytest
 
 from cmd_jax import config as config_lib
 from cmd_jax.evaluation.agreement import KEYS, rank_correlations, text
-from cmd_jax.evaluation.knn import knn_classify
+from cmd_jax.evaluation.knn import knn_classify, nearest
 from cmd_jax.evaluation.label_free import alignment, alpha_req, rankme, teacher_entropies, uniformity
 from cmd_jax.training.state import init_params, make_network
 from tests.conftest import quick, tiny
@@ -113,7 +113,8 @@ def _checkpoint(progress, noise):
     latent = (classes[labels] + 0.9 * rng.normal(size=(300, 16))) * scales
     rows = np.concatenate([latent, rng.normal(size=(300, noise))], axis=1)
     rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-    result = knn_classify(rows[:200], labels[:200], rows[200:], labels[200:], k=20, temp=0.07, classes=10)
+    neighbours = nearest(rows[:200], rows[200:], 20)
+    result = knn_classify(neighbours, labels[:200], labels[200:], k=20, temp=0.07, classes=10)
     return {
         "knn20_top1": result.top1,
         "rankme": rankme(rows),

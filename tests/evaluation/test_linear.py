@@ -119,8 +119,9 @@ def test_the_probe_of_a_random_network_tells_colours(subject):
     assert rows[0].low <= rows[0].value <= rows[0].high
     assert "last epoch of 4, SGD, batch 9, lr " in rows[0].protocol
     assert "chosen on 6 train images held out, last 1 blocks at 16 px" in rows[0].protocol
-    # 3 + 2 batches of all features, 11 of the probe's training (4 x 24 / 9), 1 of the held-out images, 2 of the test images
-    assert len(polls) == 5 + 11 + 1 + 2
+    # 3 + 2 batches of all features, 11 of the probe's training (4 x 24 / 9), 1 of the held-out images, 2 of the test images,
+    # and one chunk of queries of k-NN
+    assert len(polls) == 5 + 11 + 1 + 2 + 1
     assert rows == evaluate(*subject, protocols=("linear",)).rows  # a function of the seed
 
 

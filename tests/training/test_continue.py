@@ -65,8 +65,9 @@ def test_a_run_asked_to_stop_saves_and_ends_as_one_that_was_not(finished, config
             super().poll()
 
     monkeypatch.setattr(loop, "Preemption", Told)
-    # A poll at each step, and nine in an evaluation: 3 batches of the gallery, 2 of the queries, 2 k, 2 retrieval splits.
-    evaluations = 1 + 9
+    # A poll at each step, and eight in an evaluation: 3 batches of the gallery, 2 of the queries, a chunk of queries of k-NN
+    # and one of each of retrieval's splits.
+    evaluations = 1 + 8
     for moment, step in ((evaluations + 4, 4), (2 + 3, STEPS)):  # at the fifth step; in the last evaluation
         asked_at, polls = [moment], 0
         with pytest.raises(Preempted, match=f"stopped as asked at step {step} of {STEPS}; run again with --workdir="):
