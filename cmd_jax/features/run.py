@@ -44,7 +44,7 @@ class Summary(NamedTuple):
     bad: int
     computed: int
     bad_list: str | None
-    note: str
+    note: str = ""
 
 
 def embed_folder(trained: Trained, folder: str, out: str, batch_size: int = 64, patches: bool = False) -> Summary:

@@ -126,7 +126,7 @@ def test_a_sheet_shows_what_lies_below_the_folder_alone(gallery, trained, query,
             write_sheet(sheet, trained.config, str(gone), query, changed)
     with pytest.raises(ConfigError, match=r"sheet\.jpg must end in \.png"):
         write_sheet(str(tmp_path / "sheet.jpg"), trained.config, str(gone), query, found)
-    with pytest.raises(ConfigError, match=r"sheet\.png lies in --images=.*photos, and would be read as one of its images"):
+    with pytest.raises(ConfigError, match=r"sheet\.png lies in --images=.*photos and would be read as one of its images"):
         write_sheet(str(gone / "new" / "sheet.png"), trained.config, str(gone), query, found)
 
 
