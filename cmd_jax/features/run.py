@@ -211,8 +211,8 @@ def _encoded(
                 bad.append(f"{printable(path)}\t{printable(str(error))}")
         outputs = encoder(np.stack(crops), batch_size) if crops else {}
         ahead = start(at + batch_size)
-        read = {name: array[: len(names)] for name, array in jax.device_get(outputs).items()}
-        yield names, check_finite(read, names), bad
+        read = jax.device_get(outputs)
+        yield names, check_finite({name: read[name][: len(names)] for name in columns if read}, names), bad
         progress.advance(len(names) + len(bad))
 
 

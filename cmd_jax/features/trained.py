@@ -12,6 +12,7 @@ from cmd_jax.config import ConfigDict, ConfigError
 from cmd_jax.models.sizes import SWIN_SIZES
 from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.fingerprint import differences
+from cmd_jax.training.sharding import all_hardware
 from cmd_jax.training.state import Params, init_params, make_network
 from cmd_jax.validation import validate
 from cmd_jax.weights.beside import follow
@@ -124,9 +125,15 @@ def _checked(config: ConfigDict, features: str | None) -> ConfigDict:
     return config_lib.resolve(config, train_images=0)  # fills what an older version did not know
 
 
+def _shapes(config: ConfigDict) -> Params:
+    """Of the parameters of a resolved configuration, which may be of a run on other hardware."""
+    network = make_network(config_lib.for_inference(config, all_hardware()))
+    return jax.eval_shape(lambda: init_params(config, network))
+
+
 def _fitted(arrays: Arrays, config: ConfigDict, step: int, network: str, source: str) -> Trained:
     check_numbers(arrays, source)
-    shapes = jax.eval_shape(lambda: init_params(config, make_network(config)))
+    shapes = _shapes(config)
     wanted = {part: shapes[part] for part in ("backbone", "mil_scorer") if part in shapes}
     found = {name: (array.shape, str(array.dtype), "") for name, array in arrays.items()}
     wrong = differences(wanted, found)
@@ -152,7 +159,7 @@ def _of_others(source: str, features: str | None, model: str | None, image_px: i
     _read_shapes(config, arrays, source)
     config = _checked(follow(facts, config, source), features)
     _no_scorer(source, config.eval.features)
-    shapes = jax.eval_shape(lambda: init_params(config, make_network(config)))
+    shapes = _shapes(config)
     fitted = fit(arrays, {name: leaf.shape for name, leaf in flatten(shapes).items()}, source, heads=False)
     return Trained(config, unflatten(fitted.arrays), None, network, source, _fingerprint(fitted.arrays, config))
 

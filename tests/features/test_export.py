@@ -22,6 +22,7 @@ from cmd_jax.features.export import FORMATS, card_path, export_run
 from cmd_jax.features.extract import encode, grid_side
 from cmd_jax.features.programs import inference, write_stablehlo
 from cmd_jax.features.trained import Trained
+from cmd_jax.hardware import ONE_CPU
 from cmd_jax.training.state import init_params, make_backbone, make_network
 from cmd_jax.validation import validate
 from tests.conftest import quick
@@ -65,7 +66,8 @@ def random_network(name, crop_px, **changes):
         config[section][leaf] = value
     validate(config)
     config = config_lib.resolve(config, 0)
-    shapes = jax.eval_shape(lambda: init_params(config, make_network(config)))
+    network = make_network(config_lib.for_inference(config, ONE_CPU))  # no shape depends on the attention
+    shapes = jax.eval_shape(lambda: init_params(config, network))
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):

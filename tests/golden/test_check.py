@@ -128,7 +128,7 @@ def test_what_is_unknown_unread_misshapen_or_damaged_fails(tmp_path):
     knn = _arrays("knn")
     outcome = _check(tmp_path, "knn", knn | {"in_test_feats": knn["in_test_feats"][:, :-1]})
     assert outcome.status == "FAIL"
-    assert "stopped: ValueError" in outcome.notes[0]
+    assert "stopped: TypeError: dot_general" in outcome.notes[0]
     (tmp_path / "optimizer.npz").write_bytes(b"PK damaged")
     assert check_fixture(str(tmp_path), "optimizer").status == "FAIL"
 

@@ -54,7 +54,7 @@ def test_images_that_were_moved_are_those_of_the_run(workdir, config, photos, mo
     evaluate_run("run", None, folder="photos")
     assert (workdir / "report" / "index.html").exists()
     assert os.listdir(workdir / "eval" / str(STEPS)) == ["metrics.json"]
-    assert "untrained" in capsys.readouterr().out
+    assert "start" in capsys.readouterr().out
     config.data.folder = "photos"
     loop.train(config, "run")
     assert config_lib.load("run/config.json").data.folder == str(photos)
@@ -99,7 +99,7 @@ def test_a_run_of_an_earlier_version_learns_its_images(workdir, config, photos, 
     assert set(json.loads((workdir / "data.json").read_text())) == {"train", "eval_test"}
 
 
-def test_numbers_of_the_untrained_teacher_make_a_run_its_own(workdir, config):
+def test_numbers_of_the_start_make_a_run_its_own(workdir, config):
     shutil.rmtree(workdir / "checkpoints")
     config.seed = 1
     with pytest.raises(ConfigError, match="seed is 0 there and 1 here"):

@@ -20,6 +20,7 @@ def test_the_teachers_temperature_changes_once_an_epoch():
 def test_the_inter_level_terms_rise_a_step_at_a_time():
     np.testing.assert_allclose(ramp(4)(jnp.arange(7)), [0, 0.25, 0.5, 0.75, 1, 1, 1])
     config = config_lib.default()
+    config.train.batch_size = 8
     images = 5 * config.train.batch_size
     assert make_schedules(config_lib.resolve(config, images), images).inter_scale is None
     config.method.mil_warmup_epochs = 2.0

@@ -53,7 +53,7 @@ def test_one_error_names_what_differs_and_the_nearest():
         "16 array(s) differ",
         "blocks.0.attn.qkv.weight is missing (nearest: blocks.2.attn.qkv.weight, blocks.0.attn.kqv.weight)",
         "blocks.0.attn.kqv.weight is not in the model (nearest: blocks.0.attn.qkv.weight, blocks.1.attn.qkv.weight)",
-        "blocks.0.ls1.gamma is not in the model",
+        "blocks.0.extra.gamma is not in the model",
         "blocks.1.mlp.fc1.bias is (3,), the model's is (32,)",
     ):
         assert part in text, text
