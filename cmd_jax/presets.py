@@ -12,9 +12,9 @@ ones of 96 px, AdamW at 5e-4 for a batch of 256, weight decay 0.04 -> 0.4, 10 ep
     esvit                    Swin-T, w 7    esvit      open   65,536      0.04 -> 0.07, 30 epochs    0.996     learned gain
     dino                     ViT-S/16       dino       open   65,536      0.04                       0.996     unit rows
 
-An open batch is 64 images a GPU or TPU chip, at most 1,024 in all, and 64 on a CPU (cmd_jax/hardware.py). The momentum
-is given for 64 images, for 8 in "paper" and "released": at 1,024 it becomes 0.996 ^ 16 = 0.938, the same average per image. DINO has 0.996
-at 1,024 images of ImageNet; for exactly that set method.momentum_batch_size=1024.
+An open batch is 64 images a GPU or TPU chip, at most 1,024 in all, and 64 on a CPU (cmd_jax/hardware.py). The momentum is given
+for 64 images, for 8 in "paper" and "released": at 1,024 it becomes 0.996 ^ 16 = 0.938, the same average per image. DINO has
+0.996 at 1,024 images of ImageNet; for exactly that set method.momentum_batch_size=1024.
 
 The references' recipes: DINO trains 100 epochs of ImageNet at 64 images a GPU. EsViT trains 300 epochs at 16 GPUs x 32 images.
 CMD (`train_nfg.bat`) trains Swin-T with window 14 for 300 epochs at 2 GPUs x 4 images, a peak learning rate of 1.56e-5, from

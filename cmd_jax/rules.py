@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from cmd_jax.config import BEST_METRICS, EVAL_PROTOCOLS, METHODS, MODELS, ConfigError, default, pixel_statistics
+from cmd_jax import normalization
+from cmd_jax.config import BEST_METRICS, EVAL_PROTOCOLS, METHODS, MODELS, ConfigError, default
 
 
 class Whole(NamedTuple):
@@ -73,7 +74,7 @@ class Normalization(NamedTuple):
 
     def broken(self, value: Any) -> str | None:
         try:
-            pixel_statistics(value)
+            normalization.statistics_of(value)
         except (ValueError, AttributeError):
             return f"{', '.join(self.words)}, or MEAN/STD of the three channels in 0..1, such as 0.5,0.5,0.5/0.5,0.5,0.5"
         return None

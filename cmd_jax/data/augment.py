@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from cmd_jax.config import pixel_statistics
+from cmd_jax.normalization import statistics_of
 
 Array = jax.Array
-MEAN, STD = pixel_statistics("imagenet")
+MEAN, STD = statistics_of("imagenet")
 LUMA = (0.299, 0.587, 0.114)
 NEIGHBOURHOOD = 0.08  # standard deviation of a pixel's neighbourhood, as a share of the view's side
 FLAT_CONTRAST = 0.2  # of 0..1; a neighbourhood of less contrast is not blown up to that of an outline
@@ -57,7 +57,7 @@ def normalize(pixels: Array, normalization: str) -> Array:
     Args:
         pixels: [H, W, 3] in 0..255.
         normalization: "imagenet" takes out ImageNet's mean and standard deviation of each channel, MEAN/STD such as
-            "0.5,0.5,0.5/0.5,0.5,0.5" others (`config.pixel_statistics`). "local_contrast" takes out the mean of each pixel's
+            "0.5,0.5,0.5/0.5,0.5,0.5" others (`normalization.statistics_of`). "local_contrast" takes out the mean of each pixel's
             neighbourhood and divides by its contrast (Jarrett et al., ICCV 2009), so that colour casts, lighting and smooth
             backgrounds are no cue and edges are.
 
@@ -65,7 +65,7 @@ def normalize(pixels: Array, normalization: str) -> Array:
         [H, W, 3] float32.
     """
     pixels = pixels.astype(jnp.float32) / 255
-    statistics = pixel_statistics(normalization)
+    statistics = statistics_of(normalization)
     if statistics:
         mean, std = map(jnp.array, statistics)
         return (pixels - mean) / std

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from cmd_jax import files
-from cmd_jax.config import ConfigDict, ConfigError, default, pixel_statistics
+from cmd_jax.config import ConfigDict, ConfigError, default
 from cmd_jax.data.errors import DatasetError
 from cmd_jax.features.extract import grid_side, widths
 from cmd_jax.features.programs import check_onnx, write_onnx, write_stablehlo
 from cmd_jax.features.trained import Trained, read_trained
+from cmd_jax.normalization import statistics_of
 from cmd_jax.training.state import make_backbone
 from cmd_jax.weights.card import Network, Result, model_card
 from cmd_jax.weights.export import preprocessor_config, write_hugging_face, write_timm
@@ -119,7 +120,7 @@ def _card(form: str, out: str, trained: Trained, scalars: int, workdir: str) -> 
         feature_width=shapes["features"][0],
         grid=grid_side(config),
         fingerprint=trained.fingerprint,
-        statistics=pixel_statistics(trained.config.data.normalization),
+        statistics=statistics_of(trained.config.data.normalization),
     )
     return model_card(about, _results(workdir, trained) if trained.network == "teacher" else [])
 

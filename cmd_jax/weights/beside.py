@@ -4,8 +4,9 @@ import json
 import os
 from typing import Any, NamedTuple
 
-from cmd_jax.config import ConfigDict, ConfigError, normalization_text, pixel_statistics
+from cmd_jax.config import ConfigDict, ConfigError
 from cmd_jax.models.sizes import VIT_SIZES
+from cmd_jax.normalization import statistics_of, text_of
 from cmd_jax.weights.errors import WeightsError
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
@@ -48,7 +49,7 @@ def follow(facts: Facts, config: ConfigDict, source: str) -> ConfigDict:
         given = config[section][name]
         if given is None:
             config[section][name] = value
-        elif given != value and not (field == "normalization" and pixel_statistics(given) == pixel_statistics(value)):
+        elif given != value and not (field == "normalization" and statistics_of(given) == statistics_of(value)):
             raise ConfigError(f"{key} is {given!r}, but the files beside {source} say {value!r}; leave {key} out, or use that")
     return config
 
@@ -98,13 +99,13 @@ def _normalization(preprocessor: dict[str, Any], pretrained: dict[str, Any]) -> 
     """(pixels * factor - mean) / std of transformers, in terms of pixels in 0..1; timm's mean and std are of those."""
     if not {"image_mean", "image_std", "do_normalize", "do_rescale"} & preprocessor.keys():
         both = {"mean", "std"} <= pretrained.keys()
-        return normalization_text(pretrained["mean"], pretrained["std"]) if both else None
+        return text_of(pretrained["mean"], pretrained["std"]) if both else None
     identity = [0.0] * 3, [1.0] * 3
     given = preprocessor.get("image_mean") or [0.485, 0.456, 0.406], preprocessor.get("image_std") or [0.229, 0.224, 0.225]
     mean, std = given if preprocessor.get("do_normalize", True) else identity
     factor = float(preprocessor.get("rescale_factor", 1 / 255)) if preprocessor.get("do_rescale", True) else 1.0
     scale = 1.0 if abs(255 * factor - 1) < 1e-4 else 255 * factor  # files round 1/255
-    return normalization_text([value / scale for value in mean], [value / scale for value in std])
+    return text_of([value / scale for value in mean], [value / scale for value in std])
 
 
 def find_beside(path: str) -> tuple[str | None, str | None]:

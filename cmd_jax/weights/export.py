@@ -5,9 +5,10 @@ import math
 import os
 from typing import Any
 
-from cmd_jax.config import ConfigDict, pixel_statistics
+from cmd_jax.config import ConfigDict
 from cmd_jax.models.swin import Swin
 from cmd_jax.models.vit import ViT
+from cmd_jax.normalization import statistics_of
 from cmd_jax.weights.beside import CONFIG, PREPROCESSOR
 from cmd_jax.weights.errors import WeightsError
 from cmd_jax.weights.files import write_safetensors
@@ -62,7 +63,7 @@ def write_hugging_face(directory: str, arrays: Arrays, backbone: ViT | Swin, pre
 
 def preprocessor_config(config: ConfigDict) -> dict[str, Any] | None:
     """What a resolved configuration does to an image, for transformers; None if normalisation is by local contrast or luma."""
-    statistics = pixel_statistics(config.data.normalization)
+    statistics = statistics_of(config.data.normalization)
     if statistics is None or config.data.grayscale:
         return None
     mean, std = map(list, statistics)

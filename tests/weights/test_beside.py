@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from cmd_jax import config as config_lib
-from cmd_jax.config import ConfigError, pixel_statistics
+from cmd_jax.config import ConfigError
+from cmd_jax.normalization import statistics_of
 from cmd_jax.weights.beside import Facts, follow, read_facts
 from cmd_jax.weights.errors import WeightsError
 from cmd_jax.weights.files import write_safetensors
@@ -57,7 +58,7 @@ def test_normalization_is_that_of_transformers(tmp_path, preprocessor):
     expected = pixels * (preprocessor.get("rescale_factor", 1 / 255) if preprocessor.get("do_rescale", True) else 1)
     if preprocessor.get("do_normalize", True):
         expected = (expected - preprocessor["image_mean"]) / preprocessor["image_std"]
-    mean, std = map(np.array, pixel_statistics(_facts(tmp_path, None, preprocessor).normalization))
+    mean, std = map(np.array, statistics_of(_facts(tmp_path, None, preprocessor).normalization))
     np.testing.assert_allclose((pixels / 255 - mean) / std, expected, rtol=1e-6, atol=1e-6)
 
 
@@ -83,7 +84,7 @@ def test_open_keys_follow_and_given_ones_must_agree():
     config.data.normalization = "imagenet"
     with pytest.raises(ConfigError, match=r"data\.normalization is 'imagenet', but the files beside hf say"):
         follow(Facts(None, None, HALF), config, "hf")
-    same = "/".join(",".join(map(str, values)) for values in pixel_statistics("imagenet"))
+    same = "/".join(",".join(map(str, values)) for values in statistics_of("imagenet"))
     assert follow(Facts(None, None, same), config, "hf").data.normalization == "imagenet"
 
 

@@ -6,9 +6,10 @@ import pytest
 import yaml
 
 from cmd_jax import config as config_lib
+from cmd_jax.normalization import statistics_of
 from cmd_jax.weights.card import Network, Result, markdown, model_card
 
-STATISTICS = config_lib.pixel_statistics("0.5,0.5,0.5/0.25,0.5,0.5")
+STATISTICS = statistics_of("0.5,0.5,0.5/0.25,0.5,0.5")
 HOSTILE = [
     "<script>alert(1)</script>",
     "a | b | c",
