@@ -57,9 +57,9 @@ def normalize(pixels: Array, normalization: str) -> Array:
     Args:
         pixels: [H, W, 3] in 0..255.
         normalization: "imagenet" takes out ImageNet's mean and standard deviation of each channel, MEAN/STD such as
-            "0.5,0.5,0.5/0.5,0.5,0.5" others (`normalization.statistics_of`). "local_contrast" takes out the mean of each pixel's
-            neighbourhood and divides by its contrast (Jarrett et al., ICCV 2009), so that colour casts, lighting and smooth
-            backgrounds are no cue and edges are.
+            "0.5,0.5,0.5/0.5,0.5,0.5" others (see `cmd_jax.normalization`). "local_contrast" takes out the mean of each
+            pixel's neighbourhood and divides by its contrast (Jarrett et al., ICCV 2009), so that colour casts, lighting and
+            smooth backgrounds are no cue and edges are.
 
     Returns:
         [H, W, 3] float32.
