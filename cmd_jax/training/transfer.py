@@ -15,7 +15,7 @@ from cmd_jax.training.lock import hold
 from cmd_jax.training.sharding import all_hardware
 from cmd_jax.training.state import Params, TrainState, init_params, make_network
 from cmd_jax.validation import validate
-from cmd_jax.weights.beside import follow
+from cmd_jax.weights.beside import Facts, follow
 from cmd_jax.weights.fit import Fitted, fit
 from cmd_jax.weights.read import read_source, read_source_facts
 from cmd_jax.weights.trees import flatten, unflatten
@@ -45,7 +45,7 @@ def initial_weights(config: ConfigDict, network: Network) -> Fitted:
 
 
 def follow_source(config: ConfigDict) -> ConfigDict:
-    """A configuration whose open keys follow the files beside `init.weights`, if that names weights of another project.
+    """A configuration whose open keys follow the files beside `init.weights`: of another project's weights, or of a run.
 
     Args:
         config: as given, not resolved.
@@ -55,9 +55,16 @@ def follow_source(config: ConfigDict) -> ConfigDict:
         ConfigError: a key contradicts the files.
     """
     source = config.init.weights
-    if not source or files.exists(os.path.join(source, "checkpoints")):
+    if not source:
         return config
-    return follow(read_source_facts(source), config, source)
+    if not files.exists(os.path.join(source, "checkpoints")):
+        return follow(read_source_facts(source), config, source)
+    path = os.path.join(source, "config.json")
+    if not files.exists(path):
+        return config
+    of_run = config_lib.load(path)
+    facts = Facts(of_run.model.num_heads, of_run.model.layer_norm_eps, of_run.data.normalization)
+    return follow(facts, config, source)
 
 
 def start_from(state: TrainState, arrays: dict[str, np.ndarray]) -> TrainState:

@@ -17,7 +17,7 @@ from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.errors import CheckpointError
 from cmd_jax.training.run import describe, prepare_run
 from cmd_jax.training.state import init_params, make_backbone, make_network
-from cmd_jax.training.transfer import import_run, initial_weights, start_from
+from cmd_jax.training.transfer import follow_source, import_run, initial_weights, start_from
 from cmd_jax.weights.errors import WeightsError
 from cmd_jax.weights.files import read_safetensors, write_safetensors
 from cmd_jax.weights.layouts import LAYOUTS
@@ -197,6 +197,10 @@ def test_an_import_follows_the_files_beside_the_weights(tmp_path, config):
     export_run(str(tmp_path / "run"), None, "teacher", "hf", str(tmp_path / "out"))
     assert json.loads((tmp_path / "out" / "config.json").read_text())["layer_norm_eps"] == 1e-12
     assert json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())["image_std"] == [0.5] * 3
-    config.data.normalization = "imagenet"
+    config.init.weights = str(tmp_path / "run")  # and so does what starts from the import
+    continued = follow_source(config)
+    assert (continued.model.num_heads, continued.model.layer_norm_eps) == (2, 1e-12)
+    assert continued.data.normalization == followed.data.normalization
+    config.init.weights, config.data.normalization = str(source), "imagenet"
     with pytest.raises(ConfigError, match=r"data\.normalization is 'imagenet', but the files beside"):
         import_run(config, str(tmp_path / "other"))
