@@ -26,7 +26,7 @@ from cmd_jax.data.augment import multi_crop
 from cmd_jax.data.loader import Batch
 from cmd_jax.method.objective import cmd_objective
 from cmd_jax.method.rows import PrototypePair
-from cmd_jax.training.arithmetic import model_flops, read_fields
+from cmd_jax.training.flops import model_flops, read_fields
 from cmd_jax.training.memory import return_free_memory
 from cmd_jax.training.optimizer import adamw
 from cmd_jax.training.schedules import make_schedules

@@ -42,10 +42,8 @@ from benchmarks.quality_jobs import Job, run_jobs
 from benchmarks.quality_measure import STATES, Measurement, choose
 from benchmarks.quality_plan import BASELINES, COMPARED, OURS, PRESETS, Plan, Run, listing, make_plan
 from cmd_jax import files
-from cmd_jax.config import ConfigError
-from cmd_jax.data.errors import BadImage, DatasetError
+from cmd_jax.errors import BadImage, CheckpointError, ConfigError, DatasetError
 from cmd_jax.evaluation.splits import spread
-from cmd_jax.training.errors import CheckpointError
 
 FAILED, BAD_CONFIG, BAD_DATA, STOPPED = 1, 64, 65, 75
 SHOWN = 8  # test images in the picture

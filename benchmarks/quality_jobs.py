@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from benchmarks.quality_plan import ROOT
-from cmd_jax.data.progress import clock
+from cmd_jax.progress import clock
 
 POLL_S = 0.2
 TAIL = 12  # lines of the log of a job that failed

@@ -25,7 +25,7 @@ from cmd_jax.evaluation.patches import inspect_patches, make_inspector
 from cmd_jax.evaluation.pointing import pointing
 from cmd_jax.evaluation.retrieval import retrieval
 from cmd_jax.evaluation.splits import Splits
-from cmd_jax.features.extract import widths
+from cmd_jax.inference.encode import widths
 from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.run import build_run
 from cmd_jax.training.sharding import all_hardware, data_parallel

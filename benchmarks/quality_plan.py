@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cmd_jax import config as config_lib
-from cmd_jax.config import METHODS, ConfigDict, ConfigError, is_swin
+from cmd_jax.config import METHODS, ConfigDict, is_swin
 from cmd_jax.data.sources import open_source
+from cmd_jax.errors import ConfigError
 from cmd_jax.evaluation.evaluate import load_metrics
 from cmd_jax.evaluation.splits import Part, Splits, open_labelled_splits, spread
 from cmd_jax.presets import PAPER

@@ -74,7 +74,7 @@ def measure(mesh: str, images_per_chip: int, extra: list[str]) -> dict:
 
     from benchmarks.ahead import attempt, build, topology_devices
     from benchmarks.collectives import collectives
-    from cmd_jax.training.arithmetic import model_flops
+    from cmd_jax.training.flops import model_flops
 
     kind, shape, model = parse_mesh(mesh)
     devices = jax.devices() if kind == "cpu" else topology_devices(f"{kind}:{shape}")

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from cmd_jax.config import ConfigDict, ConfigError
+from cmd_jax.config import ConfigDict
+from cmd_jax.errors import ConfigError
 from cmd_jax.evaluation.features import check_finite
-from cmd_jax.features.extract import grid_side, make_encoder, widths
-from cmd_jax.features.images import crop, separate
-from cmd_jax.features.trained import Trained, read_trained
+from cmd_jax.inference.encode import grid_side, make_encoder, widths
+from cmd_jax.inference.load import Trained, read_trained
+from cmd_jax.inference.preprocess import crop, separate
 
 
 def load(

@@ -13,12 +13,20 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from cmd_jax import files, tuple_flag
-from cmd_jax.config import ConfigDict, ConfigError
-from cmd_jax.data.errors import BadImage, DatasetError
-from cmd_jax.data.text import printable
-from cmd_jax.training.errors import CheckpointError, Collapsed, NonFinite, Preempted, SaveError
+from cmd_jax.config import ConfigDict
+from cmd_jax.errors import (
+    BadImage,
+    CheckpointError,
+    Collapsed,
+    ConfigError,
+    DatasetError,
+    NonFinite,
+    Preempted,
+    SaveError,
+    WeightsError,
+)
+from cmd_jax.text import printable
 from cmd_jax.validation import validate
-from cmd_jax.weights.errors import WeightsError
 
 # 0 is success; launchers retry on any other code, a crash of the machine for example.
 BAD_CONFIG, BAD_DATA, SICK_RUN, PREEMPTED, INTERRUPTED = 64, 65, 70, 75, 130

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from cmd_jax import files
+from cmd_jax.errors import ConfigError
 from cmd_jax.hardware import ONE_CPU, Hardware, default_batch_size
 from cmd_jax.method.chunk_size import default_chunk
 from cmd_jax.models.sizes import SWIN_PATCH_PX, SWIN_SIZES, SWIN_STRIDE_PX, VIT_SIZES
@@ -84,10 +85,6 @@ TFDS_PREFIX = "tfds:"  # of data.source: any other dataset of TFDS
 EVAL_PROTOCOLS = ("knn", "retrieval", "logistic", "fractions", "linear", "pointing", "label_free")
 # Of train.best_metric, as in metrics.jsonl: 1 where more is better, -1 where less is.
 BEST_METRICS = {"eval_rank1": 1, "eval_map": 1, "feature_std": 1, "loss": -1}
-
-
-class ConfigError(ValueError):
-    """A value that cannot work; the message names the key, the value, the rule and the remedy."""
 
 
 def default() -> ConfigDict:

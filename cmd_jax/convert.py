@@ -6,7 +6,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from cmd_jax import cli, files
-from cmd_jax.config import ConfigError
+from cmd_jax.errors import ConfigError
 
 USAGE = """Converts weights between other projects and the directory of a run.
 
@@ -53,7 +53,7 @@ def _import(source: str, workdir: str) -> None:
         raise ConfigError("import needs a source: python -m cmd_jax.convert import SOURCE --config=FILE --workdir=DIR")
     config = cli.given_config()
     cli.start_jax()
-    from cmd_jax.training import transfer
+    from cmd_jax.weights import transfer
 
     config.init.weights = source
     print("\n".join(transfer.import_run(config, workdir)))
@@ -68,7 +68,7 @@ def _export(source: str, workdir: str) -> None:
     if _FORMAT.value is None or _OUT.value is None:
         raise ConfigError("export needs --format=safetensors, stablehlo, onnx, timm or hf, and --out=PATH")
     cli.start_jax()
-    from cmd_jax.features import export
+    from cmd_jax.inference import export
 
     step, scalars = export.export_run(workdir, _STEP.value, _NETWORK.value, _FORMAT.value, _OUT.value)
     print(f"wrote {_OUT.value}: {_NETWORK.value} of step {step}, {scalars:,} parameters")

@@ -3,7 +3,7 @@
 from absl import flags
 
 from cmd_jax import cli
-from cmd_jax.config import ConfigError
+from cmd_jax.errors import ConfigError
 from cmd_jax.tuple_flag import TupleParser
 
 USAGE = """Writes the features of all images below a folder to one file, and searches in it.
@@ -47,7 +47,7 @@ def main() -> None:
     if _SHEET.value is not None and (_IMAGES.value is None or _QUERY.value is None):
         raise ConfigError("--sheet draws what --query finds below --images; pass both")
     cli.start_jax()
-    from cmd_jax.features import commands
+    from cmd_jax.inference import commands
 
     network = (_CHECKPOINT.value, _STEP.value, _FEATURES.value, _MODEL.value, _IMAGE_PX.value)
     if _QUERY.value is None:

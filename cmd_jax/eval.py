@@ -5,7 +5,8 @@ import os
 from absl import flags
 
 from cmd_jax import cli, files
-from cmd_jax.config import EVAL_PROTOCOLS, ConfigError
+from cmd_jax.config import EVAL_PROTOCOLS
+from cmd_jax.errors import ConfigError
 from cmd_jax.tuple_flag import TupleParser
 
 USAGE = """Evaluates the teacher of a run: k-NN, retrieval, linear probes, label-free quality, accuracy of every class, the

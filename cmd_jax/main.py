@@ -4,7 +4,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from cmd_jax import cli
-from cmd_jax.config import ConfigError
+from cmd_jax.errors import ConfigError
 
 USAGE = """Trains a teacher without labels and evaluates it; run again with the same --workdir, it continues.
 
@@ -32,7 +32,8 @@ def main() -> None:
         cli.check_workdir(_WORKDIR.value)
     cli.join_processes()
     cli.start_jax()
-    from cmd_jax.training import loop, run
+    from cmd_jax.training import run
+    from cmd_jax.training import train as loop
 
     if _DRY_RUN.value:
         print(run.describe(config, _WORKDIR.value))

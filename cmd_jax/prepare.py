@@ -3,7 +3,8 @@
 from absl import flags
 
 from cmd_jax import cli
-from cmd_jax.config import ConfigError, default
+from cmd_jax.config import default
+from cmd_jax.errors import ConfigError
 
 USAGE = """Prepares a dataset as ArrayRecord, which training reads, and describes it.
 

@@ -37,7 +37,8 @@ and follow it.
 
 from ml_collections import ConfigDict
 
-from cmd_jax.config import EVAL_PROTOCOLS, ConfigError, default
+from cmd_jax.config import EVAL_PROTOCOLS, default
+from cmd_jax.errors import ConfigError
 
 # Objective and scorer, in any recipe: what is best by measurement on small data (docs/results.md), and the paper's.
 MEASURED = {"method.name": "cmd_bag", "method.mil_scorer": "class_token", "method.mil_temp": 2.0}

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from cmd_jax import normalization
-from cmd_jax.config import BEST_METRICS, EVAL_PROTOCOLS, METHODS, MODELS, ConfigError, default
+from cmd_jax.config import BEST_METRICS, EVAL_PROTOCOLS, METHODS, MODELS, default
+from cmd_jax.errors import ConfigError
 
 
 class Whole(NamedTuple):

@@ -2,7 +2,8 @@
 
 from ml_collections import ConfigDict
 
-from cmd_jax.config import METHODS, SOURCES, TFDS_PREFIX, ConfigError, is_swin, patch_px, token_px
+from cmd_jax.config import METHODS, SOURCES, TFDS_PREFIX, is_swin, patch_px, token_px
+from cmd_jax.errors import ConfigError
 from cmd_jax.models.sizes import SWIN_PATCH_PX, UNLEARNED
 from cmd_jax.rules import check_values
 

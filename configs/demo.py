@@ -8,7 +8,8 @@ job in seconds: training, checkpoint and evaluation; too short to learn).
 
 from ml_collections import ConfigDict
 
-from cmd_jax.config import ConfigError, default
+from cmd_jax.config import default
+from cmd_jax.errors import ConfigError
 from cmd_jax.presets import PAPER, two_cores
 
 

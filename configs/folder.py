@@ -14,7 +14,8 @@ as in configs/cub.py: for a GPU or TPU; not measured).
 
 from ml_collections import ConfigDict
 
-from cmd_jax.config import ConfigError, default
+from cmd_jax.config import default
+from cmd_jax.errors import ConfigError
 from cmd_jax.presets import MEASURED, PAPER, fine_grained, two_cores
 
 

@@ -156,7 +156,7 @@ def photo_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, photo_folder):
     """(workdir, config) of an uninterrupted run of six steps; tests only read it."""
-    from cmd_jax.training import loop
+    from cmd_jax.training import train as loop
 
     config, workdir = tiny(), tmp_path_factory.mktemp("run")
     config.data.source, config.data.folder = "folder", str(photo_folder)

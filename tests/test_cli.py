@@ -289,12 +289,12 @@ ERRORS_PROGRAM = """
 import errno, os, sys
 import jax
 from cmd_jax import cli
-from cmd_jax.config import ConfigError
+from cmd_jax.errors import ConfigError
 from cmd_jax.data.decode import BadImage
-from cmd_jax.data.errors import DatasetError
-from cmd_jax.evaluation.splits import NoLabels
-from cmd_jax.training.errors import CheckpointError, Collapsed, NonFinite
-from cmd_jax.weights.errors import WeightsError
+from cmd_jax.errors import DatasetError
+from cmd_jax.errors import NoLabels
+from cmd_jax.errors import CheckpointError, Collapsed, NonFinite
+from cmd_jax.errors import WeightsError
 
 system = lambda number, *path: OSError(number, os.strerror(number), *path)
 errors = [

@@ -9,7 +9,8 @@ import pytest
 
 from cmd_jax import config as config_lib
 from cmd_jax import presets
-from cmd_jax.config import ConfigError, default
+from cmd_jax.config import default
+from cmd_jax.errors import ConfigError
 from cmd_jax.hardware import Hardware
 from cmd_jax.rules import RULES, keys
 from cmd_jax.training.sharding import mesh_shape

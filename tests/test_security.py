@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from cmd_jax.golden.check import check_fixture
+from cmd_jax.errors import WeightsError
 from cmd_jax.report.pictures import caption
-from cmd_jax.weights.errors import WeightsError
 from cmd_jax.weights.read import read_source
+from tests.parity.check import check_fixture
 
 ROOT = Path(__file__).parent.parent
 CHILD = "cmd_jax/weights/pickled_child.py"  # the one process that reads pickles, with PyTorch's restricted unpickler

@@ -6,6 +6,7 @@ from ml_collections import config_flags
 
 from cmd_jax import config as config_lib
 from cmd_jax import tuple_flag
+from cmd_jax.errors import ConfigError
 from cmd_jax.rules import check_values, keys
 from cmd_jax.tuple_flag import TupleParser
 
@@ -51,7 +52,7 @@ def test_one_element_needs_no_comma():
 @pytest.mark.parametrize("key", TUPLES)
 @pytest.mark.parametrize("text", ["", "()", "some words", "5,,10", "5;10", "((1, 2), 3)"])
 def test_what_is_no_list_of_the_right_elements_is_refused_by_the_rule_of_its_key(key, text):
-    with pytest.raises(config_lib.ConfigError, match=rf"^{key} is \(.*; it must be"):
+    with pytest.raises(ConfigError, match=rf"^{key} is \(.*; it must be"):
         _config(f"--config.{key}={text}")
 
 

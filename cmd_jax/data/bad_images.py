@@ -5,7 +5,7 @@ import threading
 
 import numpy as np
 
-from cmd_jax.data.errors import BadImage
+from cmd_jax.errors import BadImage
 
 MAX_SHARE = 0.001  # of the images; one is allowed however few there are
 MAX_IN_A_ROW = 10

@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cmd_jax.config import ConfigDict, ConfigError
+from cmd_jax.config import ConfigDict
 from cmd_jax.data.bad_images import BadImages
 from cmd_jax.data.decode import decode_record, to_canvas
-from cmd_jax.data.errors import BadImage
 from cmd_jax.data.host import ALONE, SHARED_MEMORY, Host, available_memory
 from cmd_jax.data.record import Source
 from cmd_jax.data.sources import fingerprint
+from cmd_jax.errors import BadImage, ConfigError
 
 RAM_SHARE = 0.8  # of what is free
 GIB = 2**30

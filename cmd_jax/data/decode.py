@@ -6,9 +6,9 @@ import warnings
 import numpy as np
 from PIL import ExifTags, Image
 
-from cmd_jax.data.errors import BadImage
 from cmd_jax.data.image_files import ENDINGS
 from cmd_jax.data.record import Record
+from cmd_jax.errors import BadImage
 
 FORMATS = tuple(ENDINGS)
 MAX_PIXELS = 100_000_000

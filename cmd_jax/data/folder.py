@@ -6,11 +6,10 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from cmd_jax.config import ConfigError
-from cmd_jax.data.errors import DatasetError
 from cmd_jax.data.image_files import IMAGE_SUFFIXES, Listing, ancestors, find_images, read_image_file, subfolders
 from cmd_jax.data.record import NO_BOXES, UNLABELLED, Record
-from cmd_jax.data.text import printable
+from cmd_jax.errors import ConfigError, DatasetError
+from cmd_jax.text import printable
 
 # Names of the folders of the splits, in any case.
 SPLIT_NAMES = {"train": ("train", "training"), "test": ("test", "testing"), "val": ("val", "valid", "validation")}

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cmd_jax import files
-from cmd_jax.config import ConfigDict, ConfigError
+from cmd_jax.config import ConfigDict
 from cmd_jax.data.record import UNLABELLED, Source
-from cmd_jax.data.text import printable
+from cmd_jax.errors import ConfigError
+from cmd_jax.text import printable
 
 NAME = "data.json"
 LISTINGS = "data"  # directory of SPLIT.tsv.gz

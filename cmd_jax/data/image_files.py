@@ -8,8 +8,8 @@ from typing import NamedTuple, NoReturn
 
 from PIL import features
 
-from cmd_jax.data.errors import BadImage, DatasetError
-from cmd_jax.data.text import printable
+from cmd_jax.errors import BadImage, DatasetError
+from cmd_jax.text import printable
 
 # Formats of Pillow that are read, with the endings of their files. Pillow reads AVIF from 11.3 on, if it was built with it.
 ENDINGS = {

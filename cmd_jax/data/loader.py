@@ -12,8 +12,8 @@ from typing import TypeVar
 import grain
 import numpy as np
 
-from cmd_jax.config import ConfigError
 from cmd_jax.data.cache import Batch, CanvasCache
+from cmd_jax.errors import ConfigError
 
 LOOK_AHEAD = 2  # batches that are decoded beside the one that is asked for
 T = TypeVar("T")
@@ -24,7 +24,7 @@ def epoch_order(images: int, seed: int) -> grain.MapDataset:
     return grain.MapDataset.range(images).seed(seed).shuffle().repeat(None)
 
 
-def share_of(batch_size: int, process_index: int, process_count: int) -> slice:
+def process_slice(batch_size: int, process_index: int, process_count: int) -> slice:
     """Rows of the global batch that a process reads: contiguous, so the rows' order does not depend on their number.
 
     Raises:
@@ -64,7 +64,7 @@ def batches(
     Raises:
         ConfigError: the batch does not divide over the processes.
     """
-    share = share_of(batch_size, process_index, process_count)
+    share = process_slice(batch_size, process_index, process_count)
     return _batches(cache, epoch_order(images, seed), batch_size, first_step, threads, share)
 
 

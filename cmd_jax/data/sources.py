@@ -4,11 +4,12 @@ import hashlib
 import os
 from collections.abc import Callable
 
-from cmd_jax.config import TFDS_PREFIX, ConfigDict, ConfigError
-from cmd_jax.data import prepared
+from cmd_jax.config import TFDS_PREFIX, ConfigDict
 from cmd_jax.data.folder import FolderSource
 from cmd_jax.data.record import NO_BOXES, UNLABELLED, Record, Source
-from cmd_jax.data.text import printable
+from cmd_jax.datasets import prepared
+from cmd_jax.errors import ConfigError
+from cmd_jax.text import printable
 
 
 class TFDSSource:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 import jax
 
 from cmd_jax.config import ConfigDict, token_px
-from cmd_jax.data.progress import Progress
 from cmd_jax.evaluation.protocol import Cost
+from cmd_jax.progress import Progress
 from cmd_jax.training import processes
 from cmd_jax.training.state import Params
 

@@ -10,25 +10,25 @@ import numpy as np
 
 from cmd_jax import files
 from cmd_jax.config import ConfigDict
-from cmd_jax.data.errors import BadImage
 from cmd_jax.data.record import Source
 from cmd_jax.data.sources import eval_section, where
-from cmd_jax.data.text import printable
+from cmd_jax.errors import BadImage
 from cmd_jax.evaluation import agreement, breakdown, knn, label_free, linear, logistic, pointing, retrieval
 from cmd_jax.evaluation.announce import announced, forward_flops
 from cmd_jax.evaluation.breakdown import Confusion
 from cmd_jax.evaluation.features import Features, batch_count, extract_features, make_extractor
-from cmd_jax.evaluation.protocol import Cost, Row, Subject
+from cmd_jax.evaluation.protocol import Cost, EvalInputs, Row
 from cmd_jax.evaluation.splits import Splits
 from cmd_jax.models.network import Network
+from cmd_jax.text import printable
 from cmd_jax.training.state import Params
 
 
 class Protocol(NamedTuple):
     """One of `eval.protocols`: what it costs, and its numbers."""
 
-    cost: Callable[[Subject], Cost]
-    rows: Callable[[Subject], list[Row]]
+    cost: Callable[[EvalInputs], Cost]
+    rows: Callable[[EvalInputs], list[Row]]
 
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -130,15 +130,15 @@ def evaluate(
             neighbours = knn.nearest(known, asked, max(config.eval.knn_k), counting)
     readable = splits.select(gallery.indices, None if queries is None else queries.indices)
     left_out = {name: len(whole) - len(part) for name, whole, part in zip(Splits._fields, splits, readable, strict=True)}
-    subject = Subject(config, network, teacher, readable, gallery, queries, neighbours, between)
+    inputs = EvalInputs(config, network, teacher, readable, gallery, queries, neighbours, between)
     chosen, rows = measurable(config.eval.protocols if protocols is None else protocols, splits), []
     for name in [name for name in PROTOCOLS if name in chosen]:
-        with announced(name, PROTOCOLS[name].cost(subject), between) as counting:
-            rows += PROTOCOLS[name].rows(subject._replace(between=counting))
+        with announced(name, PROTOCOLS[name].cost(inputs), between) as counting:
+            rows += PROTOCOLS[name].rows(inputs._replace(between=counting))
     rows = [row._replace(protocol=row.protocol + _left_out_note(left_out)) for row in rows]
     if queries is None:
         return Evaluation(step, rows, {}, [], gallery, None, None, left_out)
-    found = knn.classify(subject, knn.headline_k(config.eval.knn_k)).predictions.astype(np.int64)
+    found = knn.classify(inputs, knn.headline_k(config.eval.knn_k)).predictions.astype(np.int64)
     names = splits.train.class_names
     of_class, pairs = (count(found, queries.labels, names) for count in (breakdown.per_class, breakdown.confusions))
     return Evaluation(step, rows, of_class, pairs, gallery, queries, found, left_out)

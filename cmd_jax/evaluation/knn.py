@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmd_jax.evaluation.devices import by_query, chunks, in_chunks
-from cmd_jax.evaluation.protocol import Cost, Neighbours, Row, Subject, percent_row
+from cmd_jax.evaluation.protocol import Cost, EvalInputs, Neighbours, Row, percent_row
 
 HEADLINE_K = 20  # of the predictions that breakdowns and pictures show; the one that DINO found best for most of its runs
 TOP = 5
@@ -105,38 +105,38 @@ def neighbours_cost(gallery: np.ndarray, queries: np.ndarray) -> Cost:
     return Cost(work, chunks(count), "chunks", 2.0 * count * images * width)
 
 
-def cost(subject: Subject) -> Cost:
+def cost(inputs: EvalInputs) -> Cost:
     """Of `rows`: votes alone."""
-    return Cost(f"votes of {len(subject.queries.labels):,} queries", 0, "", 0.0)
+    return Cost(f"votes of {len(inputs.queries.labels):,} queries", 0, "", 0.0)
 
 
-def rows(subject: Subject) -> list[Row]:
+def rows(inputs: EvalInputs) -> list[Row]:
     """Top-1 and top-5 for every `eval.knn_k` that there are training images for."""
-    images, asked = len(subject.gallery.labels), sorted(set(subject.config.eval.knn_k))
+    images, asked = len(inputs.gallery.labels), sorted(set(inputs.config.eval.knn_k))
     chosen = [k for k in asked if k <= images]
     left_out = f"; k={', '.join(str(k) for k in asked if k > images)} left out, there are {images} train images"
     note = left_out if len(chosen) < len(asked) else ""
     found = []
     for k in chosen or asked[:1]:
-        result = classify(subject, k)
+        result = classify(inputs, k)
         measured = f"k={k}" if k <= images else f"k={images}, all there are"
-        protocol = f"{measured}, T={subject.config.eval.knn_temp}, {subject.features()}, {subject.counts()}"
-        seed = subject.config.seed
-        chance = f"; chance {100 / subject.classes():.1f}"
+        protocol = f"{measured}, T={inputs.config.eval.knn_temp}, {inputs.features()}, {inputs.counts()}"
+        seed = inputs.config.seed
+        chance = f"; chance {100 / inputs.classes():.1f}"
         found.append(percent_row(f"knn{k}_top1", f"k-NN top-1 (k={k})", result.right1, protocol + chance + note, seed))
         found.append(Row(f"knn{k}_top5", f"k-NN top-5 (k={k})", result.top5, protocol + note))
     return found
 
 
-def classify(subject: Subject, k: int) -> KNNResult:
+def classify(inputs: EvalInputs, k: int) -> KNNResult:
     """`knn_classify` of the test images."""
     return knn_classify(
-        subject.neighbours,
-        subject.gallery.labels,
-        subject.queries.labels,
+        inputs.neighbours,
+        inputs.gallery.labels,
+        inputs.queries.labels,
         k=k,
-        temp=subject.config.eval.knn_temp,
-        classes=subject.classes(),
+        temp=inputs.config.eval.knn_temp,
+        classes=inputs.classes(),
     )
 
 

@@ -17,7 +17,7 @@ from cmd_jax.data.augment import multi_crop
 from cmd_jax.data.decode import decode_record, to_canvas
 from cmd_jax.evaluation.announce import forward_flops
 from cmd_jax.evaluation.features import batch_count, gather_shares, in_batches, in_threads, once, pool_features, share
-from cmd_jax.evaluation.protocol import Cost, Row, Subject
+from cmd_jax.evaluation.protocol import Cost, EvalInputs, Row
 from cmd_jax.evaluation.splits import spread
 from cmd_jax.method.centers import sinkhorn_center
 from cmd_jax.method.chunks import Streaming
@@ -146,22 +146,22 @@ def _make_entropies(config: ConfigDict, network: Network) -> Callable:
     return entropies
 
 
-def two_views(subject: Subject) -> tuple[np.ndarray, np.ndarray]:
+def two_views(inputs: EvalInputs) -> tuple[np.ndarray, np.ndarray]:
     """What the teacher says of the two global views of up to PAIR_IMAGES training images, augmented as in training.
 
     Returns:
         Features [n, 2, F] l2-normalised, and image embeddings [n, 2, D].
     """
-    config, source = subject.config, subject.splits.train
+    config, source = inputs.config, inputs.splits.train
     chosen = spread(len(source), PAIR_IMAGES)
-    apply = _make_encoder(config, subject.network)
+    apply = _make_encoder(config, inputs.network)
 
     def load(place: int) -> tuple[np.ndarray, np.ndarray, np.int32]:
         pixels = decode_record(source[int(chosen[place])], grayscale=config.data.grayscale)
         return *to_canvas(pixels, config.data.canvas_px), np.int32(chosen[place])
 
     items: Iterator = in_threads(load, share(len(chosen)), config.data.decode_threads)
-    found = gather_shares(in_batches(apply, subject.teacher, items, config, subject.between), len(chosen))
+    found = gather_shares(in_batches(apply, inputs.teacher, items, config, inputs.between), len(chosen))
     return found["features"], found["pooled"]
 
 
@@ -183,33 +183,33 @@ def _make_encoder(config: ConfigDict, network: Network) -> Callable:
     return encode
 
 
-def cost(subject: Subject) -> Cost:
+def cost(inputs: EvalInputs) -> Cost:
     """Of `rows`: the two views go through the teacher."""
-    config, images = subject.config, min(PAIR_IMAGES, len(subject.splits.train))
+    config, images = inputs.config, min(PAIR_IMAGES, len(inputs.splits.train))
     side = config.views.global_px
     work = f"two views of {images:,} train images at {side} px"
-    flops = forward_flops(config, subject.teacher, 2 * images, side)
+    flops = forward_flops(config, inputs.teacher, 2 * images, side)
     return Cost(work, 1 + batch_count(config, images), "batches", flops)
 
 
-def rows(subject: Subject) -> list[Row]:
+def rows(inputs: EvalInputs) -> list[Row]:
     """All of them, of the training images; what fewer than two images or a flat spectrum cannot say is left out."""
-    config, gallery = subject.config, subject.gallery.features
+    config, gallery = inputs.config, inputs.gallery.features
     chosen = gallery[spread(len(gallery), config.eval.label_free_images)]
     if len(chosen) < 2:
         return []
-    subject.between()
-    features, pooled = two_views(subject)
-    entropy, marginal = teacher_entropies(config, subject.network, subject.teacher, pooled.reshape(-1, pooled.shape[-1]))
+    inputs.between()
+    features, pooled = two_views(inputs)
+    entropy, marginal = teacher_entropies(config, inputs.network, inputs.teacher, pooled.reshape(-1, pooled.shape[-1]))
     alpha = alpha_req(chosen)
-    measured = f"{subject.features()}, {len(chosen):,} train images"
+    measured = f"{inputs.features()}, {len(chosen):,} train images"
     pairs = f"two views as in training of {len(features):,} train images"
     of_teacher = f"over log {config.head.prototypes:,}, {config.method.centering} centers of these, {pairs}"
     numbers = [
         ("rankme", "RankMe", rankme(chosen), f"effective rank, at most {min(chosen.shape):,}, {measured}"),
         ("alpha_req", "alpha-ReQ", alpha, f"decay of the spectrum, ranks {FIRST_RANK} to {LAST_RANK}, {measured}"),
         ("uniformity", "Uniformity", uniformity(chosen), f"less is more spread, {measured}"),
-        ("alignment", "Alignment", alignment(features), f"squared distance of {pairs}, {subject.features()}"),
+        ("alignment", "Alignment", alignment(features), f"squared distance of {pairs}, {inputs.features()}"),
         ("teacher_entropy", "Teacher entropy", entropy, f"mean over views, {of_teacher}"),
         ("marginal_entropy", "Teacher entropy of mean", marginal, f"0 is collapsed, {of_teacher}"),
     ]

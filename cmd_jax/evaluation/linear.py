@@ -17,7 +17,7 @@ import optax
 from cmd_jax.config import ConfigDict
 from cmd_jax.data.augment import BOX_NUMBERS, normalize, resized_crop, sample_box
 from cmd_jax.data.cache import CanvasCache
-from cmd_jax.data.loader import batches, share_of
+from cmd_jax.data.loader import batches, process_slice
 from cmd_jax.data.sources import Source, eval_section
 from cmd_jax.evaluation.announce import forward_flops
 from cmd_jax.evaluation.features import (
@@ -30,7 +30,7 @@ from cmd_jax.evaluation.features import (
     once,
     share,
 )
-from cmd_jax.evaluation.protocol import Cost, Row, Subject, percent_row
+from cmd_jax.evaluation.protocol import Cost, EvalInputs, Row, percent_row
 from cmd_jax.evaluation.splits import Part, order_within_class
 from cmd_jax.models.network import Network
 from cmd_jax.training.processes import this_host
@@ -148,26 +148,26 @@ def step_count(config: ConfigDict, images: int) -> int:
     return max(1, round(config.eval.linear_epochs * images / batch_size(config, images)))
 
 
-def fit(subject: Subject, of_training: Callable, hidden: np.ndarray, rates: np.ndarray) -> Classifiers:
+def fit(inputs: EvalInputs, of_training: Callable, hidden: np.ndarray, rates: np.ndarray) -> Classifiers:
     """Trains 2 L layers: the first L never see the images of `hidden`, the others see all; rates [L] are for this batch."""
-    config, labels, images = subject.config, subject.gallery.labels, len(subject.gallery.labels)
+    config, labels, images = inputs.config, inputs.gallery.labels, len(inputs.gallery.labels)
     count, epochs = batch_size(config, images), config.eval.linear_epochs
     data = eval_section(config.data)
     if data.cache == "ram":  # training holds its own images there; these go to a disk where both do not fit
         data.cache = "auto"
-    cache = CanvasCache(subject.splits.train, data, this_host())
-    rows = share_of(count, jax.process_index(), jax.process_count())
+    cache = CanvasCache(inputs.splits.train, data, this_host())
+    rows = process_slice(count, jax.process_index(), jax.process_count())
     place = data_parallel(jax.local_devices()).batch
     stream = batches(cache, images, count, config.seed, 0, data.decode_threads, jax.process_index(), jax.process_count())
     probe = None
     both = jnp.concatenate([rates, rates])
     for number in range(step_count(config, images)):
-        subject.between()
+        inputs.between()
         batch, epoch = next(stream), (number * count + np.arange(count, dtype=np.int64)) // images
         arrays = [jax.device_put(array, place) for array in (*batch, epoch[rows].astype(np.int32))]
-        features, index = gather_shares((np.asarray(of_training(subject.teacher, *arrays)), batch.index), count)
+        features, index = gather_shares((np.asarray(of_training(inputs.teacher, *arrays)), batch.index), count)
         if probe is None:
-            probe = start(len(both), features.shape[1], subject.classes(), config.seed)
+            probe = start(len(both), features.shape[1], inputs.classes(), config.seed)
         seen = np.stack([~hidden[index]] * len(rates) + [np.ones(count, bool)] * len(rates)).astype(np.float32)
         decay = 0.5 * (1 + np.cos(np.pi * (epoch[0] / epochs)))  # a step an epoch, as the references' schedule
         probe = step(probe, features, labels[index].astype(np.int32), seen, np.float32(decay) * both)
@@ -175,43 +175,43 @@ def fit(subject: Subject, of_training: Callable, hidden: np.ndarray, rates: np.n
     return probe.layers
 
 
-def _blocks(subject: Subject, of_crops: Callable, source: Source) -> np.ndarray:
+def _blocks(inputs: EvalInputs, of_crops: Callable, source: Source) -> np.ndarray:
     """Of the evaluation crops of a split: [N, F]."""
-    crops = ((pixels,) for pixels, *_ in eval_images(source, subject.config, share(len(source))))
-    found = in_batches(of_crops, subject.teacher, crops, subject.config, subject.between)
+    crops = ((pixels,) for pixels, *_ in eval_images(source, inputs.config, share(len(source))))
+    found = in_batches(of_crops, inputs.teacher, crops, inputs.config, inputs.between)
     return gather_shares(found, len(source))["blocks"]
 
 
-def cost(subject: Subject) -> Cost:
+def cost(inputs: EvalInputs) -> Cost:
     """Of `rows`: every epoch passes over all training images."""
-    config, labels, tests = subject.config, subject.gallery.labels, len(subject.queries.labels)
+    config, labels, tests = inputs.config, inputs.gallery.labels, len(inputs.queries.labels)
     steps, judged = step_count(config, len(labels)), int(held_out(labels, config.seed).sum())
     calls = steps + batch_count(config, judged) + batch_count(config, tests)
     images, side = steps * batch_size(config, len(labels)) + judged + tests, config.eval.crop_px
     work = f"{steps:,} steps, {images:,} images in all through the backbone at {side} px"
-    return Cost(work, calls, "batches", forward_flops(config, subject.teacher, images, side))
+    return Cost(work, calls, "batches", forward_flops(config, inputs.teacher, images, side))
 
 
-def rows(subject: Subject) -> list[Row]:
+def rows(inputs: EvalInputs) -> list[Row]:
     """Top-1 and top-5 of the last epoch, at the rate that does best on the held-out training images."""
-    config, labels = subject.config, subject.gallery.labels
+    config, labels = inputs.config, inputs.gallery.labels
     hidden = held_out(labels, config.seed)
-    of_training, of_crops = make_encoders(config, subject.network)
+    of_training, of_crops = make_encoders(config, inputs.network)
     given = np.array(sorted(config.eval.linear_lrs), np.float32)
     count = batch_size(config, len(labels))
-    layers = fit(subject, of_training, hidden, given * count / LR_BATCH_SIZE)
+    layers = fit(inputs, of_training, hidden, given * count / LR_BATCH_SIZE)
     judged, tested = (jax.tree.map(lambda x, part=part: x[part], layers) for part in np.split(np.arange(2 * len(given)), 2))
     best = 0
     if hidden.any():
-        validation = _blocks(subject, of_crops, Part(subject.splits.train, np.flatnonzero(hidden)))
+        validation = _blocks(inputs, of_crops, Part(inputs.splits.train, np.flatnonzero(hidden)))
         right = jnp.argmax(judged.logits(validation), axis=-1) == labels[hidden].astype(np.int32)
         best = int(jnp.argmax(jnp.mean(right, axis=1)))  # the smallest of equals
-    logits = np.asarray(tested.logits(_blocks(subject, of_crops, subject.splits.test)))[best]
-    ranked = np.argsort(-logits, axis=1, kind="stable")[:, :5] == subject.queries.labels[:, None]
+    logits = np.asarray(tested.logits(_blocks(inputs, of_crops, inputs.splits.test)))[best]
+    ranked = np.argsort(-logits, axis=1, kind="stable")[:, :5] == inputs.queries.labels[:, None]
     protocol = (
         f"references' linear probe, last epoch of {config.eval.linear_epochs}, SGD, batch {count}, lr {given[best]:g} x "
         f"batch/{LR_BATCH_SIZE} chosen on {int(hidden.sum()):,} train images held out, last {config.eval.last_blocks} blocks "
-        f"at {config.eval.crop_px} px, {subject.counts()}"
+        f"at {config.eval.crop_px} px, {inputs.counts()}"
     )
     return [
         percent_row("linear_top1", "Linear probe top-1", ranked[:, 0], protocol, config.seed),

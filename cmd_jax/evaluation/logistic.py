@@ -19,7 +19,7 @@ import optax
 from jax.experimental import multihost_utils
 
 from cmd_jax.evaluation.devices import everywhere, padded, place
-from cmd_jax.evaluation.protocol import Cost, Row, Subject, percent_row
+from cmd_jax.evaluation.protocol import Cost, EvalInputs, Row, percent_row
 from cmd_jax.evaluation.splits import order_within_class
 
 Array = jax.Array
@@ -237,9 +237,9 @@ def _principal_axes(moments: np.ndarray) -> np.ndarray:
     return axes if jax.process_count() == 1 else np.asarray(multihost_utils.broadcast_one_to_all(axes))
 
 
-def _cost(subject: Subject, images: list[int]) -> Cost:
+def _cost(inputs: EvalInputs, images: list[int]) -> Cost:
     """Of `fit_predict` for some numbers of training images."""
-    width, classes = subject.gallery.features.shape[1], subject.classes()
+    width, classes = inputs.gallery.features.shape[1], inputs.classes()
     fits = FITS * len(images)
     text = f"{fits} fits of {', '.join(f'{count:,}' for count in images)} x {width:,} features, {classes:,} classes"
     return Cost(text, fits, "fits", 4.0 * FITS * TYPICAL_PASSES * sum(images) * width * classes)
@@ -251,38 +251,38 @@ def fraction_of(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     return order_within_class(labels, seed) < np.maximum(1, np.round(fraction * sizes))[of_class]
 
 
-def cost(subject: Subject) -> Cost:
+def cost(inputs: EvalInputs) -> Cost:
     """Of `rows`."""
-    return _cost(subject, [len(subject.gallery.labels)])
+    return _cost(inputs, [len(inputs.gallery.labels)])
 
 
-def fraction_cost(subject: Subject) -> Cost:
+def fraction_cost(inputs: EvalInputs) -> Cost:
     """Of `fraction_rows`."""
-    images = len(subject.gallery.labels)
-    return _cost(subject, [round(fraction * images) for fraction in subject.config.eval.fractions])
+    images = len(inputs.gallery.labels)
+    return _cost(inputs, [round(fraction * images) for fraction in inputs.config.eval.fractions])
 
 
-def rows(subject: Subject) -> list[Row]:
+def rows(inputs: EvalInputs) -> list[Row]:
     """Top-1 with the labels of all training images."""
-    return [_row(subject, np.ones(len(subject.gallery.labels), bool), "logistic_top1", "Logistic top-1", "")]
+    return [_row(inputs, np.ones(len(inputs.gallery.labels), bool), "logistic_top1", "Logistic top-1", "")]
 
 
-def fraction_rows(subject: Subject) -> list[Row]:
+def fraction_rows(inputs: EvalInputs) -> list[Row]:
     """Top-1 with the labels of some training images, `eval.fractions` of every class, drawn from the seed."""
-    labels, seed, found = subject.gallery.labels, subject.config.seed, []
-    for fraction in subject.config.eval.fractions:
+    labels, seed, found = inputs.gallery.labels, inputs.config.seed, []
+    for fraction in inputs.config.eval.fractions:
         percent = f"{100 * fraction:g}"
         key, title = f"fraction{percent.replace('.', '_')}_top1", f"Logistic top-1, {percent} %"
-        found.append(_row(subject, fraction_of(labels, fraction, seed), key, title, f"{percent} % of each class's labels: "))
+        found.append(_row(inputs, fraction_of(labels, fraction, seed), key, title, f"{percent} % of each class's labels: "))
     return found
 
 
-def _row(subject: Subject, chosen: np.ndarray, key: str, title: str, share: str) -> Row:
-    gallery, queries, seed = subject.gallery, subject.queries, subject.config.seed
+def _row(inputs: EvalInputs, chosen: np.ndarray, key: str, title: str, share: str) -> Row:
+    gallery, queries, seed = inputs.gallery, inputs.queries, inputs.config.seed
     train = gallery.features[chosen], gallery.labels[chosen]
-    predictions, strength = fit_predict(*train, queries.features, seed, subject.between)
+    predictions, strength = fit_predict(*train, queries.features, seed, inputs.between)
     protocol = (
-        f"logistic regression, C={strength:g} by {FOLDS}-fold cross-validation, standardised {subject.features()}, "
+        f"logistic regression, C={strength:g} by {FOLDS}-fold cross-validation, standardised {inputs.features()}, "
         f"{len(queries.labels):,} test, {share}{int(chosen.sum()):,} train images"
     )
     return percent_row(key, title, predictions == queries.labels, protocol, seed)

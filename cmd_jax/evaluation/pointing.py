@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cmd_jax.config import token_px
-from cmd_jax.evaluation.protocol import Cost, Row, Subject, percent_row
+from cmd_jax.evaluation.protocol import Cost, EvalInputs, Row, percent_row
 
 
 class PointingResult(NamedTuple):
@@ -63,17 +63,17 @@ def pointing(mil_weights: np.ndarray, boxes: np.ndarray, patch_side: float) -> P
     return PointingResult(100 * float(hit[has_part].mean()), 100 * float(on_part[has_part].mean()), hit[has_part])
 
 
-def cost(subject: Subject) -> Cost:
+def cost(inputs: EvalInputs) -> Cost:
     """Of `rows`: the weights are there."""
-    return Cost(f"{len(subject.queries.labels):,} test images", 1, "passes", 0.0)
+    return Cost(f"{len(inputs.queries.labels):,} test images", 1, "passes", 0.0)
 
 
-def rows(subject: Subject) -> list[Row]:
+def rows(inputs: EvalInputs) -> list[Row]:
     """Pointing accuracy of the MIL weights beside chance; nothing where no test image has a part."""
-    queries, config = subject.queries, subject.config
+    queries, config = inputs.queries, inputs.config
     if not np.any(queries.boxes[..., 2:] > queries.boxes[..., :2]):
         return []
-    subject.between()
+    inputs.between()
     point = pointing(queries.mil_weights, queries.boxes, token_px(config) / config.eval.crop_px)
     patches = f"{queries.mil_weights.shape[1]} patches, {len(point.hits):,} test images"
     on_part, at_random = f"most weighted patch on a part box, {patches}", f"a patch drawn at random, {patches}"

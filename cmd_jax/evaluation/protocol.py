@@ -63,7 +63,7 @@ class Cost(NamedTuple):
     flops: float
 
 
-class Subject(NamedTuple):
+class EvalInputs(NamedTuple):
     """A teacher and the images to measure it on.
 
     Attributes:

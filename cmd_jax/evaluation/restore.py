@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import jax
 
 from cmd_jax import config as config_lib
-from cmd_jax.config import ConfigDict, ConfigError
+from cmd_jax.config import ConfigDict
 from cmd_jax.data import identity
 from cmd_jax.data.sources import eval_section
+from cmd_jax.errors import ConfigError, NoLabels
 from cmd_jax.evaluation import breakdown
 from cmd_jax.evaluation import evaluate as evaluation_lib
-from cmd_jax.evaluation.splits import NoLabels, Splits, identify_splits, open_splits
+from cmd_jax.evaluation.splits import Splits, identify_splits, open_splits
 from cmd_jax.report.page import write_report
 from cmd_jax.training import processes
 from cmd_jax.training.checkpoint import Checkpoints
@@ -47,7 +48,9 @@ def evaluate_run(
         ConfigError: the data does not allow any of the protocols, or is not that of the run any more; a value of config.json or
             of these cannot work; or `best` is asked of a run without `train.best_metric`.
     """
-    processes.agree(workdir=workdir, step=step, best=best, protocols=protocols, source=source, folder=folder)
+    processes.assert_same_on_all_processes(
+        workdir=workdir, step=step, best=best, protocols=protocols, source=source, folder=folder
+    )
     config = config_lib.load(os.path.join(workdir, "config.json"))
     if protocols is not None:
         config.eval.protocols = tuple(protocols)
@@ -135,5 +138,5 @@ def _open_data(
 def _differences(config: ConfigDict, workdir: str, splits: Splits) -> list[str]:
     """Between the images of a run and those that an evaluation would read."""
     images = identify_splits(config, splits)
-    processes.agree(**identity.brief(images))
+    processes.assert_same_on_all_processes(**identity.brief(images))
     return identity.differences(workdir, images, () if "train" in images else ("train",))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmd_jax.evaluation.devices import by_query, chunks, in_chunks
-from cmd_jax.evaluation.protocol import Cost, Row, Subject, percent_row
+from cmd_jax.evaluation.protocol import Cost, EvalInputs, Row, percent_row
 
 SORT_FLOPS = 100  # what ranking one similarity costs, in operations of a matrix product
 AP_RANKS = 100
@@ -128,34 +128,34 @@ def retrieval(
     return RetrievalResult(*(100 * scores.mean(axis=0)).tolist())
 
 
-def cost(subject: Subject) -> Cost:
+def cost(inputs: EvalInputs) -> Cost:
     """Of both splits."""
-    images, tests, width = len(subject.gallery.labels), len(subject.queries.labels), subject.gallery.features.shape[1]
+    images, tests, width = len(inputs.gallery.labels), len(inputs.queries.labels), inputs.gallery.features.shape[1]
     chosen = -(-tests // QUERY_EVERY)
     pairs = tests * images + chosen * (images + tests - chosen)
     text = f"{tests:,} and {chosen:,} queries, {pairs:,} similarities of {width:,} features ranked"
     return Cost(text, chunks(tests) + chunks(chosen), "chunks", pairs * (2.0 * width + SORT_FLOPS))
 
 
-def rows(subject: Subject) -> list[Row]:
+def rows(inputs: EvalInputs) -> list[Row]:
     """Rank-1, Rank-5, mAP of CMD's two splits, "origin" and "ratio"."""
-    gallery, queries = subject.gallery, subject.queries
+    gallery, queries = inputs.gallery, inputs.queries
     origin = ((gallery.features, gallery.labels), (queries.features, queries.labels))
     ratio = ratio_split(gallery.features, gallery.labels, queries.features, queries.labels)
     every_ninth = (
-        f"cosine, {subject.features()}, every ninth test image as query ({len(ratio[1][1]):,}), the others in the gallery "
+        f"cosine, {inputs.features()}, every ninth test image as query ({len(ratio[1][1]):,}), the others in the gallery "
         f"({len(ratio[0][1]):,})"
     )
-    plain = f"cosine, {subject.features()}, {subject.counts()}"
+    plain = f"cosine, {inputs.features()}, {inputs.counts()}"
     return [
-        *_split_rows(subject, origin, "", "Retrieval", plain),
-        *_split_rows(subject, ratio, "ratio_", "Retrieval 1:8", every_ninth),
+        *_split_rows(inputs, origin, "", "Retrieval", plain),
+        *_split_rows(inputs, ratio, "ratio_", "Retrieval 1:8", every_ninth),
     ]
 
 
-def _split_rows(subject: Subject, split: tuple, prefix: str, title: str, protocol: str) -> list[Row]:
+def _split_rows(inputs: EvalInputs, split: tuple, prefix: str, title: str, protocol: str) -> list[Row]:
     (gallery, gallery_labels), (queries, query_labels) = split
-    scores, seed = query_scores(gallery, gallery_labels, queries, query_labels, subject.between), subject.config.seed
+    scores, seed = query_scores(gallery, gallery_labels, queries, query_labels, inputs.between), inputs.config.seed
     result = RetrievalResult(*(100 * scores.mean(axis=0)).tolist())
     at_100 = f"first {AP_RANKS} ranks, over the relevant found there, {protocol}"
     return [

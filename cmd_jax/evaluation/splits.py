@@ -5,14 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cmd_jax.config import ConfigDict, ConfigError
+from cmd_jax.config import ConfigDict
 from cmd_jax.data.identity import Split, identify
 from cmd_jax.data.record import Record, Source
 from cmd_jax.data.sources import eval_section, open_source, where
-
-
-class NoLabels(ConfigError):
-    """Data to train on, but not to evaluate with labels."""
+from cmd_jax.errors import ConfigError, NoLabels
 
 
 class Splits(NamedTuple):

@@ -5,7 +5,7 @@ import os
 from absl import flags
 
 from cmd_jax import cli, files
-from cmd_jax.config import ConfigError
+from cmd_jax.errors import ConfigError
 
 USAGE = """Writes the report of a run, or one page that compares several.
 

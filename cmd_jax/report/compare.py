@@ -4,7 +4,8 @@ import os
 from typing import Any, NamedTuple
 
 from cmd_jax import files
-from cmd_jax.config import ConfigDict, ConfigError
+from cmd_jax.config import ConfigDict
+from cmd_jax.errors import ConfigError
 from cmd_jax.report import curves as curves_lib
 from cmd_jax.report import facts
 from cmd_jax.report.render import render

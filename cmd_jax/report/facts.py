@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import cmd_jax
 from cmd_jax import config as config_lib
 from cmd_jax import files
-from cmd_jax.config import ConfigDict, ConfigError
+from cmd_jax.config import ConfigDict
 from cmd_jax.data.sources import where
+from cmd_jax.errors import ConfigError
 from cmd_jax.report.curves import Curve
 
 HEADLINES = 4

@@ -25,10 +25,10 @@ from orbax.checkpoint import options as orbax_options
 
 from cmd_jax import files
 from cmd_jax.config import BEST_METRICS, ConfigDict
-from cmd_jax.training.errors import CheckpointError, SaveError
+from cmd_jax.errors import CheckpointError, SaveError
 from cmd_jax.training.fingerprint import describe, differences, digest, fingerprints
 from cmd_jax.training.state import Params, TrainState
-from cmd_jax.weights.trees import unflatten
+from cmd_jax.trees import unflatten
 
 SCHEMA = 2
 TRASH = ".trash"

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from cmd_jax.config import ConfigDict
+from cmd_jax.errors import NonFinite
 from cmd_jax.method import mil
-from cmd_jax.training.errors import NonFinite
 from cmd_jax.training.schedules import steps_per_epoch, total_steps
 
 Array = jax.Array

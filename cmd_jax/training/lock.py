@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cmd_jax import files
-from cmd_jax.config import ConfigError
+from cmd_jax.errors import ConfigError, InUse
 from cmd_jax.training import processes
 
 NAME = "lock.json"
@@ -24,10 +24,6 @@ BEAT_S = 10.0
 LEASE_S = 60.0
 WAITING, HELD, REFUSED = 0.0, 1.0, 2.0
 SETTLE_S = 0.3  # in which two processes that take over the same lock of a dead process have both written
-
-
-class InUse(ConfigError):
-    """The work directory belongs to another process."""
 
 
 class Lock:
@@ -155,7 +151,7 @@ def hold(workdir: str) -> Iterator[Lock | None]:
                 state = HELD if lock.acquire() else WAITING
             except (ConfigError, OSError) as error:
                 state, refusal = REFUSED, error
-        state = processes.of_first(state)  # at every look: some backends let nobody wait longer than 30 s
+        state = processes.broadcast_from_process_0(state)  # at every look: some backends let nobody wait longer than 30 s
         if state != WAITING:
             break
         time.sleep(BEAT_S / 2)

@@ -12,7 +12,7 @@ import tqdm
 from tensorboardX import SummaryWriter
 
 from cmd_jax import files
-from cmd_jax.data.progress import clock
+from cmd_jax.progress import clock
 
 REWRITE_S = 60  # between two uploads of metrics.jsonl
 

@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Asked(BaseException):
+class StopRequested(BaseException):
     """The run is to stop now: raised where it looks, caught by the loop, which then saves. No error, so none may catch it."""
 
 
@@ -38,11 +38,11 @@ class Preemption:
         """Called by all processes equally often, wherever a run can stop.
 
         Raises:
-            Asked: in all processes at the same of their calls.
+            StopRequested: in all processes at the same of their calls.
         """
         self._polls += 1
         if self._asked or (jax.distributed.is_initialized() and multihost_utils.reached_preemption_sync_point(self._polls)):
-            raise Asked
+            raise StopRequested
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._asked = True

@@ -12,8 +12,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from cmd_jax import files
-from cmd_jax.config import ConfigError
 from cmd_jax.data.host import ALONE, SHARED_MEMORY, Host
+from cmd_jax.errors import ConfigError
 
 TOKEN_BYTES = 16
 T = TypeVar("T", bool, float)
@@ -56,7 +56,7 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def of_first(value: T) -> T:
+def broadcast_from_process_0(value: T) -> T:
     """The first process's bool or float (as float32); the others may see files later than it does."""
     if jax.process_count() == 1:
         return value
@@ -70,7 +70,7 @@ def least(value: int) -> int:
     return int(multihost_utils.process_allgather(np.int32(value)).min())
 
 
-def agree(**values: object) -> None:
+def assert_same_on_all_processes(**values: object) -> None:
     """Stops all processes unless each has the same values.
 
     Args:

@@ -7,14 +7,15 @@ from ml_collections import ConfigDict
 
 from cmd_jax import config as config_lib
 from cmd_jax import files
-from cmd_jax.config import BY_HARDWARE, BY_WEIGHTS, ConfigError
+from cmd_jax.config import BY_HARDWARE, BY_WEIGHTS
 from cmd_jax.data import identity
 from cmd_jax.data.identity import Split
+from cmd_jax.errors import ConfigError
 from cmd_jax.rules import keys
 
 # They change how fast a run goes, where its data lies, what it writes and which numbers it measures, but none of these numbers
 # and nothing that it learns.
-FREE = frozenset(
+RESUMABLE_KEYS = frozenset(
     {
         "method.prototype_chunk",
         "method.matched_targets",
@@ -46,7 +47,7 @@ FREE = frozenset(
 FOLDERS = frozenset({"data.folder", "data.eval_folder"})
 
 
-def differences(stored: dict[str, Any], config: ConfigDict, free: frozenset[str] = FREE) -> list[str]:
+def differences(stored: dict[str, Any], config: ConfigDict, free: frozenset[str] = RESUMABLE_KEYS) -> list[str]:
     """Values that differ between a `config.json` and a resolved configuration; a phrase each.
 
     Keys that only one of the two has are of another version of the project and count for nothing.
@@ -113,7 +114,7 @@ def check_unchanged(config: ConfigDict, workdir: str, images: dict[str, Split]) 
         if not knows_images and "data" in stored:  # of an earlier version, which stored paths as they were given
             earlier = config_lib.absolute_paths(config_lib.load(path)).data
             stored["data"] = {key: earlier[key] if f"data.{key}" in FOLDERS else value for key, value in stored["data"].items()}
-        found = differences(stored, config, FREE | FOLDERS if knows_images else FREE)
+        found = differences(stored, config, RESUMABLE_KEYS | FOLDERS if knows_images else RESUMABLE_KEYS)
         if found:
             more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
             raise ConfigError(

@@ -7,13 +7,14 @@ import jax
 import optax
 
 from cmd_jax import config as config_lib
-from cmd_jax.config import ConfigDict, ConfigError
+from cmd_jax.config import ConfigDict
 from cmd_jax.data.cache import plan
 from cmd_jax.data.loader import Batch
 from cmd_jax.data.sources import Source, eval_section, open_source, where
+from cmd_jax.errors import ConfigError
 from cmd_jax.hardware import Hardware
 from cmd_jax.models.network import Network
-from cmd_jax.training.arithmetic import model_flops
+from cmd_jax.training.flops import model_flops
 from cmd_jax.training.memory import return_free_memory
 from cmd_jax.training.optimizer import adamw
 from cmd_jax.training.processes import this_host
@@ -22,8 +23,8 @@ from cmd_jax.training.schedules import make_schedules, steps_per_epoch, total_st
 from cmd_jax.training.sharding import Shardings, all_hardware, make_shardings
 from cmd_jax.training.state import TrainState, count_parameters, init_state, make_network
 from cmd_jax.training.step import make_train_step
-from cmd_jax.training.transfer import follow_source, initial_weights, start_from
 from cmd_jax.validation import validate
+from cmd_jax.weights.transfer import follow_source, initial_weights, start_from
 
 # For the step on GPUs, so that a run continues bit for bit. XLA then excludes operations that add up in no fixed order, the
 # backward pass of cuDNN's attention among them, and does not time kernels to choose one, which can end differently in each
@@ -49,7 +50,7 @@ class Run(NamedTuple):
         return jax.tree.map(place, self.shapes, self.shardings.of_state(self.shapes))
 
     def place(self, batch: Batch) -> Batch:
-        """A batch on the devices: this process's rows of it (`loader.share_of`) become a part of the whole."""
+        """A batch on the devices: this process's rows of it (`loader.process_slice`) become a part of the whole."""
         count = self.config.train.batch_size
         put = lambda x: jax.make_array_from_process_local_data(self.shardings.batch, x, (count, *x.shape[1:]))
         return jax.tree.map(put, batch)

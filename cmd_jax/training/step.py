@@ -96,7 +96,7 @@ class Crops(NamedTuple):
     places: tuple[Places, ...] | None = None
 
 
-class Taught(NamedTuple):
+class TeacherOutputs(NamedTuple):
     """What the teacher says of the global views of a batch, as a network gives it and as the objective reads it."""
 
     encoded: Encoded
@@ -109,19 +109,21 @@ def prototypes_of(network: Network, params: Params) -> PrototypePair:
     return PrototypePair(*network.apply({"params": params}, method="prototype_rows"))
 
 
-def make_teach(config: ConfigDict, network: Network, shardings: Shardings | None = None) -> Callable[[Params, Array], Taught]:
+def make_teach(
+    config: ConfigDict, network: Network, shardings: Shardings | None = None
+) -> Callable[[Params, Array], TeacherOutputs]:
     """Builds (teacher's parameters, global views [B, 2, H, W, 3]) -> what it says of them."""
     teacher_network = with_dtype(network, jnp.dtype(config.model.teacher_dtype))
 
-    def teach(params: Params, images: Array) -> Taught:
+    def teach(params: Params, images: Array) -> TeacherOutputs:
         params = gather(params, shardings)
         (encoded,), (views,) = encode_views(teacher_network, params, (images,), None)
-        return Taught(encoded, views, prototypes_of(network, params))
+        return TeacherOutputs(encoded, views, prototypes_of(network, params))
 
     return teach
 
 
-def make_views(config: ConfigDict, teach: Callable) -> Callable[[Params, Batch, Array], tuple[Crops, Taught]]:
+def make_views(config: ConfigDict, teach: Callable) -> Callable[[Params, Batch, Array], tuple[Crops, TeacherOutputs]]:
     """Builds (teacher's parameters, batch, key) -> (views of all sizes, what the teacher says of the global ones).
 
     With `views.key_patch_share` local views look where the teacher's MIL weights lie, so it reads the global ones first.
@@ -132,7 +134,7 @@ def make_views(config: ConfigDict, teach: Callable) -> Callable[[Params, Batch, 
     def places(group: Placed) -> Places:
         return Places(group.box, group.flip, patch_side(group.pixels.shape[2]))
 
-    def cut(params: Params, batch: Batch, key: Array) -> tuple[Crops, Taught]:
+    def cut(params: Params, batch: Batch, key: Array) -> tuple[Crops, TeacherOutputs]:
         crop = functools.partial(crop_views, key, *batch, views=views, normalization=config.data.normalization)
         shown = crop(local=False)
         taught = teach(params, shown.pixels)
@@ -151,14 +153,14 @@ def make_views(config: ConfigDict, teach: Callable) -> Callable[[Params, Batch, 
 
 def make_gradients(
     config: ConfigDict, network: Network, schedules: Schedules, shardings: Shardings | None = None
-) -> Callable[[TrainState, Crops, Taught, Array], tuple[Params, Outcome]]:
+) -> Callable[[TrainState, Crops, TeacherOutputs, Array], tuple[Params, Outcome]]:
     """Builds (state, views, what the teacher says of the global ones, keys [B] of stochastic depth) -> (gradients for the
     student, outcome)."""
     weights = term_weights(config)
     streaming = make_streaming(config, shardings)
     center_momentum = scaled_momentum(config.method.center_momentum, config)
 
-    def gradients(state: TrainState, crops: Crops, taught: Taught, drop_keys: Array) -> tuple[Params, Outcome]:
+    def gradients(state: TrainState, crops: Crops, taught: TeacherOutputs, drop_keys: Array) -> tuple[Params, Outcome]:
         temp, teacher = schedules.teacher_temp(state.step), taught.views
 
         def loss_fn(student: Params) -> tuple[Array, Result]:

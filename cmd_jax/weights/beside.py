@@ -4,10 +4,10 @@ import json
 import os
 from typing import Any, NamedTuple
 
-from cmd_jax.config import ConfigDict, ConfigError
+from cmd_jax.config import ConfigDict
+from cmd_jax.errors import ConfigError, WeightsError
 from cmd_jax.models.sizes import VIT_SIZES
 from cmd_jax.normalization import statistics_of, text_of
-from cmd_jax.weights.errors import WeightsError
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 _ERF_GELU = ("gelu", "gelu_python")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jinja2
 
 from cmd_jax import __version__
-from cmd_jax.data.text import printable
+from cmd_jax.text import printable
 
 _LIBRARIES = {"safetensors": "cmd_jax", "stablehlo": "jax", "onnx": "onnx", "timm": "timm", "hf": "transformers"}
 _MARKUP = re.compile(r"([\\`*_\[\]<>#!|~$&:@/])")  # addresses and @names become links where they are bare

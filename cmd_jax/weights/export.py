@@ -6,11 +6,11 @@ import os
 from typing import Any
 
 from cmd_jax.config import ConfigDict
+from cmd_jax.errors import WeightsError
 from cmd_jax.models.swin import Swin
 from cmd_jax.models.vit import ViT
 from cmd_jax.normalization import statistics_of
 from cmd_jax.weights.beside import CONFIG, PREPROCESSOR
-from cmd_jax.weights.errors import WeightsError
 from cmd_jax.weights.files import write_safetensors
 from cmd_jax.weights.layouts import LAYOUTS
 from cmd_jax.weights.names import Arrays, to_theirs

@@ -6,7 +6,7 @@ import numpy as np
 import safetensors
 from safetensors import numpy as safetensors_numpy
 
-from cmd_jax.weights.errors import WeightsError
+from cmd_jax.errors import WeightsError
 
 # Both timm and transformers ask for it: the layouts (out, in) and OIHW are those of PyTorch.
 PYTORCH_METADATA = {"format": "pt"}

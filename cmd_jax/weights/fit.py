@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cmd_jax.errors import WeightsError
 from cmd_jax.models.vit import bicubic_matrix, resample_positions
-from cmd_jax.weights.errors import WeightsError
 from cmd_jax.weights.layouts import OURS, Layout
 from cmd_jax.weights.names import HEADS, Arrays, detect_layout, strip_prefixes, to_ours, to_theirs
 

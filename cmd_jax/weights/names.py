@@ -10,7 +10,7 @@ import re
 
 import numpy as np
 
-from cmd_jax.weights.errors import WeightsError
+from cmd_jax.errors import WeightsError
 from cmd_jax.weights.layouts import LAYOUTS, OURS, Layout
 
 Arrays = dict[str, np.ndarray]

@@ -6,8 +6,8 @@ import subprocess
 import sys
 import tempfile
 
+from cmd_jax.errors import WeightsError
 from cmd_jax.weights import pickled_child
-from cmd_jax.weights.errors import WeightsError
 from cmd_jax.weights.files import read_safetensors
 from cmd_jax.weights.names import Arrays
 

@@ -4,8 +4,8 @@ import os
 import re
 from typing import NamedTuple
 
+from cmd_jax.errors import WeightsError
 from cmd_jax.weights.beside import CONFIG, PREPROCESSOR, Facts, find_beside, read_facts
-from cmd_jax.weights.errors import WeightsError
 from cmd_jax.weights.files import read_safetensors
 from cmd_jax.weights.names import Arrays
 from cmd_jax.weights.pickled import read_pickled

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cmd_jax import __version__
-from cmd_jax.weights.errors import WeightsError
+from cmd_jax.errors import WeightsError
 from cmd_jax.weights.files import read_metadata, read_safetensors, write_safetensors
 from cmd_jax.weights.names import Arrays
 

@@ -15,16 +15,17 @@ from scipy import stats
 
 from benchmarks import quality, quality_jobs, quality_measure, quality_plan, quality_table
 from cmd_jax import config as config_lib
-from cmd_jax.config import METHODS, ConfigError
+from cmd_jax.config import METHODS
 from cmd_jax.data.cache import CanvasCache
 from cmd_jax.data.loader import batches
 from cmd_jax.data.sources import open_source
+from cmd_jax.errors import ConfigError
 from cmd_jax.evaluation.evaluate import load_metrics
 from cmd_jax.evaluation.knn import knn_classify, nearest
 from cmd_jax.hardware import Hardware
 from cmd_jax.rules import keys
-from cmd_jax.training import loop
-from cmd_jax.training.resume import FREE, differences
+from cmd_jax.training import train as loop
+from cmd_jax.training.resume import RESUMABLE_KEYS, differences
 from cmd_jax.training.state import init_params, make_network
 from tests.conftest import QUICK
 
@@ -63,7 +64,7 @@ def test_methods_differ_in_the_method_alone(planned):
     first = {run.name: run for run in planned.runs if run.seed == 0}
     assert list(first) == ["dino", "esvit", "cmd", "prototypes_64"]
     tables = {name: keys(run.config) for name, run in first.items()}
-    differing = lambda a, b: {key for key in tables[a] if tables[a][key] != tables[b][key]} - FREE
+    differing = lambda a, b: {key for key in tables[a] if tables[a][key] != tables[b][key]} - RESUMABLE_KEYS
     of_method = {f"method.{key}" for key in ("name", "image_pool", "region_matching", "region_weights", *quality_weights())}
     for name in ("dino", "esvit"):
         assert differing(name, "cmd") <= of_method

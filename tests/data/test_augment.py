@@ -12,8 +12,8 @@ from scipy import stats
 
 from cmd_jax.config import default
 from cmd_jax.data import augment
-from cmd_jax.data.builders.bird_renderer import render
 from cmd_jax.data.decode import eval_corner, eval_crop, eval_size
+from cmd_jax.datasets.builders.bird_renderer import render
 
 
 def _photo():

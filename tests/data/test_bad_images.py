@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from cmd_jax.data.bad_images import BadImages
-from cmd_jax.data.errors import BadImage
 from cmd_jax.data.loader import CanvasCache, Prefetch, batches
+from cmd_jax.errors import BadImage
 from cmd_jax.evaluation import features
 from cmd_jax.evaluation.features import extract_features
-from cmd_jax.training import loop
+from cmd_jax.training import train as loop
 from tests.data.test_loader import Numbered, section, take
 
 

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image, ImageFile
 
 from cmd_jax.data.decode import FORMATS, decode_rgb, eval_boxes, eval_crop, to_canvas
-from cmd_jax.data.errors import BadImage
 from cmd_jax.data.image_files import ENDINGS
+from cmd_jax.errors import BadImage
 
 
 def _encode(image, kind="png", **options):

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from cmd_jax.config import ConfigError
 from cmd_jax.data import image_files
 from cmd_jax.data.decode import decode_record
-from cmd_jax.data.errors import BadImage, DatasetError
 from cmd_jax.data.folder import FolderSource
 from cmd_jax.data.image_files import find_images
 from cmd_jax.data.record import UNLABELLED
-from cmd_jax.features.images import folder_images, separate
+from cmd_jax.errors import BadImage, ConfigError, DatasetError
+from cmd_jax.inference.preprocess import folder_images, separate
 
 
 def test_labelled_folder(photo_folder):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmd_jax.config import ConfigError, default
-from cmd_jax.data.errors import BadImage
+from cmd_jax.config import default
 from cmd_jax.data.loader import CanvasCache, Prefetch, batches, epoch_order
 from cmd_jax.data.sources import NO_BOXES, Record
+from cmd_jax.errors import BadImage, ConfigError
 
 
 class Numbered:

@@ -7,11 +7,10 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from cmd_jax.config import ConfigError
 from cmd_jax.data.decode import decode_record
-from cmd_jax.data.errors import DatasetError
 from cmd_jax.data.sources import FolderSource, eval_section, fingerprint, open_source
-from cmd_jax.evaluation.splits import NoLabels, open_labelled_splits
+from cmd_jax.errors import ConfigError, DatasetError, NoLabels
+from cmd_jax.evaluation.splits import open_labelled_splits
 
 
 def test_a_missing_folder_is_named(tiny_config):

@@ -60,7 +60,7 @@ def test_every_program_runs(photo_folder, tmp_path):
     with Programs(tmp_path, XLA_FLAGS=QUICK_FLAGS) as quick, Programs(tmp_path) as optimized:
         for arguments in given:
             # Golden numbers are those of the programs that users run.
-            done = (optimized if arguments[0] == "cmd_jax.parity" else quick).run(*arguments)
+            done = (optimized if arguments[0] == "tests.parity" else quick).run(*arguments)
             assert done.returncode == 0, f"{' '.join(arguments)}: {done.stderr}"
 
 

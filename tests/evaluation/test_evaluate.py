@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from cmd_jax import config as config_lib
-from cmd_jax.config import EVAL_PROTOCOLS, ConfigError, default
+from cmd_jax.config import EVAL_PROTOCOLS, default
+from cmd_jax.errors import ConfigError
 from cmd_jax.evaluation import announce
 from cmd_jax.evaluation import evaluate as evaluation_lib
 from cmd_jax.evaluation.evaluate import PROTOCOLS, Evaluation, protocols_at, save, table

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmd_jax.data import archives
-from cmd_jax.data.builders import aircraft, bird_tables, cars, cub
-from cmd_jax.data.builders.examples import example
-from cmd_jax.data.errors import BadImage, DatasetError
-from cmd_jax.golden.check import check_fixture
-from tests.data import miniatures
+from cmd_jax.datasets import archives
+from cmd_jax.datasets.builders import aircraft, bird_tables, cars, cub
+from cmd_jax.datasets.builders.examples import example
+from cmd_jax.errors import BadImage, DatasetError
+from tests.datasets import miniatures
 from tests.fuzz.mutations import cases, changes, mutate, report
+from tests.parity.check import check_fixture
 
 SPECIAL = st.sampled_from(
     [b"\n", b" ", b"\t", b"0", b"-1", b"999999999999", b"nan", b"\xff", b"\0", b"../", b"1e400", b"\xe2\x80\xae"]

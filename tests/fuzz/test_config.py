@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict, config_flags
 
 from cmd_jax import tuple_flag
-from cmd_jax.config import SOURCES, ConfigError, default, resolve
+from cmd_jax.config import SOURCES, default, resolve
+from cmd_jax.errors import ConfigError
 from cmd_jax.validation import validate
 from tests.fuzz.mutations import cases, report
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from cmd_jax.data.builders.examples import example
 from cmd_jax.data.decode import FORMATS, decode_rgb, eval_crop, to_canvas
-from cmd_jax.data.errors import BadImage
+from cmd_jax.datasets.builders.examples import example
+from cmd_jax.errors import BadImage
 from tests.fuzz.mutations import cases, changes, mutate, report
 
 CASES, MAX_PIXELS = 2500, 100_000

@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmd_jax.weights.errors import WeightsError
+from cmd_jax.errors import WeightsError
 from cmd_jax.weights.files import read_safetensors, write_safetensors
 from cmd_jax.weights.fit import fit
 from tests.fuzz.mutations import cases, changes, mutate, report

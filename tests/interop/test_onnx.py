@@ -6,11 +6,11 @@ import onnxruntime
 import pytest
 
 import cmd_jax
-from cmd_jax.features.export import export_run
-from cmd_jax.features.extract import make_encoder
-from cmd_jax.features.programs import OUTPUTS, write_onnx
-from cmd_jax.weights.errors import WeightsError
-from tests.features.test_export import coarse_images, random_network, run_card
+from cmd_jax.errors import WeightsError
+from cmd_jax.inference.encode import make_encoder
+from cmd_jax.inference.export import export_run
+from cmd_jax.inference.programs import OUTPUTS, write_onnx
+from tests.inference.test_export import coarse_images, random_network, run_card
 
 TOLERANCE = 1e-5
 

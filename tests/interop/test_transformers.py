@@ -6,12 +6,12 @@ import pytest
 from transformers import SwinForImageClassification, SwinModel, ViTForImageClassification, ViTModel
 
 from cmd_jax import config as config_lib
-from cmd_jax.features.export import export_run
+from cmd_jax.inference.export import export_run
 from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.state import init_params, make_backbone, make_network
-from cmd_jax.training.transfer import initial_weights
+from cmd_jax.trees import unflatten
 from cmd_jax.validation import validate
-from cmd_jax.weights.trees import unflatten
+from cmd_jax.weights.transfer import initial_weights
 from tests.interop.references import swin, tokens, vit
 
 TOLERANCE = 1e-4  # absolute, on tokens of unit variance

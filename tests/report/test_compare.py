@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cmd_jax.config import ConfigError
+from cmd_jax.errors import ConfigError
 from cmd_jax.report.compare import different_names, number_table, read_runs, write_comparison
 from tests.report.conftest import Page
 

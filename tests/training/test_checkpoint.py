@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmd_jax.config import default
+from cmd_jax.errors import CheckpointError, SaveError
 from cmd_jax.training.checkpoint import Checkpoints
-from cmd_jax.training.errors import CheckpointError, SaveError
 from cmd_jax.training.fingerprint import fingerprints
 from cmd_jax.training.state import TrainState
 

@@ -9,17 +9,16 @@ import jax
 import numpy as np
 import pytest
 
-from cmd_jax.config import ConfigError
 from cmd_jax.data.augment import multi_crop
 from cmd_jax.data.cache import Batch, CanvasCache
 from cmd_jax.data.loader import batches
 from cmd_jax.data.sources import open_source
+from cmd_jax.errors import ConfigError, Preempted
 from cmd_jax.evaluation import evaluate as evaluation_lib
 from cmd_jax.evaluation.restore import evaluate_run
-from cmd_jax.training import loop
+from cmd_jax.training import train as loop
 from cmd_jax.training.checkpoint import Checkpoints
-from cmd_jax.training.errors import Preempted
-from cmd_jax.training.preemption import Asked, Preemption
+from cmd_jax.training.preemption import Preemption, StopRequested
 from cmd_jax.training.run import prepare_run
 from tests.conftest import quick
 
@@ -47,7 +46,7 @@ def test_the_first_signal_is_noted_and_the_second_has_its_usual_effect(number):
     with Preemption() as preemption:
         preemption.poll()
         os.kill(os.getpid(), number)
-        with pytest.raises(Asked):
+        with pytest.raises(StopRequested):
             preemption.poll()
         assert signal.getsignal(number) == signal.SIG_DFL
     assert signal.getsignal(number) is before

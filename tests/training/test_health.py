@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmd_jax.training import health, loop
+from cmd_jax.errors import Collapsed, NonFinite
+from cmd_jax.training import health
+from cmd_jax.training import train as loop
 from cmd_jax.training.checkpoint import Checkpoints
-from cmd_jax.training.errors import Collapsed, NonFinite
 from cmd_jax.training.health import (
     LOGS_IN_ROW,
     SIGNS,

@@ -7,10 +7,10 @@ import shutil
 import pytest
 
 from cmd_jax import config as config_lib
-from cmd_jax.config import ConfigError
+from cmd_jax.errors import ConfigError, InUse
 from cmd_jax.evaluation.restore import evaluate_run
-from cmd_jax.training import loop
-from cmd_jax.training.lock import InUse, hold
+from cmd_jax.training import train as loop
+from cmd_jax.training.lock import hold
 from cmd_jax.training.run import Run
 
 STEPS = 6

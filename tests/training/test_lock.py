@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from cmd_jax import files
+from cmd_jax.errors import InUse
 from cmd_jax.training import lock as lock_lib
-from cmd_jax.training.lock import BEAT_S, LEASE_S, InUse, Lock, hold
+from cmd_jax.training.lock import BEAT_S, LEASE_S, Lock, hold
 from tests.buckets import bucket
 
 

@@ -5,10 +5,11 @@ import json
 import pytest
 
 from cmd_jax import config as config_lib
-from cmd_jax.config import BY_HARDWARE, ConfigError, default
+from cmd_jax.config import BY_HARDWARE, default
+from cmd_jax.errors import ConfigError
 from cmd_jax.hardware import Hardware
 from cmd_jax.rules import keys
-from cmd_jax.training.resume import FREE, check_unchanged, differences, has_steps, with_stored_values
+from cmd_jax.training.resume import RESUMABLE_KEYS, check_unchanged, differences, has_steps, with_stored_values
 
 
 def _resolved():
@@ -35,7 +36,7 @@ def test_every_value_that_a_run_learns_or_measures_with_is_compared(key):
     config = _resolved()
     found = differences(_with(_stored(config), key, "another"), config)
     # the parts of a batch change no number here: nothing looks across images
-    if key in FREE or key == "train.accumulate":
+    if key in RESUMABLE_KEYS or key == "train.accumulate":
         assert found == []
     else:
         assert found == [f"{key} is 'another' there and {keys(config)[key]!r} here"]

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from cmd_jax import config as config_lib
-from cmd_jax.config import ConfigError
+from cmd_jax.errors import ConfigError, WeightsError
 from cmd_jax.normalization import statistics_of
 from cmd_jax.weights.beside import Facts, follow, read_facts
-from cmd_jax.weights.errors import WeightsError
 from cmd_jax.weights.files import write_safetensors
 from cmd_jax.weights.read import read_source, read_source_facts
 from tests.weights.checkpoints import dino_vit

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from cmd_jax.errors import WeightsError
 from cmd_jax.models.swin import Swin
 from cmd_jax.models.vit import ViT
-from cmd_jax.weights.errors import WeightsError
 from cmd_jax.weights.export import write_hugging_face, write_timm
 from cmd_jax.weights.files import read_safetensors
 from cmd_jax.weights.layouts import LAYOUTS

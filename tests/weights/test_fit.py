@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from cmd_jax.errors import WeightsError
 from cmd_jax.models.vit import resample_positions
-from cmd_jax.weights.errors import WeightsError
 from cmd_jax.weights.fit import fit, resample_relative_positions
 from cmd_jax.weights.layouts import LAYOUTS
 from cmd_jax.weights.names import strip_prefixes, to_ours, to_theirs

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cmd_jax.weights.errors import WeightsError
+from cmd_jax.errors import WeightsError
 from cmd_jax.weights.layouts import LAYOUTS, OURS
 from cmd_jax.weights.names import detect_layout, strip_prefixes, to_ours, to_theirs
 from tests.weights.checkpoints import WIDTH, dino_vit, esvit_swin, projection_head

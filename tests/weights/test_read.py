@@ -8,13 +8,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from cmd_jax.errors import WeightsError
+from cmd_jax.trees import flatten, unflatten
 from cmd_jax.weights import pickled
 from cmd_jax.weights.beside import Facts
-from cmd_jax.weights.errors import WeightsError
 from cmd_jax.weights.files import read_safetensors, write_safetensors
 from cmd_jax.weights.pickled_child import select
 from cmd_jax.weights.read import read_source
-from cmd_jax.weights.trees import flatten, unflatten
 from tests.weights.checkpoints import dino_vit
 
 

@@ -1,0 +1,107 @@
+"""Whatever holds a picture -> the evaluation crop that a network reads."""
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cmd_jax.config import ConfigDict
+from cmd_jax.data.decode import decode_rgb, eval_crop, image_rgb
+from cmd_jax.data.image_files import IMAGE_SUFFIXES, Listing, find_images, read_image_file
+from cmd_jax.errors import ConfigError
+from cmd_jax.text import printable
+
+OF_OBJECTS = "OUST"  # kinds of dtypes whose elements are objects or text
+
+
+def folder_images(folder: str) -> Listing:
+    """The images below a folder at any depth, and what was left out: see `find_images`.
+
+    Raises:
+        ConfigError: it is no folder, or holds no image.
+        DatasetError: a folder cannot be read.
+    """
+    if not os.path.isdir(folder):
+        raise ConfigError(f"{folder} is not a directory; give one with images ({', '.join(IMAGE_SUFFIXES)}) at any depth")
+    listing = find_images(folder)
+    if not listing.paths:
+        note = f" ({listing.note()})" if listing.note() else ""
+        raise ConfigError(f"{folder} holds no images{note}; put files ({', '.join(IMAGE_SUFFIXES)}) into it, at any depth")
+    return listing
+
+
+def file_crop(path: str, config: ConfigDict) -> np.ndarray:
+    """The evaluation crop of an image file: [C, C, 3] uint8. Raises BadImage."""
+    name = printable(path)
+    pixels = decode_rgb(read_image_file(path, name), name, grayscale=config.data.grayscale)
+    return eval_crop(pixels, config.eval.resize_px, config.eval.crop_px)
+
+
+def crop(image: Any, config: ConfigDict) -> np.ndarray:
+    """The evaluation crop of one picture.
+
+    Args:
+        image: a path, a PIL image, or an array [H, W, 3] or [H, W]: uint8, or floating-point in 0..1.
+        config: resolved.
+
+    Returns:
+        [C, C, 3] uint8.
+
+    Raises:
+        BadImage: the file or the picture cannot be used.
+        ConfigError: it is none of these.
+    """
+    if isinstance(image, str | os.PathLike):
+        return file_crop(os.fspath(image), config)
+    if not isinstance(image, Image.Image):
+        if not hasattr(image, "__array__"):
+            raise ConfigError(f"an image is a {type(image).__name__}; give a path, a PIL image or an array")
+        image = Image.fromarray(_levels(np.asarray(image)))
+    pixels = image_rgb(image, "image", grayscale=config.data.grayscale)
+    return eval_crop(pixels, config.eval.resize_px, config.eval.crop_px)
+
+
+def separate(images: Any) -> Iterable[Any]:
+    """Pictures one by one: a directory's files, an iterable's elements, a batch's rows; a single picture is one of one.
+
+    Args:
+        images: a path, a PIL image or an array, as of `crop`; the path of a directory; a batch [N, H, W, 3]; or an iterable of
+            pictures, for example a list, a generator, or an array [N] of paths.
+
+    Raises:
+        ConfigError: it is none of these, or has no order (a set, a dictionary).
+    """
+    if isinstance(images, str | os.PathLike):
+        folder = os.fspath(images)
+        return [os.path.join(folder, path) for path in folder_images(folder).paths] if os.path.isdir(folder) else [folder]
+    if isinstance(images, Image.Image):
+        return [images]
+    if hasattr(images, "__array__"):
+        array = np.asarray(images)
+        if array.dtype.kind in OF_OBJECTS:  # paths or pictures
+            if array.ndim > 1:
+                raise ConfigError(f"an array of {array.dtype} has shape {array.shape}; give paths as an array of one axis")
+            return np.atleast_1d(array).tolist()
+        return array if array.ndim == 4 else [array]
+    if isinstance(images, set | frozenset | Mapping | bytes) or not isinstance(images, Iterable):
+        raise ConfigError(f"images are a {type(images).__name__}; give paths, PIL images or arrays, one or a list of them")
+    return images
+
+
+def _levels(array: np.ndarray) -> np.ndarray:
+    """[H, W, 3] or [H, W] -> the same as uint8 levels."""
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3) or not array.size:
+        raise ConfigError(
+            f"an image has shape {array.shape}; give [height, width, 3] or [height, width], or a batch of the first"
+        )
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype.kind != "f":
+        raise ConfigError(f"an image has numbers of type {array.dtype}; give uint8, or floating-point in 0..1")
+    if not (array.min() >= 0 and array.max() <= 1):  # NaN is in no bounds
+        raise ConfigError(
+            f"an image has floating-point numbers from {array.min():g} to {array.max():g}; give 0..1 (not normalised), or uint8"
+        )
+    return np.round(array * 255).astype(np.uint8)

@@ -1,0 +1,124 @@
+"""Weights of other projects and of other runs: into a run's first state, and into a work directory."""
+
+import os
+
+import jax
+import numpy as np
+
+from cmd_jax import config as config_lib
+from cmd_jax import files
+from cmd_jax.config import ConfigDict
+from cmd_jax.errors import CheckpointError
+from cmd_jax.models.network import Network
+from cmd_jax.training.checkpoint import Checkpoints
+from cmd_jax.training.lock import hold
+from cmd_jax.training.sharding import all_hardware
+from cmd_jax.training.state import Params, TrainState, init_params, make_network
+from cmd_jax.trees import flatten, unflatten
+from cmd_jax.validation import validate
+from cmd_jax.weights.beside import Facts, follow
+from cmd_jax.weights.fit import Fitted, fit
+from cmd_jax.weights.read import read_source, read_source_facts
+
+
+def initial_weights(config: ConfigDict, network: Network) -> Fitted:
+    """Reads `init.weights` and fits it to the network.
+
+    Args:
+        config: resolved; `init.weights` is set.
+        network: of the configuration.
+
+    Returns:
+        Arrays of the backbone, and with `init.heads` of the heads; both student and teacher start from them.
+
+    Raises:
+        WeightsError: it cannot be read or does not fit.
+        CheckpointError: it is a work directory without checkpoints.
+    """
+    source = config.init.weights
+    if files.exists(os.path.join(source, "checkpoints")):
+        arrays = flatten(_read_run(source, None, config.init.network)[1])
+    else:
+        arrays = read_source(source, config.init.network).arrays
+    shapes = jax.eval_shape(lambda: init_params(config, network))
+    return fit(arrays, {name: leaf.shape for name, leaf in flatten(shapes).items()}, source, config.init.heads)
+
+
+def follow_source(config: ConfigDict) -> ConfigDict:
+    """A configuration whose open keys follow the files beside `init.weights`: of another project's weights, or of a run.
+
+    Args:
+        config: as given, not resolved.
+
+    Raises:
+        WeightsError: there is nothing there, or the files ask for what the models here cannot do.
+        ConfigError: a key contradicts the files.
+    """
+    source = config.init.weights
+    if not source:
+        return config
+    if not files.exists(os.path.join(source, "checkpoints")):
+        return follow(read_source_facts(source), config, source)
+    path = os.path.join(source, "config.json")
+    if not files.exists(path):
+        return config
+    of_run = config_lib.load(path)
+    facts = Facts(of_run.model.num_heads, of_run.model.layer_norm_eps, of_run.data.normalization)
+    return follow(facts, config, source)
+
+
+def start_from(state: TrainState, arrays: dict[str, np.ndarray]) -> TrainState:
+    """A first state with these arrays in student and teacher; what they do not name stays.
+
+    Args:
+        state: before the first step.
+        arrays: name joined by "/" -> array of the parameter's shape.
+    """
+    return state._replace(student=_with(state.student, arrays), teacher=_with(state.teacher, arrays))
+
+
+def _with(params: Params, arrays: dict[str, np.ndarray]) -> Params:
+    # Copies: on a CPU the device may keep the array itself, and student and teacher must not be the same memory.
+    put = lambda name, leaf: jax.device_put(np.array(arrays[name]), leaf.sharding) if name in arrays else leaf
+    return unflatten({name: put(name, leaf) for name, leaf in flatten(params).items()})
+
+
+def _read_run(workdir: str, step: int | None, network: str) -> tuple[int, Params]:
+    checkpoints = Checkpoints(workdir, read_only=True)
+    try:
+        return checkpoints.read_network(network, step)
+    finally:
+        checkpoints.close()
+
+
+def import_run(config: ConfigDict, workdir: str) -> list[str]:
+    """Makes a work directory of a checkpoint: `config.json` and step 0 with the teacher, ready for evaluation and export.
+
+    No data is opened; keys that depend on the number of images get the values for few.
+
+    Args:
+        config: as given; `init.weights` is set.
+        workdir: a new directory.
+
+    Returns:
+        What was taken, resampled and left out; a sentence each.
+
+    Raises:
+        ConfigError: a value cannot work, or another process trains in the directory.
+        CheckpointError: the directory has checkpoints.
+        WeightsError: the checkpoint cannot be read or does not fit.
+    """
+    validate(config)
+    config = config_lib.resolve(follow_source(config_lib.absolute_paths(config)), train_images=0)
+    validate(config)
+    if files.exists(os.path.join(workdir, "checkpoints")):
+        raise CheckpointError(f"{workdir} is the directory of a run; choose another --workdir")
+    network = make_network(config_lib.for_inference(config, all_hardware()))
+    weights = initial_weights(config, network)
+    teacher = _with(jax.jit(lambda: init_params(config, network))(), weights.arrays)
+    with hold(workdir):
+        checkpoints = Checkpoints(workdir)
+        checkpoints.save_teacher(teacher, config)
+        checkpoints.close()
+        config_lib.save(config, os.path.join(workdir, "config.json"))
+    return list(weights.notes)

@@ -1,0 +1,56 @@
+"""What a step costs, counted in the traced program."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from cmd_jax import config as config_lib
+from cmd_jax.training.flops import model_flops, product_flops
+from tests.conftest import tiny
+
+
+def test_products_are_counted_with_the_turns_of_their_loops_and_only_where_they_are_used():
+    def run(x, kernel):
+        x @ x.T  # used by nothing
+        turns, _ = jax.lax.scan(lambda x, _: (jax.jit(jnp.tanh)(x @ kernel), None), x, length=5)
+        heads = jnp.einsum("bhd,bkd->bhk", turns.reshape(2, 2, 6), turns.reshape(2, 2, 6))
+        image = turns.reshape(1, 4, 6, 1)
+        patches = jax.lax.conv_general_dilated(
+            image, jnp.ones((2, 3, 1, 7)), (2, 3), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return heads, patches
+
+    jaxpr = jax.make_jaxpr(run)(jnp.ones((4, 6)), jnp.ones((6, 6))).jaxpr
+    assert product_flops(jaxpr) == 5 * 2 * 4 * 6 * 6 + 2 * 2 * 2 * 2 * 6 + 2 * (2 * 2) * (2 * 3) * 7
+
+
+def _vit_flops(config, depth=2, width=96):
+    """By hand: a ViT's blocks and heads, backward twice the forward, the teacher forward alone on the global views. Fitting
+    the position table to the local views is left out."""
+    head, views = config.head, config.views
+
+    def forward(side):
+        patches = (side // 8) ** 2
+        tokens = 1 + patches
+        block = 2 * tokens * 12 * width**2 + 2 * 2 * tokens**2 * width  # qkv, proj and MLP; logits and mixing
+        mlp = 2 * (width * head.hidden_dim + head.hidden_dim**2 + head.hidden_dim * head.bottleneck_dim)
+        mil = 2 * patches * (2 * width + 1) * config.method.mil_hidden_dim
+        bag = 2 * patches * width
+        rows = 1 + patches
+        logits = 2 * rows * head.bottleneck_dim * head.prototypes
+        return 2 * patches * 3 * 8**2 * width + depth * block + rows * mlp + mil + bag + logits
+
+    teacher = 2 * forward(views.global_px)
+    return teacher + 3 * (teacher + views.local_count * forward(views.local_px))
+
+
+@pytest.mark.parametrize("scan_blocks", [False, True])
+def test_a_step_costs_what_its_products_cost_by_hand_on_every_backend(scan_blocks, monkeypatch):
+    # PJRT plugins (CUDA, TPU) do not say what a lowered program costs.
+    monkeypatch.setattr(jax.stages.Lowered, "cost_analysis", lambda _: None)
+    config = tiny()
+    config.views.local_count = 2
+    config.model.scan_blocks = scan_blocks
+    config.model.update(dtype="bfloat16", attention="cudnn")
+    config = config_lib.resolve(config, 16)
+    assert model_flops(config) == pytest.approx(_vit_flops(config), rel=5e-4)
