@@ -26,12 +26,13 @@ from cmd_jax.data.augment import multi_crop
 from cmd_jax.data.loader import Batch
 from cmd_jax.method.objective import cmd_objective
 from cmd_jax.method.rows import PrototypePair
+from cmd_jax.models.build import count_parameters, make_network, with_dtype
 from cmd_jax.training.flops import model_flops, read_fields
 from cmd_jax.training.memory import return_free_memory
 from cmd_jax.training.optimizer import adamw
 from cmd_jax.training.schedules import make_schedules
 from cmd_jax.training.sharding import all_hardware
-from cmd_jax.training.state import TrainState, count_parameters, init_state, make_network, with_dtype
+from cmd_jax.training.state import TrainState, init_state
 from cmd_jax.training.step import (
     Crops,
     ema,

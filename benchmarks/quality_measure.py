@@ -26,10 +26,10 @@ from cmd_jax.evaluation.pointing import pointing
 from cmd_jax.evaluation.retrieval import retrieval
 from cmd_jax.evaluation.splits import Splits
 from cmd_jax.inference.encode import widths
+from cmd_jax.models.build import Params
 from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.run import build_run
 from cmd_jax.training.sharding import all_hardware, data_parallel
-from cmd_jax.training.state import Params
 
 K = 20
 ROWS_AT_ONCE = 1024

@@ -7,9 +7,9 @@ import jax
 
 from cmd_jax.config import ConfigDict, token_px
 from cmd_jax.evaluation.protocol import Cost
+from cmd_jax.models.build import Params
 from cmd_jax.progress import Progress
 from cmd_jax.training import processes
-from cmd_jax.training.state import Params
 
 ANNOUNCED_FLOPS = 2e11  # a few seconds on two CPU cores
 

@@ -19,9 +19,9 @@ from cmd_jax.evaluation.breakdown import Confusion
 from cmd_jax.evaluation.features import Features, batch_count, extract_features, make_extractor
 from cmd_jax.evaluation.protocol import Cost, EvalInputs, Row
 from cmd_jax.evaluation.splits import Splits
+from cmd_jax.models.build import Params
 from cmd_jax.models.network import Network
 from cmd_jax.text import printable
-from cmd_jax.training.state import Params
 
 
 class Protocol(NamedTuple):

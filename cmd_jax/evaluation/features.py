@@ -16,10 +16,10 @@ from cmd_jax.data.bad_images import BadImages
 from cmd_jax.data.decode import decode_record, eval_boxes, eval_crop
 from cmd_jax.data.record import NO_BOXES, UNLABELLED, Source
 from cmd_jax.errors import BadImage, WeightsError
+from cmd_jax.models.build import Params
 from cmd_jax.models.heads import l2_normalize
 from cmd_jax.models.network import Encoded, Network
 from cmd_jax.training.sharding import data_parallel
-from cmd_jax.training.state import Params
 
 T = TypeVar("T")
 

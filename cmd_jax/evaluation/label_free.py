@@ -22,9 +22,9 @@ from cmd_jax.evaluation.splits import spread
 from cmd_jax.method.centers import sinkhorn_center
 from cmd_jax.method.chunks import Streaming
 from cmd_jax.method.logits import teacher_logits
+from cmd_jax.models.build import Params
 from cmd_jax.models.network import Network
 from cmd_jax.training.health import relative_entropy
-from cmd_jax.training.state import Params
 
 PAIR_IMAGES = 1024  # of alignment and entropies: means over images, which settle far earlier than a spectrum
 FIRST_RANK, LAST_RANK = 4, 100  # of the eigenvalues that alpha-ReQ's code fits

@@ -32,10 +32,10 @@ from cmd_jax.evaluation.features import (
 )
 from cmd_jax.evaluation.protocol import Cost, EvalInputs, Row, percent_row
 from cmd_jax.evaluation.splits import Part, order_within_class
+from cmd_jax.models.build import Params
 from cmd_jax.models.network import Network
 from cmd_jax.training.processes import this_host
 from cmd_jax.training.sharding import data_parallel
-from cmd_jax.training.state import Params
 
 Array = jax.Array
 

@@ -10,9 +10,9 @@ import numpy as np
 from cmd_jax.config import ConfigDict
 from cmd_jax.data.record import Source
 from cmd_jax.evaluation.features import eval_images, normalized, once
+from cmd_jax.models.build import Params
 from cmd_jax.models.network import Network
 from cmd_jax.training.sharding import data_parallel
-from cmd_jax.training.state import Params
 
 BATCH = 16  # one shape: one compilation
 

@@ -9,8 +9,8 @@ from cmd_jax.config import ConfigDict
 from cmd_jax.evaluation.bootstrap import interval
 from cmd_jax.evaluation.features import Features
 from cmd_jax.evaluation.splits import Splits
+from cmd_jax.models.build import Params
 from cmd_jax.models.network import Network
-from cmd_jax.training.state import Params
 
 
 class Row(NamedTuple):

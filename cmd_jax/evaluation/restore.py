@@ -14,11 +14,11 @@ from cmd_jax.errors import ConfigError, NoLabels
 from cmd_jax.evaluation import breakdown
 from cmd_jax.evaluation import evaluate as evaluation_lib
 from cmd_jax.evaluation.splits import Splits, identify_splits, open_splits
+from cmd_jax.models.build import init_params, make_network
 from cmd_jax.report.page import write_report
 from cmd_jax.training import processes
 from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.sharding import all_hardware, data_parallel, local_copy
-from cmd_jax.training.state import init_params, make_network
 from cmd_jax.validation import validate
 
 MAX_NAME = 100  # characters of the folder for other data; those of its end say most

@@ -11,12 +11,12 @@ from cmd_jax.config import ConfigDict, for_inference, token_px
 from cmd_jax.data.augment import normalize
 from cmd_jax.evaluation.features import last_blocks, once
 from cmd_jax.method import mil
+from cmd_jax.models.build import Params, make_backbone
 from cmd_jax.models.heads import MILScorer, l2_normalize
 from cmd_jax.models.sizes import UNLEARNED
 from cmd_jax.models.swin import Swin
 from cmd_jax.models.vit import ViT
 from cmd_jax.training.sharding import all_hardware, data_parallel
-from cmd_jax.training.state import Params, make_backbone
 
 Array = jax.Array
 OUTPUTS = ("features", "mil_weights", "patch_tokens", "attention")

@@ -11,8 +11,8 @@ from cmd_jax.errors import ConfigError, DatasetError
 from cmd_jax.inference.encode import grid_side, widths
 from cmd_jax.inference.load import Trained, read_trained
 from cmd_jax.inference.programs import check_onnx, write_onnx, write_stablehlo
+from cmd_jax.models.build import make_backbone
 from cmd_jax.normalization import statistics_of
-from cmd_jax.training.state import make_backbone
 from cmd_jax.trees import flatten
 from cmd_jax.weights.card import Network, Result, model_card
 from cmd_jax.weights.export import preprocessor_config, write_hugging_face, write_timm

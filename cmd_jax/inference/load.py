@@ -10,11 +10,11 @@ from cmd_jax import config as config_lib
 from cmd_jax import files
 from cmd_jax.config import ConfigDict
 from cmd_jax.errors import ConfigError, WeightsError
+from cmd_jax.models.build import Params, init_params, make_network
 from cmd_jax.models.sizes import SWIN_SIZES
 from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.fingerprint import differences
 from cmd_jax.training.sharding import all_hardware
-from cmd_jax.training.state import Params, init_params, make_network
 from cmd_jax.trees import flatten, unflatten
 from cmd_jax.validation import validate
 from cmd_jax.weights.beside import follow

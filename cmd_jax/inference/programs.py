@@ -15,7 +15,7 @@ from cmd_jax.config import ConfigDict
 from cmd_jax.errors import ConfigError, WeightsError
 from cmd_jax.inference.encode import encode
 from cmd_jax.inference.load import Trained
-from cmd_jax.training.state import make_backbone
+from cmd_jax.models.build import make_backbone
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 OUTPUTS = ("features", "mil_weights")

@@ -9,9 +9,9 @@ from cmd_jax.evaluation.evaluate import Evaluation
 from cmd_jax.evaluation.features import Features
 from cmd_jax.evaluation.patches import Patches, inspect_patches, make_inspector
 from cmd_jax.evaluation.splits import Splits
+from cmd_jax.models.build import Params
 from cmd_jax.models.network import Network
 from cmd_jax.report.overlays import jpeg_uri, shown_crop
-from cmd_jax.training.state import Params
 
 PICTURE_PX, QUALITY = 160, 82  # of single pictures
 

@@ -8,13 +8,13 @@ from cmd_jax.config import ConfigDict
 from cmd_jax.evaluation.evaluate import Evaluation, load_metrics
 from cmd_jax.evaluation.patches import Patches
 from cmd_jax.evaluation.splits import Splits, spread
+from cmd_jax.models.build import Params
 from cmd_jax.models.network import Network
 from cmd_jax.report import curves as curves_lib
 from cmd_jax.report import facts, panels
 from cmd_jax.report.exhibit import Exhibit, make_exhibit
 from cmd_jax.report.pictures import overlay_sheet
 from cmd_jax.report.render import render
-from cmd_jax.training.state import Params
 
 OVERLAYS = 12  # images in which is shown where the teacher looks
 

@@ -26,8 +26,9 @@ from orbax.checkpoint import options as orbax_options
 from cmd_jax import files
 from cmd_jax.config import BEST_METRICS, ConfigDict
 from cmd_jax.errors import CheckpointError, SaveError
+from cmd_jax.models.build import Params
 from cmd_jax.training.fingerprint import describe, differences, digest, fingerprints
-from cmd_jax.training.state import Params, TrainState
+from cmd_jax.training.state import TrainState
 from cmd_jax.trees import unflatten
 
 SCHEMA = 2

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.extend.core import Jaxpr, Var, jaxprs_in_params
 
 from cmd_jax.config import ConfigDict, region_rows, token_px
-from cmd_jax.training.state import Params, init_params, make_network
+from cmd_jax.models.build import Params, init_params, make_network
 
 BACKWARD = 2  # a product's backward pass is two products
 

@@ -13,6 +13,7 @@ from cmd_jax.data.loader import Batch
 from cmd_jax.data.sources import Source, eval_section, open_source, where
 from cmd_jax.errors import ConfigError
 from cmd_jax.hardware import Hardware
+from cmd_jax.models.build import count_parameters, make_network
 from cmd_jax.models.network import Network
 from cmd_jax.training.flops import model_flops
 from cmd_jax.training.memory import return_free_memory
@@ -21,7 +22,7 @@ from cmd_jax.training.processes import this_host
 from cmd_jax.training.resume import has_steps, with_stored_values
 from cmd_jax.training.schedules import make_schedules, steps_per_epoch, total_steps
 from cmd_jax.training.sharding import Shardings, all_hardware, make_shardings
-from cmd_jax.training.state import TrainState, count_parameters, init_state, make_network
+from cmd_jax.training.state import TrainState, init_state
 from cmd_jax.training.step import make_train_step
 from cmd_jax.validation import validate
 from cmd_jax.weights.transfer import follow_source, initial_weights, start_from

@@ -20,8 +20,9 @@ from cmd_jax.config import ConfigDict
 from cmd_jax.errors import ConfigError
 from cmd_jax.hardware import Hardware
 from cmd_jax.method.chunks import DATA, MODEL
+from cmd_jax.models.build import Params
 from cmd_jax.training import processes
-from cmd_jax.training.state import Params, TrainState
+from cmd_jax.training.state import TrainState
 
 MIN_SPLIT_SIZE = 1024  # elements; gathering less costs more time than its memory is worth
 

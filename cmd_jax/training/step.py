@@ -17,12 +17,13 @@ from cmd_jax.method.koleo import koleo
 from cmd_jax.method.objective import Result, Views, cmd_objective
 from cmd_jax.method.regions import Places
 from cmd_jax.method.rows import Centers, PrototypePair, TermWeights
+from cmd_jax.models.build import Params, with_dtype
 from cmd_jax.models.network import Encoded, Network
 from cmd_jax.models.sizes import UNLEARNED
 from cmd_jax.training import health
 from cmd_jax.training.schedules import Schedules, scaled_momentum
 from cmd_jax.training.sharding import Shardings
-from cmd_jax.training.state import Params, TrainState, with_dtype
+from cmd_jax.training.state import TrainState
 
 Array = jax.Array
 Metrics = dict[str, Array]

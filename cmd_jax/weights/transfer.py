@@ -9,11 +9,12 @@ from cmd_jax import config as config_lib
 from cmd_jax import files
 from cmd_jax.config import ConfigDict
 from cmd_jax.errors import CheckpointError
+from cmd_jax.models.build import Params, init_params, make_network
 from cmd_jax.models.network import Network
 from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.lock import hold
 from cmd_jax.training.sharding import all_hardware
-from cmd_jax.training.state import Params, TrainState, init_params, make_network
+from cmd_jax.training.state import TrainState
 from cmd_jax.trees import flatten, unflatten
 from cmd_jax.validation import validate
 from cmd_jax.weights.beside import Facts, follow

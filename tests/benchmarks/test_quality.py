@@ -23,10 +23,10 @@ from cmd_jax.errors import ConfigError
 from cmd_jax.evaluation.evaluate import load_metrics
 from cmd_jax.evaluation.knn import knn_classify, nearest
 from cmd_jax.hardware import Hardware
+from cmd_jax.models.build import init_params, make_network
 from cmd_jax.rules import keys
 from cmd_jax.training import train as loop
 from cmd_jax.training.resume import RESUMABLE_KEYS, differences
-from cmd_jax.training.state import init_params, make_network
 from tests.conftest import QUICK
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ from cmd_jax import config as config_lib
 from cmd_jax.evaluation.agreement import KEYS, rank_correlations, text
 from cmd_jax.evaluation.knn import knn_classify, nearest
 from cmd_jax.evaluation.label_free import alignment, alpha_req, rankme, teacher_entropies, uniformity
-from cmd_jax.training.state import init_params, make_network
+from cmd_jax.models.build import init_params, make_network
 from tests.conftest import quick, tiny
 
 

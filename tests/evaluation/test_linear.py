@@ -12,7 +12,7 @@ from cmd_jax.evaluation import linear
 from cmd_jax.evaluation.evaluate import evaluate
 from cmd_jax.evaluation.linear import Probe, held_out, start, step, training_crop
 from cmd_jax.evaluation.splits import open_splits
-from cmd_jax.training.state import init_params, make_network
+from cmd_jax.models.build import init_params, make_network
 from tests.conftest import quick, tiny
 
 

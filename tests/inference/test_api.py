@@ -18,9 +18,9 @@ from cmd_jax.data.decode import eval_crop
 from cmd_jax.errors import BadImage, ConfigError, WeightsError
 from cmd_jax.inference.embed_folder import embed_folder
 from cmd_jax.inference.export import export_run
+from cmd_jax.models.build import make_network
 from cmd_jax.training import train as loop
 from cmd_jax.training.checkpoint import Checkpoints
-from cmd_jax.training.state import make_network
 from cmd_jax.weights.files import read_metadata, read_safetensors, write_safetensors
 from tests.conftest import tiny
 

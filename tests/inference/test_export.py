@@ -22,7 +22,7 @@ from cmd_jax.inference.encode import encode, grid_side
 from cmd_jax.inference.export import FORMATS, card_path, export_run
 from cmd_jax.inference.load import Trained
 from cmd_jax.inference.programs import inference, write_stablehlo
-from cmd_jax.training.state import init_params, make_backbone, make_network
+from cmd_jax.models.build import init_params, make_backbone, make_network
 from cmd_jax.validation import validate
 from tests.conftest import quick
 

@@ -8,7 +8,7 @@ from cmd_jax import config as config_lib
 from cmd_jax.errors import WeightsError
 from cmd_jax.evaluation.features import check_finite, normalized, pool_features
 from cmd_jax.inference.encode import encode, widths
-from cmd_jax.training.state import init_params, make_backbone, make_network
+from cmd_jax.models.build import init_params, make_backbone, make_network
 from tests.conftest import quick, tiny
 
 

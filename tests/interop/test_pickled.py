@@ -13,8 +13,8 @@ import torch
 
 from cmd_jax import config as config_lib
 from cmd_jax.errors import WeightsError
+from cmd_jax.models.build import make_network
 from cmd_jax.training.checkpoint import Checkpoints
-from cmd_jax.training.state import make_network
 from cmd_jax.weights.read import read_source
 from tests.interop.references import Head, dino_state, esvit_state, swin, tokens, vit
 

@@ -7,8 +7,8 @@ from transformers import SwinForImageClassification, SwinModel, ViTForImageClass
 
 from cmd_jax import config as config_lib
 from cmd_jax.inference.export import export_run
+from cmd_jax.models.build import init_params, make_backbone, make_network
 from cmd_jax.training.checkpoint import Checkpoints
-from cmd_jax.training.state import init_params, make_backbone, make_network
 from cmd_jax.trees import unflatten
 from cmd_jax.validation import validate
 from cmd_jax.weights.transfer import initial_weights

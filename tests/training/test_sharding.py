@@ -13,10 +13,11 @@ import pytest
 
 from benchmarks.collectives import collectives
 from cmd_jax import config as config_lib
+from cmd_jax.models.build import make_network
 from cmd_jax.training.optimizer import adamw
 from cmd_jax.training.schedules import make_schedules
 from cmd_jax.training.sharding import all_hardware, local_copy, make_shardings
-from cmd_jax.training.state import init_state, make_network
+from cmd_jax.training.state import init_state
 from cmd_jax.training.step import make_train_step
 from tests.conftest import quick, tiny
 from tests.training.test_step import IMAGES, _batch

@@ -8,11 +8,12 @@ import pytest
 from cmd_jax import config as config_lib
 from cmd_jax.config import Hardware
 from cmd_jax.data.loader import Batch
+from cmd_jax.models.build import make_network
 from cmd_jax.training import step as step_lib
 from cmd_jax.training.optimizer import adamw
 from cmd_jax.training.run import GPU_COMPILER_OPTIONS, build_run
 from cmd_jax.training.schedules import make_schedules
-from cmd_jax.training.state import init_state, make_network
+from cmd_jax.training.state import init_state
 from cmd_jax.training.step import encode_views, make_train_step
 from tests.conftest import quick, tiny
 

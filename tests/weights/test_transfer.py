@@ -12,10 +12,10 @@ from cmd_jax.errors import CheckpointError, ConfigError, WeightsError
 from cmd_jax.evaluation.restore import evaluate_run
 from cmd_jax.inference.export import export_run
 from cmd_jax.inference.load import read_trained
+from cmd_jax.models.build import init_params, make_backbone, make_network
 from cmd_jax.training import train as loop
 from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.run import describe, prepare_run
-from cmd_jax.training.state import init_params, make_backbone, make_network
 from cmd_jax.trees import flatten
 from cmd_jax.weights.files import read_safetensors, write_safetensors
 from cmd_jax.weights.layouts import LAYOUTS
