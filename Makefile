@@ -68,7 +68,7 @@ $(VENV_INTEROP)/.installed: requirements-interop.lock setup.cfg pyproject.toml
 	$(RUN_INTEROP) $(INSTALL) --no-deps --editable .
 	@touch $@
 
-# The files of launch/ without a cloud, in an environment of their own: stand-ins for gcloud and Slurm, linters, schemas, SkyPilot.
+# The files of launch/ without a cloud: a fake gcloud and Slurm, linters, schemas, SkyPilot; in an environment of their own.
 test-launch: $(VENV_LAUNCH)/.installed
 	$(RUN_LAUNCH) -m pytest -n $(WORKERS) --dist worksteal --confcutdir=tests/launch tests/launch
 

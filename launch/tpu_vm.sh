@@ -15,7 +15,7 @@ MAX_FAILURES=${MAX_FAILURES:-5}      # in a row, of a program or a request that 
 POLL_S=${POLL_S:-30}                 # seconds between two looks at the state
 STOP_S=${STOP_S:-120}                # seconds that an interrupted training has to save
 
-BAD_USAGE=64                         # exit codes of the program: 64, 65 and 70 would come again, 75 is preempted and saved
+BAD_USAGE=64
 
 say() { printf '%s %s: %s\n' "$(date +%H:%M:%S)" "$NAME" "$*" >&2; }
 die() { printf 'error: %s\n' "$2" >&2; exit "$1"; }
@@ -190,7 +190,7 @@ command=${1:-}
 shift || usage
 [[ -n ${PROJECT:-} ]] || die $BAD_USAGE "PROJECT is not set; set it to the Google Cloud project"
 [[ -n ${ZONE:-} ]] || die $BAD_USAGE "ZONE is not set; set it to a zone with TPUs of the type, as us-east5-b"
-# Whatever bears such a name is this script's to delete, and nothing else is.
+# The script deletes whatever has such a name, and nothing else.
 [[ $NAME =~ ^cmd-jax[a-z0-9-]*$ ]] || die $BAD_USAGE "NAME=$NAME must start with cmd-jax and go on in a-z, 0-9 and -, as cmd-jax-cub"
 case $command in
   watch)
