@@ -5,6 +5,8 @@ import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from flax.traverse_util import flatten_dict
+
 from cmd_jax import files
 from cmd_jax.config import ConfigDict, default
 from cmd_jax.errors import ConfigError, DatasetError
@@ -13,7 +15,6 @@ from cmd_jax.inference.load import Trained, read_trained
 from cmd_jax.inference.programs import check_onnx, write_onnx, write_stablehlo
 from cmd_jax.models.build import make_backbone
 from cmd_jax.normalization import statistics_of
-from cmd_jax.trees import flatten
 from cmd_jax.weights.card import Network, Result, model_card
 from cmd_jax.weights.export import preprocessor_config, write_hugging_face, write_timm
 from cmd_jax.weights.names import Arrays
@@ -33,11 +34,13 @@ class Format(NamedTuple):
 
 
 def _backbone(trained: Trained) -> Arrays:
-    return flatten({"backbone": trained.params["backbone"]})
+    return flatten_dict({"backbone": trained.params["backbone"]}, sep="/")
 
 
 def _write_single(path: str, trained: Trained) -> None:
-    single = Single(flatten(trained.params), public_config(trained.config).to_dict(), trained.step, trained.network)
+    single = Single(
+        flatten_dict(trained.params, sep="/"), public_config(trained.config).to_dict(), trained.step, trained.network
+    )
     write_single(path, single)
 
 
@@ -81,7 +84,7 @@ def export_run(workdir: str, step: int | None, network: str, form: str, out: str
     if form == "onnx":
         check_onnx()
     trained = read_trained(workdir, step, network=network)
-    part = _backbone(trained) if form in BACKBONE_ALONE else flatten(trained.params)
+    part = _backbone(trained) if form in BACKBONE_ALONE else flatten_dict(trained.params, sep="/")
     scalars = sum(array.size for array in part.values())
     card = _card(form, out, trained, scalars, workdir)
     files.make_directory(os.path.dirname(os.path.abspath(out)))

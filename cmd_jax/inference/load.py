@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cmd_jax import config as config_lib
 from cmd_jax import files
@@ -15,7 +16,6 @@ from cmd_jax.models.sizes import SWIN_SIZES
 from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.fingerprint import differences
 from cmd_jax.training.sharding import all_hardware
-from cmd_jax.trees import flatten, unflatten
 from cmd_jax.validation import validate
 from cmd_jax.weights.beside import follow
 from cmd_jax.weights.fit import check_numbers, fit
@@ -101,7 +101,7 @@ def _of_run(source: str, step: int | None, features: str | None, network: str) -
         step, params = checkpoints.read_network(network, step)
     finally:
         checkpoints.close()
-    arrays = {name: np.asarray(array) for name, array in flatten(params).items() if name.startswith(PARTS)}
+    arrays = {name: np.asarray(array) for name, array in flatten_dict(params, sep="/").items() if name.startswith(PARTS)}
     return _fitted(arrays, config, step, network, source)
 
 
@@ -142,7 +142,7 @@ def _fitted(arrays: Arrays, config: ConfigDict, step: int, network: str, source:
             f"{source} does not fit its own configuration: {len(wrong)} arrays differ, first {'; '.join(wrong[:3])}; use the "
             "configuration that it was trained with"
         )
-    return Trained(config, unflatten(arrays), step, network, source, _fingerprint(arrays, config))
+    return Trained(config, unflatten_dict(arrays, sep="/"), step, network, source, _fingerprint(arrays, config))
 
 
 def _of_others(source: str, features: str | None, model: str | None, image_px: int, network: str) -> Trained:
@@ -160,8 +160,8 @@ def _of_others(source: str, features: str | None, model: str | None, image_px: i
     config = _checked(follow(facts, config, source), features)
     _no_scorer(source, config.eval.features)
     shapes = _shapes(config)
-    fitted = fit(arrays, {name: leaf.shape for name, leaf in flatten(shapes).items()}, source, heads=False)
-    return Trained(config, unflatten(fitted.arrays), None, network, source, _fingerprint(fitted.arrays, config))
+    fitted = fit(arrays, {name: leaf.shape for name, leaf in flatten_dict(shapes, sep="/").items()}, source, heads=False)
+    return Trained(config, unflatten_dict(fitted.arrays, sep="/"), None, network, source, _fingerprint(fitted.arrays, config))
 
 
 def _no_scorer(source: str, features: str) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
+from flax.traverse_util import unflatten_dict
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 from orbax.checkpoint import options as orbax_options
@@ -29,7 +30,6 @@ from cmd_jax.errors import CheckpointError, SaveError
 from cmd_jax.models.build import Params
 from cmd_jax.training.fingerprint import describe, differences, digest, fingerprints
 from cmd_jax.training.state import TrainState
-from cmd_jax.trees import unflatten
 
 SCHEMA = 2
 TRASH = ".trash"
@@ -151,7 +151,7 @@ class Checkpoints:
         def load(step: int, meta: dict[str, Any]) -> dict[str, Any]:
             stored = self._stored(step, meta, item)
             names = [name for name in stored if network == "teacher" or name.startswith("student/")]
-            tree = unflatten({name: jax.ShapeDtypeStruct(*stored[name][:2]) for name in names})
+            tree = unflatten_dict({name: jax.ShapeDtypeStruct(*stored[name][:2]) for name in names}, sep="/")
             as_arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
             args = ocp.args.PyTreeRestore(item=tree, restore_args=as_arrays, partial_restore=True)
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:

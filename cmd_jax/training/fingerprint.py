@@ -14,9 +14,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cmd_jax.trees import flatten
-
 _UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+    """{"a": {"b": x}} -> {"a/b": x}; fields of named tuples count as keys."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def fingerprints(tree: Any) -> dict[str, str]:

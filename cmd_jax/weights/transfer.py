@@ -4,6 +4,7 @@ import os
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cmd_jax import config as config_lib
 from cmd_jax import files
@@ -15,7 +16,6 @@ from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.lock import hold
 from cmd_jax.training.sharding import all_hardware
 from cmd_jax.training.state import TrainState
-from cmd_jax.trees import flatten, unflatten
 from cmd_jax.validation import validate
 from cmd_jax.weights.beside import Facts, follow
 from cmd_jax.weights.fit import Fitted, fit
@@ -38,11 +38,11 @@ def initial_weights(config: ConfigDict, network: Network) -> Fitted:
     """
     source = config.init.weights
     if files.exists(os.path.join(source, "checkpoints")):
-        arrays = flatten(_read_run(source, None, config.init.network)[1])
+        arrays = flatten_dict(_read_run(source, None, config.init.network)[1], sep="/")
     else:
         arrays = read_source(source, config.init.network).arrays
     shapes = jax.eval_shape(lambda: init_params(config, network))
-    return fit(arrays, {name: leaf.shape for name, leaf in flatten(shapes).items()}, source, config.init.heads)
+    return fit(arrays, {name: leaf.shape for name, leaf in flatten_dict(shapes, sep="/").items()}, source, config.init.heads)
 
 
 def follow_source(config: ConfigDict) -> ConfigDict:
@@ -81,7 +81,7 @@ def start_from(state: TrainState, arrays: dict[str, np.ndarray]) -> TrainState:
 def _with(params: Params, arrays: dict[str, np.ndarray]) -> Params:
     # Copies: on a CPU the device may keep the array itself, and student and teacher must not be the same memory.
     put = lambda name, leaf: jax.device_put(np.array(arrays[name]), leaf.sharding) if name in arrays else leaf
-    return unflatten({name: put(name, leaf) for name, leaf in flatten(params).items()})
+    return unflatten_dict({name: put(name, leaf) for name, leaf in flatten_dict(params, sep="/").items()}, sep="/")
 
 
 def _read_run(workdir: str, step: int | None, network: str) -> tuple[int, Params]:

@@ -3,13 +3,13 @@
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 from transformers import SwinForImageClassification, SwinModel, ViTForImageClassification, ViTModel
 
 from cmd_jax import config as config_lib
 from cmd_jax.inference.export import export_run
 from cmd_jax.models.build import init_params, make_backbone, make_network
 from cmd_jax.training.checkpoint import Checkpoints
-from cmd_jax.trees import unflatten
 from cmd_jax.validation import validate
 from cmd_jax.weights.transfer import initial_weights
 from tests.interop.references import swin, tokens, vit
@@ -85,5 +85,5 @@ def test_what_transformers_saves_is_read(make, wrapper, config, tmp_path):
         config.init.weights = str(tmp_path / name)
         fitted = initial_weights(config, make_network(config))
         assert any("ignored, of no use here: classifier" in note for note in fitted.notes) == (name == "classifier")
-        backbone = unflatten(fitted.arrays)["backbone"]
+        backbone = unflatten_dict(fitted.arrays, sep="/")["backbone"]
         np.testing.assert_allclose(_features(config, backbone, images), expected, atol=TOLERANCE)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from cmd_jax.evaluation.features import last_blocks
 from cmd_jax.method.logits import student_logits
@@ -11,7 +12,6 @@ from cmd_jax.models.network import Network
 from cmd_jax.models.swin import Swin, block_windows, relative_position_bias
 from cmd_jax.models.vit import ViT
 from cmd_jax.training.step import encode_views
-from cmd_jax.trees import unflatten
 from cmd_jax.weights.layouts import LAYOUTS
 from cmd_jax.weights.names import to_ours
 from tests.parity.fixture import EXACT, FORWARD, GRADIENT, Fixture
@@ -159,7 +159,7 @@ def _params(arrays: dict[str, np.ndarray], layout: str) -> dict:
     ours, unknown = to_ours(arrays, LAYOUTS[layout])
     if unknown:
         raise ValueError(f"weights of unknown names: {', '.join(unknown)}")
-    return unflatten({name: jnp.asarray(array) for name, array in ours.items()})
+    return unflatten_dict({name: jnp.asarray(array) for name, array in ours.items()}, sep="/")
 
 
 def _sizes(fixture: Fixture) -> list[str]:

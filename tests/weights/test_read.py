@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from cmd_jax.errors import WeightsError
-from cmd_jax.trees import flatten, unflatten
 from cmd_jax.weights import pickled
 from cmd_jax.weights.beside import Facts
 from cmd_jax.weights.files import read_safetensors, write_safetensors
@@ -150,9 +149,3 @@ def test_the_hub_is_an_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(WeightsError, match="needs huggingface_hub: pip install huggingface-hub"):
         read_source("hf:owner/name", "teacher")
-
-
-def test_trees_there_and_back():
-    flat = {"a/b/c": 1, "a/d": 2, "e": 3}
-    assert unflatten(flat) == {"a": {"b": {"c": 1}, "d": 2}, "e": 3}
-    assert flatten(unflatten(flat)) == flat

@@ -6,6 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from cmd_jax import config as config_lib
 from cmd_jax.errors import CheckpointError, ConfigError, WeightsError
@@ -16,7 +17,6 @@ from cmd_jax.models.build import init_params, make_backbone, make_network
 from cmd_jax.training import train as loop
 from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.run import describe, prepare_run
-from cmd_jax.trees import flatten
 from cmd_jax.weights.files import read_safetensors, write_safetensors
 from cmd_jax.weights.layouts import LAYOUTS
 from cmd_jax.weights.names import to_theirs
@@ -33,7 +33,7 @@ def _swin(config):
 def _random_checkpoint(config, layout, path, heads=False):
     """A file under a layout's names for the model of a configuration; returns the arrays under ours."""
     resolved = config_lib.resolve(config, 0)
-    shapes = flatten(jax.eval_shape(lambda: init_params(resolved, make_network(resolved))))
+    shapes = flatten_dict(jax.eval_shape(lambda: init_params(resolved, make_network(resolved))), sep="/")
     rng = np.random.default_rng(0)
     parts = ("backbone/", "image_", "region_") if heads else ("backbone/",)
     ours = {name: rng.normal(size=leaf.shape).astype(np.float32) for name, leaf in shapes.items() if name.startswith(parts)}
@@ -45,7 +45,7 @@ def _network(workdir, network):
     checkpoints = Checkpoints(str(workdir), read_only=True)
     step, params = checkpoints.read_network(network)
     checkpoints.close()
-    return step, flatten(params)
+    return step, flatten_dict(params, sep="/")
 
 
 def _read(config, source):
@@ -112,19 +112,22 @@ def test_an_import_is_evaluated_and_not_continued(config, tmp_path):
 def test_student_and_teacher_start_from_the_weights(config, tmp_path, capsys):
     expected = _random_checkpoint(config, "vit", tmp_path / "a.safetensors", heads=True)
     run = prepare_run(config)
-    seed = flatten(quick(lambda: init_params(run.config, run.network))())
+    seed = flatten_dict(quick(lambda: init_params(run.config, run.network))(), sep="/")
     config.init.weights = str(tmp_path / "a.safetensors")
     state = prepare_run(config).first_state()
     assert "not used: 14 arrays of projection heads" in capsys.readouterr().out
     for params in (state.student, state.teacher):
-        _same(flatten(params), seed | {name: array for name, array in expected.items() if name.startswith("backbone/")})
+        _same(
+            flatten_dict(params, sep="/"),
+            seed | {name: array for name, array in expected.items() if name.startswith("backbone/")},
+        )
     pairs = zip(jax.tree.leaves(state.student), jax.tree.leaves(state.teacher), strict=True)
     assert all(a.unsafe_buffer_pointer() != b.unsafe_buffer_pointer() for a, b in pairs)  # both are donated to the step
     config.init.heads = True
     run = prepare_run(config)
     state = start_from(state, initial_weights(run.config, run.network).arrays)
     for params in (state.student, state.teacher):
-        _same(flatten(params), seed | expected)
+        _same(flatten_dict(params, sep="/"), seed | expected)
 
 
 def test_a_run_starts_from_another_run(finished, tmp_path, config):
