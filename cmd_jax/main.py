@@ -32,13 +32,12 @@ def main() -> None:
         cli.check_workdir(_WORKDIR.value)
     cli.join_processes()
     cli.start_jax()
-    from cmd_jax.training import run
-    from cmd_jax.training import train as loop
+    from cmd_jax.train_and_evaluate import describe_run, train_and_evaluate
 
     if _DRY_RUN.value:
-        print(run.describe(config, _WORKDIR.value))
+        print(describe_run(config, _WORKDIR.value))
     else:
-        loop.train(config, _WORKDIR.value)
+        train_and_evaluate(config, _WORKDIR.value)
 
 
 if __name__ == "__main__":

@@ -156,9 +156,9 @@ def photo_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, photo_folder):
     """(workdir, config) of an uninterrupted run of six steps; tests only read it."""
-    from cmd_jax.training import train as loop
+    from cmd_jax.train_and_evaluate import train_and_evaluate
 
     config, workdir = tiny(), tmp_path_factory.mktemp("run")
     config.data.source, config.data.folder = "folder", str(photo_folder)
-    loop.train(config, str(workdir))
+    train_and_evaluate(config, str(workdir))
     return workdir, config

@@ -72,7 +72,7 @@ def _become(module, arguments):
 def _main():
     import cmd_jax.api
     import cmd_jax.report.compare
-    import cmd_jax.training.train  # noqa: F401
+    import cmd_jax.train_and_evaluate  # noqa: F401
 
     for line in sys.stdin:
         print(json.dumps(_answer(*json.loads(line))), flush=True)

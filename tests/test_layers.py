@@ -20,7 +20,7 @@ LAYERS = (
     ("inference",),
     ("evaluation",),
     ("report",),
-    ("api",),
+    ("api", "train_and_evaluate"),
     ("cli", "main", "eval", "embed", "convert", "prepare", "report.__main__"),
 )
 MODULES = {

@@ -23,12 +23,14 @@ class MetricsWriter:
     Args:
         workdir: the run's directory.
         first_step: number of steps already done; later lines, left by an interrupted run, are dropped.
+        before_write: called before each line.
 
     Attributes:
         evaluated: steps whose evaluation has its line.
     """
 
-    def __init__(self, workdir: str, first_step: int):
+    def __init__(self, workdir: str, first_step: int, before_write: Callable[[], None] = lambda: None):
+        self._before_write = before_write
         path = os.path.join(workdir, "metrics.jsonl")
         kept = [line for line in _lines(path) if first_step and json.loads(line)["step"] <= first_step]
         self.evaluated = {json.loads(line)["step"] for line in kept if '"eval_' in line}
@@ -39,6 +41,7 @@ class MetricsWriter:
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """One line, `step` first, flushed at once; a number that is not finite is null, which every reader of JSON knows."""
+        self._before_write()
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         self._file.write(json.dumps({"step": step, **dict.fromkeys(metrics), **finite}) + "\n")
         self._file.flush()
@@ -146,7 +149,7 @@ class Progress:
             return "?"
         return clock((self._steps - step) * (self._now() - self._started) / (self._step - self._first))
 
-    def say(self, text: str) -> None:
+    def write_line(self, text: str) -> None:
         """Prints above the bar."""
         tqdm.tqdm.write(text) if self._bar else print(text, flush=True)
 

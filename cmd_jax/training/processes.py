@@ -56,6 +56,12 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def print_once(text: str) -> None:
+    """Prints in the first process alone."""
+    if is_first():
+        print(text, flush=True)
+
+
 def broadcast_from_process_0(value: T) -> T:
     """The first process's bool or float (as float32); the others may see files later than it does."""
     if jax.process_count() == 1:

@@ -1,31 +1,29 @@
 """What a configuration and its data define before the first step: network, optimizer, shardings, the compiled step."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
+import numpy as np
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cmd_jax import config as config_lib
 from cmd_jax.config import ConfigDict
-from cmd_jax.data.cache import plan
 from cmd_jax.data.loader import Batch
-from cmd_jax.data.sources import Source, eval_section, open_source, where
+from cmd_jax.data.record import Source
 from cmd_jax.errors import ConfigError
 from cmd_jax.hardware import Hardware
-from cmd_jax.models.build import count_parameters, make_network
+from cmd_jax.models.build import Params, make_network
 from cmd_jax.models.network import Network
-from cmd_jax.training.flops import model_flops
 from cmd_jax.training.memory import return_free_memory
 from cmd_jax.training.optimizer import adamw
-from cmd_jax.training.processes import this_host
 from cmd_jax.training.resume import has_steps, with_stored_values
 from cmd_jax.training.schedules import make_schedules, steps_per_epoch, total_steps
 from cmd_jax.training.sharding import Shardings, all_hardware, make_shardings
 from cmd_jax.training.state import TrainState, init_state
 from cmd_jax.training.step import make_train_step
 from cmd_jax.validation import validate
-from cmd_jax.weights.transfer import follow_source, initial_weights, start_from
 
 # For the step on GPUs, so that a run continues bit for bit. XLA then excludes operations that add up in no fixed order, the
 # backward pass of cuDNN's attention among them, and does not time kernels to choose one, which can end differently in each
@@ -66,30 +64,32 @@ class Run(NamedTuple):
         return compiled
 
     def first_state(self) -> TrainState:
-        """The state before the first step; says what it takes from `init.weights`."""
+        """The state before the first step, from the seed."""
         placed = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state())
-        init = jax.jit(lambda: init_state(self.config, self.network, self.optimizer), out_shardings=placed).lower().compile()
-        if not self.config.init.weights:
-            return init()
-        weights = initial_weights(self.config, self.network)
-        print("\n".join(f"init: {note}" for note in weights.notes), flush=True)
-        return start_from(init(), weights.arrays)
+        init = lambda: init_state(self.config, self.network, self.optimizer)
+        return jax.jit(init, out_shardings=placed).lower().compile()()
 
 
-def prepare_run(config: ConfigDict, workdir: str | None = None) -> Run:
+def prepare_run(
+    config: ConfigDict,
+    open_source: Callable[[ConfigDict, str], Source],
+    workdir: str | None = None,
+    follow_weights: Callable[[ConfigDict], ConfigDict] = lambda config: config,
+) -> Run:
     """Checks and resolves a configuration and opens its data.
 
     Args:
         config: as given, not resolved.
+        open_source: opens a split ("train") of a section `data`.
         workdir: of the run; one that has begun keeps its own values where the configuration leaves them open.
+        follow_weights: fills what the configuration of a new run leaves open from the files beside `init.weights`.
 
     Raises:
         ConfigError: a value cannot work.
-        WeightsError: the files beside `init.weights` cannot be read.
     """
     validate(config)
-    config = with_stored_values(config, workdir) if workdir and has_steps(workdir) else follow_source(config)
-    make_shardings(config)
+    config = with_stored_values(config, workdir) if workdir and has_steps(workdir) else follow_weights(config)
+    make_shardings(config)  # a mesh that does not fit is found before the data is opened
     return build_run(config, open_source(config.data, "train"), all_hardware())
 
 
@@ -129,47 +129,18 @@ def build_run(config: ConfigDict, source: Source, hardware: Hardware, devices: S
     return Run(config, source, network, optimizer, shardings, train_step, total_steps(config, len(source)), shapes)
 
 
-def describe(config: ConfigDict, workdir: str | None = None) -> str:
-    """What `--dry_run` prints: data, model, shapes, memory and arithmetic of the compiled step; nothing is trained.
+def with_weights(state: TrainState, arrays: Mapping[str, np.ndarray]) -> TrainState:
+    """A first state with these arrays in student and teacher; what they do not name stays.
 
     Args:
-        config: as given, not resolved.
-        workdir: of the run that would be continued, if any.
-
-    Raises:
-        ConfigError: a value cannot work.
+        state: before the first step.
+        arrays: name joined by "/" -> array of the parameter's shape.
     """
-    run = prepare_run(config, workdir)
-    config, state = run.config, run.abstract_state()
-    init = [f"init        {note}" for note in initial_weights(config, run.network).notes] if config.init.weights else []
-    count, memory = config.train.batch_size, run.compile().memory_analysis()
-    evaluated = eval_section(config.data)
-    test = open_source(evaluated, "test")
-    notes = [f"data        {split}: {of.note}" for split, of in (("train", run.source), ("test", test)) if of.note]
-    views, token_px = config.views, config_lib.token_px(config)
-    patches = lambda side: (-(-side // token_px)) ** 2
-    model = f"{config.model.name}/{config.model.patch_size}"
-    backbone, total = count_parameters(state.student["backbone"]), count_parameters(state.student)
-    gib, devices, precision = 2**30, run.shardings.mesh.devices, config.model.dtype  # devices: [data, model]
-    if config.model.teacher_dtype != config.model.dtype:
-        precision += f", the teacher in {config.model.teacher_dtype}"
-    lines = [
-        f"data        {where(config.data)}: {len(run.source):,} train, {len(test):,} test images"
-        f"{'' if where(evaluated) == where(config.data) else f' of {where(evaluated)}'}, {len(test.class_names)} classes",
-        *notes,
-        f"cache       {plan(run.source, config.data, this_host()).note}",
-        f"views       2 x {views.global_px} px ({patches(views.global_px)} patches), "
-        f"{views.local_count} x {views.local_px} px ({patches(views.local_px)} patches)",
-        f"model       {model}: {backbone:,} parameters in the backbone, {total:,} with heads and "
-        f"{config.head.prototypes:,} prototypes a level; computed in {precision}",
-        *init,
-        f"run         {run.steps:,} steps of {count:,} images, {count // devices.shape[0]} on each of {devices.size} device(s) "
-        f"({devices.flat[0].device_kind}), {config.train.epochs:g} epochs",
-        f"memory      {memory.argument_size_in_bytes / gib:.2f} GiB of state and batch, "
-        f"{memory.temp_size_in_bytes / gib:.2f} GiB temporary on each device",
-        f"speed       attention {config.model.attention}, "
-        + ", ".join(f"{key} {config.model[key]}" for key in ("packed_views", "scan_blocks", "remat"))
-        + f", {config.method.prototype_chunk:,} prototypes at a time, {config.method.matched_targets} targets",
-        f"arithmetic  {model_flops(config) / 1e9:.2f} GFLOP an image and step, each product counted once",
-    ]
-    return "\n".join(lines)
+    return state._replace(student=replace_arrays(state.student, arrays), teacher=replace_arrays(state.teacher, arrays))
+
+
+def replace_arrays(params: Params, arrays: Mapping[str, np.ndarray]) -> Params:
+    """Parameters with some of them replaced, by name, on the devices of those that they replace."""
+    # Copies: on a CPU the device may keep the array itself, and student and teacher must not be the same memory.
+    put = lambda name, leaf: jax.device_put(np.array(arrays[name]), leaf.sharding) if name in arrays else leaf
+    return unflatten_dict({name: put(name, leaf) for name, leaf in flatten_dict(params, sep="/").items()}, sep="/")

@@ -1,232 +1,201 @@
-"""Trains a configuration to its end in a work directory; called again, it goes on from the newest checkpoint."""
+"""The training loop: restore, then (evaluate, save, next batch, step, log) until done."""
 
+import contextlib
 import errno
-import functools
-import json
-import math
 import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
 
 import jax
+import numpy as np
 
 from cmd_jax import config as config_lib
-from cmd_jax.config import ConfigDict
+from cmd_jax import files
 from cmd_jax.data import identity
+from cmd_jax.data.cache import CanvasCache
 from cmd_jax.data.identity import Split
-from cmd_jax.data.loader import CanvasCache, Prefetch, batches
-from cmd_jax.errors import Collapsed, ConfigError, NoLabels, Preempted, SaveError
-from cmd_jax.evaluation import evaluate as evaluation_lib
-from cmd_jax.evaluation.splits import Splits, identify_splits, open_splits
-from cmd_jax.report.page import write_report
+from cmd_jax.data.loader import Prefetch, batches
+from cmd_jax.errors import Preempted, SaveError
+from cmd_jax.models.build import Params
 from cmd_jax.training import processes
 from cmd_jax.training.checkpoint import Checkpoints, compile_fingerprints, free_space
-from cmd_jax.training.health import CollapseWatch, read_bad_step, watched_from
-from cmd_jax.training.lock import Lock, hold
+from cmd_jax.training.lock import hold
 from cmd_jax.training.metrics import MetricsWriter, Progress
-from cmd_jax.training.preemption import Preemption, StopRequested
+from cmd_jax.training.preemption import StopRequested
 from cmd_jax.training.resume import check_unchanged
-from cmd_jax.training.run import Run, prepare_run
+from cmd_jax.training.run import Run, with_weights
 from cmd_jax.training.schedules import steps_per_epoch
-from cmd_jax.training.sharding import local_copy
+from cmd_jax.training.state import TrainState
+from cmd_jax.training.step_log import StepLog
 
 
-def train(config: ConfigDict, workdir: str) -> None:
-    """Trains to the end: restore, then (evaluate, save, next batch, step, log) until done; last, evaluation and report.
+class Evaluate(Protocol):
+    """Measures the teacher of a step and writes what it found to the work directory; called in all processes at once."""
+
+    def __call__(
+        self,
+        step: int,
+        teacher: Params,
+        poll: Callable[[], None],
+        before_write: Callable[[], None],
+        write_line: Callable[[str], None],
+    ) -> Mapping[str, float]:
+        """
+        Args:
+            step: number of steps done.
+            teacher: parameters as they lie on the mesh of the run.
+            poll: called by all processes equally often; it raises where the run is to stop.
+            before_write: called before anything is written to the work directory.
+            write_line: prints beside the progress bar.
+
+        Returns:
+            Name -> number, for the log; of an evaluation that is on disk already, what lies there. Empty in a step that is not
+            evaluated.
+        """
+
+
+def train(
+    run: Run,
+    workdir: str,
+    images: dict[str, Split],
+    evaluate: Evaluate,
+    poll: Callable[[], None] = lambda: None,
+    initial_weights: Callable[[], Mapping[str, np.ndarray]] = dict,
+) -> None:
+    """Trains to the end: restore, then (evaluate, save, next batch, step, log) until done; last, an evaluation.
 
     Args:
-        config: as given, not resolved.
+        run: of `prepare_run`.
         workdir: where everything is written; a directory with checkpoints is continued.
+        images: the splits that the run reads, by their keys in `identity.SPLITS`.
+        evaluate: called at the start, every `eval.every_epochs` and at the end, and before saving if the best step is chosen by
+            an evaluation.
+        poll: called between steps and inside evaluations, by all processes equally often; raises StopRequested.
+        initial_weights: name -> array, in place of a new run's random parameters.
 
     Raises:
-        ConfigError: before anything is written; also when the directory's run was started with other values or images, or is in
-            use by another process.
+        ConfigError: the directory's run was started with other values or images, or is in use by another process.
         BadImage: too many images to train on or to evaluate on cannot be read.
         CheckpointError: there are checkpoints, and none is whole or they are of another model.
         NonFinite: the loss stopped being finite; the newest checkpoint is good.
         Collapsed: the teacher collapsed, and `train.stop_on_collapse` is set.
-        Preempted: SIGTERM or Ctrl-C came, and what was done is saved.
+        Preempted: the run was asked to stop, and what was done is saved.
         SaveError: a checkpoint or another file of the run could not be written.
     """
+    processes.assert_same_on_all_processes(**identity.brief(images))
+    processes.check_shared(workdir)
+    config, is_first = run.config, processes.is_first()
+    epoch = steps_per_epoch(config, len(run.source))
+    save_every = max(1, round(config.train.checkpoint_every_epochs * epoch))
+    eval_every = round(config.eval.every_epochs * epoch)
+    best_metric = config.train.best_metric or ""
+    best_is_evaluated = best_metric.startswith("eval_")
+
+    with _full_disk_ends_run(workdir), hold(workdir) as lock:
+        before_write = lock.check if lock else lambda: None
+        checkpoints = Checkpoints(workdir, config.train.keep_checkpoints, config.train.best_metric)
+        state = _restore_or_init(run, workdir, images, checkpoints, initial_weights)
+        first_step = int(state.step)
+        if is_first:
+            config_lib.save(config, os.path.join(workdir, "config.json"))
+            if not first_step or not identity.is_recorded(workdir):
+                identity.record(workdir, images)
+        cache = CanvasCache(run.source, config.data, processes.this_host())
+        processes.print_once(f"cache: {cache.note}")
+        ahead = batches(
+            cache,
+            len(run.source),
+            config.train.batch_size,
+            config.seed,
+            first_step,
+            config.data.decode_threads,
+            jax.process_index(),
+            jax.process_count(),
+        )
+        stream = Prefetch(ahead, run.place, config.data.prefetch_batches)
+        progress = Progress(first_step, run.steps, config.train.batch_size)
+        writer = MetricsWriter(workdir, first_step, before_write) if is_first else None
+        counters = lambda: {"data_wait_s": stream.waited_s, "bad_images": cache.bad.count}
+        log = StepLog(run, writer, progress, counters, checkpoints.steps)
+        train_step = run.compile() if first_step < run.steps else None
+        metrics: Mapping[str, float | jax.Array] = {}
+
+        def measure(step: int) -> Mapping[str, float]:
+            log.flush()
+            with progress.paused():
+                values = evaluate(step, state.teacher, poll, before_write, progress.write_line)
+            values = {f"eval_{name}": value for name, value in values.items()}
+            if writer and values and step not in writer.evaluated:
+                writer.write(step, values)
+            return values
+
+        def save(step: int, numbers: Mapping[str, float | jax.Array]) -> None:
+            # What is saved has passed the checks of its numbers, and a run that goes on from it lacks no line. A step that was
+            # left out changed nothing, but it can be the first after numbers that grew too large.
+            if step != first_step and step not in checkpoints.steps() and log.flush():
+                before_write()
+                with progress.paused():
+                    best = float(numbers.get(best_metric, np.nan))
+                    checkpoints.save(state, config, processes.broadcast_from_process_0(best))
+
+        try:
+            for step in range(first_step, run.steps):
+                poll()
+                checkpoints.check()
+                is_saved = step > first_step and step % save_every == 0
+                if step == 0 or (eval_every and step % eval_every == 0) or (is_saved and best_is_evaluated):
+                    metrics = {**metrics, **measure(step)}
+                if is_saved:
+                    save(step, metrics)
+                batch = next(stream)
+                with jax.transfer_guard("disallow"):
+                    state, metrics = train_step(state, batch)
+                log.add(step + 1, metrics)
+            log.flush()
+            if best_is_evaluated:
+                metrics = {**metrics, **measure(run.steps)}
+            save(run.steps, metrics)
+            measure(run.steps)
+        except StopRequested:
+            step = int(state.step)
+            save(step, metrics)
+            checkpoints.close()
+            raise Preempted(f"stopped as asked at step {step} of {run.steps}; run again with --workdir={workdir}") from None
+        finally:
+            stream.close()
+            progress.close()
+            if lock is None or lock.held():  # to close them is to write what is left
+                if writer:
+                    writer.close()
+                checkpoints.close()
+
+
+def _restore_or_init(
+    run: Run,
+    workdir: str,
+    images: dict[str, Split],
+    checkpoints: Checkpoints,
+    initial_weights: Callable[[], Mapping[str, np.ndarray]],
+) -> TrainState:
+    """The newest state of a run that has begun, if it is still the same run; else the first state."""
+    # The numbers of the start are there before the first checkpoint.
+    has_begun = bool(checkpoints.steps()) or files.exists(os.path.join(workdir, "eval", "0", "metrics.json"))
+    if processes.broadcast_from_process_0(has_begun):
+        check_unchanged(run.config, workdir, images)
+    state = checkpoints.resume(run.abstract_state())
+    if state is not None:
+        processes.print_once(f"continuing {workdir} at step {int(state.step)} of {run.steps}")
+        return state
+    state = with_weights(run.first_state(), initial_weights())
+    compile_fingerprints(state)
+    return state
+
+
+@contextlib.contextmanager
+def _full_disk_ends_run(workdir: str) -> Iterator[None]:
     try:
-        with Preemption() as preemption:
-            _train(config, workdir, preemption)
+        yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise SaveError(f"{workdir}: {error.strerror}; {free_space(workdir)}; make room and run again, it continues") from error
-
-
-def _train(config: ConfigDict, workdir: str, preemption: Preemption) -> None:
-    processes.assert_same_on_all_processes(configuration=json.loads(config.to_json()), workdir=workdir)
-    run = prepare_run(config_lib.absolute_paths(config), workdir)
-    splits, reason = _open_splits(run.config)
-    images = identify_splits(run.config, splits, run.source)
-    processes.assert_same_on_all_processes(**identity.brief(images))
-    processes.check_shared(workdir)
-    with hold(workdir) as lock:
-        _train_alone(run, splits, reason, images, workdir, preemption, lock)
-
-
-def _train_alone(
-    run: Run,
-    splits: Splits,
-    reason: NoLabels | None,
-    images: dict[str, Split],
-    workdir: str,
-    preemption: Preemption,
-    lock: Lock | None,
-) -> None:
-    """Trains while no other run writes to the work directory; the first process has its lock."""
-    lead, config = processes.is_first(), run.config
-    say = functools.partial(print, flush=True) if lead else lambda text: None
-    if run.source.note:
-        say(f"train: {run.source.note}")
-    if reason:
-        say(f"evaluation without labels: {reason}")
-    elif splits.test.note:
-        say(f"test: {splits.test.note}")
-    checkpoints = Checkpoints(workdir, config.train.keep_checkpoints, config.train.best_metric)
-    # The numbers of the start are there before the first checkpoint.
-    if processes.broadcast_from_process_0(bool(checkpoints.steps()) or evaluation_lib.load_metrics(workdir, 0) is not None):
-        check_unchanged(config, workdir, images)
-    state = checkpoints.resume(run.abstract_state())
-    if state is None:
-        state = run.first_state()
-        compile_fingerprints(state)
-    else:
-        say(f"continuing {workdir} at step {int(state.step)} of {run.steps}")
-    first_step = int(state.step)
-    if lead:
-        config_lib.save(config, os.path.join(workdir, "config.json"))
-        if not first_step or not identity.is_recorded(workdir):
-            identity.record(workdir, images)
-    writer = MetricsWriter(workdir, first_step) if lead else None
-    cache = CanvasCache(run.source, config.data, processes.this_host())
-    say(f"cache: {cache.note}")
-    ahead = batches(
-        cache,
-        len(run.source),
-        config.train.batch_size,
-        config.seed,
-        first_step,
-        config.data.decode_threads,
-        jax.process_index(),
-        jax.process_count(),
-    )
-    stream = Prefetch(ahead, run.place, config.data.prefetch_batches)
-    epoch = steps_per_epoch(config, len(run.source))
-    save_every = max(1, round(config.train.checkpoint_every_epochs * epoch))
-    eval_every = round(config.eval.every_epochs * epoch)
-    progress = Progress(first_step, run.steps, config.train.batch_size)
-    watch = CollapseWatch(watched_from(config, len(run.source)), config.train.batch_size // config.train.accumulate)
-    unread: tuple[int, dict[str, jax.Array]] | None = None
-    train_step = run.compile() if first_step < run.steps else None
-
-    def evaluate(step: int) -> None:
-        protocols = evaluation_lib.measurable(evaluation_lib.protocols_at(config, step, run.steps), splits)
-        if not protocols:
-            return
-        read_unread()
-        with progress.paused():
-            measure(step, protocols)
-
-    def measure(step: int, protocols: tuple[str, ...]) -> None:
-        if processes.broadcast_from_process_0(evaluation_lib.load_metrics(workdir, step) is None):
-            teacher = local_copy(state.teacher, run.shardings)
-            evaluation = evaluation_lib.evaluate(config, run.network, teacher, step, splits, preemption.poll, protocols)
-            if not lead:
-                return
-            lock.check()
-            before = evaluation_lib.load_metrics(workdir, 0) if step else None
-            start = config_lib.start_name(config)
-            title = "teacher" if step else f"teacher at the start ({start})"
-            progress.say(f"{title}:\n{evaluation_lib.table(evaluation, before, start)}")
-            if step == run.steps:
-                for path in write_report(evaluation, config, run.network, teacher, splits, workdir):
-                    progress.say(f"wrote {path}")
-            evaluation_lib.save(evaluation, config, workdir)  # last: the file says that all of it is done
-        if lead and step not in writer.evaluated:
-            found = evaluation_lib.load_metrics(workdir, step)
-            writer.write(step, {f"eval_{name}": value for name, value in found.items()})
-
-    def read_unread() -> bool:
-        """Logs the step whose numbers were not read yet when it is time, stops a sick run; returns whether it was good."""
-        nonlocal unread
-        if unread is None:
-            return True
-        (step, metrics), unread = unread, None
-        bad = bool(metrics["bad_steps_in_row"])  # one number a step; all of them only when they are needed
-        due = step % config.train.log_every_steps == 0 or step == run.steps
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()} if bad or due else {}
-        notes = [read_bad_step(step, values, checkpoints.steps())] if bad else []
-        findings = watch.read(step, values) if due else []
-        if lead and due:
-            lock.check()
-            data = {"data_wait_s": stream.waited_s, "bad_images": cache.bad.count}
-            writer.write(step, {**values, "images_per_s": progress.images_per_s(), **data})
-            progress.show(step, values)
-        if findings and config.train.stop_on_collapse:
-            raise Collapsed(f"{findings[0]}; checkpoints: {checkpoints.steps() or 'none'}")
-        for note in [*notes, *findings]:
-            if lead:
-                progress.say(f"warning: {note}")
-        return not bad
-
-    def save(step: int) -> None:
-        # What is saved has passed the checks of its numbers, and a run that goes on from it lacks no line. A step that was left
-        # out changed nothing, but it can be the first after numbers that grew too large.
-        if step != first_step and step not in checkpoints.steps() and read_unread():
-            if lead:
-                lock.check()
-            with progress.paused():
-                checkpoints.save(state, config, processes.broadcast_from_process_0(best_value(step)))
-
-    def best_value(step: int) -> float:
-        """NaN where it is not known."""
-        if judged:
-            return (evaluation_lib.load_metrics(workdir, step) or {}).get(best.removeprefix("eval_"), math.nan)
-        return float(metrics[best]) if best else math.nan
-
-    best = config.train.best_metric
-    judged = bool(best) and best.startswith("eval_")
-    try:
-        for step in range(first_step, run.steps):
-            preemption.poll()
-            checkpoints.check()
-            saves = step > first_step and step % save_every == 0
-            if step == 0 or (eval_every and step % eval_every == 0) or (saves and judged):
-                evaluate(step)
-            if saves:
-                save(step)
-            batch = next(stream)
-            with jax.transfer_guard("disallow"):
-                state, metrics = train_step(state, batch)
-            progress.advance(step + 1)
-            # Numbers are fetched one step late, when the device has the next step to work on.
-            read_unread()
-            unread = (step + 1, metrics)
-        read_unread()
-        if judged:
-            evaluate(run.steps)
-        save(run.steps)
-        evaluate(run.steps)
-    except StopRequested:
-        step = int(state.step)
-        save(step)
-        checkpoints.close()
-        raise Preempted(f"stopped as asked at step {step} of {run.steps}; run again with --workdir={workdir}") from None
-    finally:
-        stream.close()
-        progress.close()
-        if lock is None or lock.held():  # to close them is to write what is left
-            if writer:
-                writer.close()
-            checkpoints.close()
-
-
-def _open_splits(config: ConfigDict) -> tuple[Splits, NoLabels | None]:
-    splits, reason = open_splits(config)
-    if reason and (config.train.best_metric or "").startswith("eval_"):
-        raise ConfigError(
-            f"train.best_metric is {config.train.best_metric!r}, but {reason}; or set it to feature_std"
-        ) from reason
-    return splits, reason

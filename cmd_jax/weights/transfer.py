@@ -3,8 +3,7 @@
 import os
 
 import jax
-import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
 from cmd_jax import config as config_lib
 from cmd_jax import files
@@ -14,8 +13,8 @@ from cmd_jax.models.build import Params, init_params, make_network
 from cmd_jax.models.network import Network
 from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.lock import hold
+from cmd_jax.training.run import replace_arrays
 from cmd_jax.training.sharding import all_hardware
-from cmd_jax.training.state import TrainState
 from cmd_jax.validation import validate
 from cmd_jax.weights.beside import Facts, follow
 from cmd_jax.weights.fit import Fitted, fit
@@ -68,22 +67,6 @@ def follow_source(config: ConfigDict) -> ConfigDict:
     return follow(facts, config, source)
 
 
-def start_from(state: TrainState, arrays: dict[str, np.ndarray]) -> TrainState:
-    """A first state with these arrays in student and teacher; what they do not name stays.
-
-    Args:
-        state: before the first step.
-        arrays: name joined by "/" -> array of the parameter's shape.
-    """
-    return state._replace(student=_with(state.student, arrays), teacher=_with(state.teacher, arrays))
-
-
-def _with(params: Params, arrays: dict[str, np.ndarray]) -> Params:
-    # Copies: on a CPU the device may keep the array itself, and student and teacher must not be the same memory.
-    put = lambda name, leaf: jax.device_put(np.array(arrays[name]), leaf.sharding) if name in arrays else leaf
-    return unflatten_dict({name: put(name, leaf) for name, leaf in flatten_dict(params, sep="/").items()}, sep="/")
-
-
 def _read_run(workdir: str, step: int | None, network: str) -> tuple[int, Params]:
     checkpoints = Checkpoints(workdir, read_only=True)
     try:
@@ -116,7 +99,7 @@ def import_run(config: ConfigDict, workdir: str) -> list[str]:
         raise CheckpointError(f"{workdir} is the directory of a run; choose another --workdir")
     network = make_network(config_lib.for_inference(config, all_hardware()))
     weights = initial_weights(config, network)
-    teacher = _with(jax.jit(lambda: init_params(config, network))(), weights.arrays)
+    teacher = replace_arrays(jax.jit(lambda: init_params(config, network))(), weights.arrays)
     with hold(workdir):
         checkpoints = Checkpoints(workdir)
         checkpoints.save_teacher(teacher, config)

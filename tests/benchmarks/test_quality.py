@@ -25,7 +25,7 @@ from cmd_jax.evaluation.knn import knn_classify, nearest
 from cmd_jax.hardware import Hardware
 from cmd_jax.models.build import init_params, make_network
 from cmd_jax.rules import keys
-from cmd_jax.training import train as loop
+from cmd_jax.train_and_evaluate import train_and_evaluate
 from cmd_jax.training.resume import RESUMABLE_KEYS, differences
 from tests.conftest import QUICK
 
@@ -366,10 +366,10 @@ def test_the_whole_comparison_and_a_second_call_that_trains_nothing(photo_folder
 
     def run_jobs(jobs, at_once, say):
         for other in jobs[1:]:
-            loop.train(runs[other.name].config, runs[other.name].workdir)
+            train_and_evaluate(runs[other.name].config, runs[other.name].workdir)
         return quality_jobs.run_jobs(jobs[:1], at_once, say)
 
-    monkeypatch.setattr(loop, "write_report", lambda *_: [])
+    monkeypatch.setattr("cmd_jax.train_and_evaluate.write_report", lambda *_: [])
     with monkeypatch.context() as patch:
         patch.setattr(quality, "run_jobs", run_jobs)
         assert quality.main(options) == 0

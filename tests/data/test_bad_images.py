@@ -12,7 +12,7 @@ from cmd_jax.data.loader import CanvasCache, Prefetch, batches
 from cmd_jax.errors import BadImage
 from cmd_jax.evaluation import features
 from cmd_jax.evaluation.features import extract_features
-from cmd_jax.training import train as loop
+from cmd_jax.train_and_evaluate import train_and_evaluate
 from tests.data.test_loader import Numbered, section, take
 
 
@@ -122,7 +122,7 @@ def test_a_run_replaces_one_bad_image_and_its_evaluations_leave_it_out(tiny_conf
     for name in ("train/a class/3.png", "test/b.class/0.png"):
         (folder / name).write_bytes(b"no picture")
     tiny_config.data.source, tiny_config.data.folder = "folder", str(folder)
-    loop.train(tiny_config, str(workdir))
+    train_and_evaluate(tiny_config, str(workdir))
     shown = capsys.readouterr()
     assert shown.err.count("bad image, the next one takes its place") == 1
     for name in ("train/a class/3.png", "test/b.class/0.png"):  # before the first step and after the last

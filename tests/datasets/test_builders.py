@@ -15,7 +15,7 @@ from cmd_jax.datasets import archives, prepared
 from cmd_jax.datasets.builders import aircraft, cars, cub, nabirds
 from cmd_jax.datasets.builders.examples import example
 from cmd_jax.errors import BadImage, DatasetError
-from cmd_jax.training import train as loop
+from cmd_jax.train_and_evaluate import train_and_evaluate
 from tests.datasets import miniatures
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -46,7 +46,7 @@ def test_a_miniature_is_prepared_and_trained_on_by_its_own_config(name, tmp_path
     config.data.data_dir, config.data.manual_dir = str(tmp_path / "data"), str(tmp_path)
     config.train.epochs, config.optim.warmup_epochs, config.train.log_every_steps = 2.0, 0.0, 1
     config.views.global_px, config.views.local_count, config.head.prototypes = 32, 0, 32  # for the time of compilation
-    loop.train(config, str(tmp_path / "run"))
+    train_and_evaluate(config, str(tmp_path / "run"))
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2]
     assert all(np.isfinite(value) for line in lines for value in line.values())

@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 from cmd_jax import config as config_lib
+from cmd_jax.train_and_evaluate import prepare
 from cmd_jax.training.checkpoint import Checkpoints
-from cmd_jax.training.run import prepare_run
 from tests.conftest import QUICK_FLAGS
 
 ROOT = Path(__file__).parents[2]
@@ -94,7 +94,7 @@ def is_evaluating(workdir):
 
 def final_state(workdir):
     """(step, sha256 over all arrays) of the newest checkpoint, and its arrays."""
-    run = prepare_run(config_lib.load(str(Path(workdir) / "config.json")))
+    run = prepare(config_lib.load(str(Path(workdir) / "config.json")))
     checkpoints = Checkpoints(str(workdir), read_only=True)
     assert checkpoints.steps()
     state = jax.device_get(checkpoints.restore_state(run.abstract_state()))

@@ -7,8 +7,8 @@ import shutil
 import jax
 import numpy as np
 
+from cmd_jax.train_and_evaluate import prepare
 from cmd_jax.training.checkpoint import Checkpoints
-from cmd_jax.training.run import prepare_run
 from tests.faults.runs import TrainRun
 
 FLIPS = 180
@@ -17,7 +17,7 @@ FLIPS = 180
 def test_no_flipped_bit_goes_unnoticed(finished, tmp_path, record_property):
     workdir = tmp_path / "run"
     shutil.copytree(finished[0], workdir)
-    abstract = prepare_run(finished[1]).abstract_state()
+    abstract = prepare(finished[1]).abstract_state()
     reader = Checkpoints(str(workdir), read_only=True)
     good = {step: jax.tree.leaves(jax.device_get(reader.restore_state(abstract, step))) for step in reader.steps()}
     older, newest = sorted(good)

@@ -19,7 +19,7 @@ from cmd_jax.errors import BadImage, ConfigError, WeightsError
 from cmd_jax.inference.embed_folder import embed_folder
 from cmd_jax.inference.export import export_run
 from cmd_jax.models.build import make_network
-from cmd_jax.training import train as loop
+from cmd_jax.train_and_evaluate import train_and_evaluate
 from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.weights.files import read_metadata, read_safetensors, write_safetensors
 from tests.conftest import tiny
@@ -233,7 +233,7 @@ def test_a_run_without_a_learned_scorer_and_with_several_pools(pictures, photo_f
     config.data.source, config.data.folder = "folder", str(photo_folder)
     config.train.epochs = config.optim.warmup_epochs = 1.0
     config.method.mil_scorer, config.method.image_pool, config.eval.features = "mean", "cls+mil", "cls+mil"
-    loop.train(config, str(tmp_path / "run"))
+    train_and_evaluate(config, str(tmp_path / "run"))
     model = cmd_jax.load(tmp_path / "run")
     export_run(str(tmp_path / "run"), None, "teacher", "safetensors", str(tmp_path / "a.safetensors"))
     features = model.embed(pictures[1])

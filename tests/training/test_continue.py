@@ -16,10 +16,9 @@ from cmd_jax.data.sources import open_source
 from cmd_jax.errors import ConfigError, Preempted
 from cmd_jax.evaluation import evaluate as evaluation_lib
 from cmd_jax.evaluation.restore import evaluate_run
-from cmd_jax.training import train as loop
+from cmd_jax.train_and_evaluate import prepare, train_and_evaluate
 from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.preemption import Preemption, StopRequested
-from cmd_jax.training.run import prepare_run
 from tests.conftest import quick
 
 STEPS = 6  # 24 images, batches of 8, 2 epochs
@@ -37,7 +36,7 @@ def _lines(workdir):
 
 def _state(workdir, config):
     checkpoints = Checkpoints(str(workdir), read_only=True)
-    return jax.device_get(checkpoints.restore_state(prepare_run(config).abstract_state()))
+    return jax.device_get(checkpoints.restore_state(prepare(config).abstract_state()))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -63,20 +62,20 @@ def test_a_run_asked_to_stop_saves_and_ends_as_one_that_was_not(finished, config
                 os.kill(os.getpid(), signal.SIGTERM)
             super().poll()
 
-    monkeypatch.setattr(loop, "Preemption", Told)
+    monkeypatch.setattr("cmd_jax.train_and_evaluate.Preemption", Told)
     # A poll at each step, and eight in an evaluation: 3 batches of the gallery, 2 of the queries, a chunk of queries of k-NN
     # and one of each of retrieval's splits.
     evaluations = 1 + 8
     for moment, step in ((evaluations + 4, 4), (2 + 3, STEPS)):  # at the fifth step; in the last evaluation
         asked_at, polls = [moment], 0
         with pytest.raises(Preempted, match=f"stopped as asked at step {step} of {STEPS}; run again with --workdir="):
-            loop.train(config, str(tmp_path))
+            train_and_evaluate(config, str(tmp_path))
         assert Checkpoints(str(tmp_path), read_only=True).steps()[-1] == step
     assert not (tmp_path / "eval" / str(STEPS)).exists()
     asked_at = []
     evaluate = evaluation_lib.evaluate
     monkeypatch.setattr(evaluation_lib, "evaluate", lambda *args: evaluated.append(args[3]) or evaluate(*args))
-    loop.train(config, str(tmp_path))
+    train_and_evaluate(config, str(tmp_path))
     assert evaluated == [STEPS]
     pairs = zip(jax.tree.leaves(_state(finished[0], config)), jax.tree.leaves(_state(tmp_path, config)), strict=True)
     assert all(np.array_equal(a, b) for a, b in pairs)
@@ -94,14 +93,14 @@ def test_an_evaluation_that_lost_its_line_gets_it_back(finished, config, tmp_pat
     kept = [line for line in before if not (line["step"] == STEPS and "eval_rank1" in line)]
     assert len(kept) == len(before) - 1
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
-    loop.train(config, str(workdir))
+    train_and_evaluate(config, str(workdir))
     assert _lines(workdir) == before
 
 
 def test_the_best_step_is_kept_and_evaluated(config, tmp_path):
     config.train.checkpoint_every_epochs, config.train.keep_checkpoints = 0.5, 1  # steps 2, 4 and 6
     config.train.best_metric = "eval_rank1"
-    loop.train(config, str(tmp_path))
+    train_and_evaluate(config, str(tmp_path))
     values = {line["step"]: line["eval_rank1"] for line in _lines(tmp_path) if "eval_rank1" in line}
     assert list(values) == [0, 2, 4, 6]
     del values[0]  # of the start, which is not saved
@@ -116,12 +115,12 @@ def test_a_best_metric_that_cannot_be_had(finished, config, photo_folder, tmp_pa
         evaluate_run(str(finished[0]), None, best=True)
     config.train.best_metric = "rank1"
     with pytest.raises(ConfigError, match=r"train\.best_metric is 'rank1'; choose one of eval_rank1, eval_map"):
-        loop.train(config, str(tmp_path))
+        train_and_evaluate(config, str(tmp_path))
     config.train.best_metric, config.data.folder = "eval_rank1", str(photo_folder / "train")
     with pytest.raises(
         ConfigError, match=r"train\.best_metric is 'eval_rank1', but .* has no labels.* or set it to feature_std"
     ):
-        loop.train(config, str(tmp_path))
+        train_and_evaluate(config, str(tmp_path))
 
 
 def test_any_number_of_hosts_sees_the_same_images_and_crops_and_goes_on_with_another(config):

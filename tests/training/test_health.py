@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from cmd_jax.errors import Collapsed, NonFinite
+from cmd_jax.train_and_evaluate import prepare, train_and_evaluate
 from cmd_jax.training import health
-from cmd_jax.training import train as loop
 from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.health import (
     LOGS_IN_ROW,
@@ -23,7 +23,7 @@ from cmd_jax.training.health import (
     relative_entropy,
     watched_from,
 )
-from cmd_jax.training.run import Run, prepare_run
+from cmd_jax.training.run import Run
 from tests.training.test_step import _batch, _setup
 
 STEPS = 6  # 24 images, batches of 8, 2 epochs
@@ -39,7 +39,7 @@ def config(tiny_config, photo_folder):
 @pytest.fixture(scope="module")
 def program(finished):
     """(run, its compiled step): the program of the finished run."""
-    run = prepare_run(finished[1])
+    run = prepare(finished[1])
     return run, run.compile()
 
 
@@ -128,7 +128,7 @@ def _steps(workdir):
 
 def _state(workdir, config, step):
     checkpoints = Checkpoints(str(workdir), read_only=True)
-    state = checkpoints.restore_state(prepare_run(config).abstract_state(), step)
+    state = checkpoints.restore_state(prepare(config).abstract_state(), step)
     checkpoints.close()
     return jax.device_get(state)
 
@@ -136,7 +136,7 @@ def _state(workdir, config, step):
 def test_single_bad_steps_are_told_and_the_run_goes_on(config, tmp_path, monkeypatch, capsys):
     config.train.log_every_steps = 5
     _poison_steps(monkeypatch, {2, 3, 5, 6})
-    loop.train(config, str(tmp_path))
+    train_and_evaluate(config, str(tmp_path))
     out = capsys.readouterr().out
     warnings = re.findall(r"warning: step (\d): loss nan, .* the step was left out, (\d) in a row \(3 stop the run\)", out)
     assert warnings == [("2", "1"), ("3", "2"), ("5", "1"), ("6", "2")]
@@ -159,14 +159,14 @@ def test_three_in_a_row_stop_the_run_between_two_logged_steps_and_it_continues_b
             "steps 4 to 6: loss nan, .*; 3 in a row were left out, the last good step is 3, the newest checkpoint is step 3"
         )
         with pytest.raises(NonFinite, match=message):
-            loop.train(config, str(tmp_path))
+            train_and_evaluate(config, str(tmp_path))
     assert _steps(tmp_path) == [3]
     # With the bad step 1 left out the run is another one than the finished; continued from it, it would be this:
     again = tmp_path / "again"
     with monkeypatch.context() as patched:
         _poison_steps(patched, {1})
-        loop.train(config, str(again))
-    loop.train(config, str(tmp_path))
+        train_and_evaluate(config, str(again))
+    train_and_evaluate(config, str(tmp_path))
     _assert_same(_state(again, config, STEPS), _state(tmp_path, config, STEPS))
     assert _state(tmp_path, config, STEPS).bad_steps == BadSteps(0, 1)
     assert _state(finished[0], finished[1], STEPS).bad_steps == BadSteps(0, 0)
@@ -175,7 +175,7 @@ def test_three_in_a_row_stop_the_run_between_two_logged_steps_and_it_continues_b
 def test_the_alarm_without_a_checkpoint_says_so(config, tmp_path, monkeypatch):
     _poison_steps(monkeypatch, {1, 2, 3})
     with pytest.raises(NonFinite, match=r"steps 1 to 3: .* the last good step is 0, there is no checkpoint; lower optim\.lr"):
-        loop.train(config, str(tmp_path))
+        train_and_evaluate(config, str(tmp_path))
     assert _steps(tmp_path) == []
 
 
@@ -275,12 +275,12 @@ def test_a_teacher_without_centers_collapses_and_is_told(tiny_config):
 def test_a_collapse_is_warned_of_or_ends_the_run_as_configured(config, tmp_path, monkeypatch, capsys):
     always = Sign("feature_std", alarm=10.0, healthy=20.0, finding="made up", advice="do nothing")
     monkeypatch.setattr(health, "SIGNS", (always,))
-    monkeypatch.setattr(loop, "watched_from", lambda config, train_images: 1)
-    loop.train(config, str(tmp_path / "warned"))
+    monkeypatch.setattr("cmd_jax.training.step_log.watched_from", lambda config, train_images: 1)
+    train_and_evaluate(config, str(tmp_path / "warned"))
     out = capsys.readouterr().out
     assert re.findall(r"warning: step (\d): collapse: made up \(feature_std .*\); do nothing", out) == ["4"]
     assert _steps(tmp_path / "warned") == [3, 6]
     config.train.stop_on_collapse = True
     with pytest.raises(Collapsed, match=r"step 4: collapse: made up .*; do nothing; checkpoints: \[3\]"):
-        loop.train(config, str(tmp_path / "stopped"))
+        train_and_evaluate(config, str(tmp_path / "stopped"))
     assert _steps(tmp_path / "stopped") == [3]

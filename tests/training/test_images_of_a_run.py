@@ -9,7 +9,7 @@ import pytest
 from cmd_jax import config as config_lib
 from cmd_jax.errors import ConfigError, InUse
 from cmd_jax.evaluation.restore import evaluate_run
-from cmd_jax.training import train as loop
+from cmd_jax.train_and_evaluate import train_and_evaluate
 from cmd_jax.training.lock import hold
 from cmd_jax.training.run import Run
 
@@ -56,7 +56,7 @@ def test_images_that_were_moved_are_those_of_the_run(workdir, config, photos, mo
     assert os.listdir(workdir / "eval" / str(STEPS)) == ["metrics.json"]
     assert "start" in capsys.readouterr().out
     config.data.folder = "photos"
-    loop.train(config, "run")
+    train_and_evaluate(config, "run")
     assert config_lib.load("run/config.json").data.folder == str(photos)
     monkeypatch.chdir("/")
     evaluate_run(str(workdir), None)
@@ -71,7 +71,7 @@ def test_other_images_are_refused(workdir, config, photos):
         r"another size \(test/b\.class/0\.png\); .* another --workdir and --config\.init\.weights=.*run"
     )
     with pytest.raises(ConfigError, match=message):
-        loop.train(config, str(workdir))
+        train_and_evaluate(config, str(workdir))
     config_lib.save(config_lib.resolve(config, 24), str(workdir / "config.json"))
     before[workdir / "config.json"] = (workdir / "config.json").stat().st_mtime_ns
     with pytest.raises(ConfigError, match=r"trained and measured with other images: .* pass --folder=DIR to keep the numbers"):
@@ -86,7 +86,7 @@ def test_a_run_of_an_earlier_version_learns_its_images(workdir, config, photos, 
     shutil.rmtree(workdir / "data")
     os.remove(workdir / "data.json")
     with pytest.raises(ConfigError, match=r"data\.folder is '.*gone' there and '.*photos' here"):
-        loop.train(config, str(workdir))  # nothing says that the images are the same
+        train_and_evaluate(config, str(workdir))  # nothing says that the images are the same
     stored = config_lib.load(str(workdir / "config.json"))
     with stored.unlocked():
         stored.data.folder = "photos"
@@ -95,7 +95,7 @@ def test_a_run_of_an_earlier_version_learns_its_images(workdir, config, photos, 
     with pytest.raises(ConfigError, match=r"is 'photos', but there is no such directory in / \(earlier versions stored rel"):
         evaluate_run(str(workdir), None)
     monkeypatch.chdir(photos.parent)
-    loop.train(config, str(workdir))
+    train_and_evaluate(config, str(workdir))
     assert set(json.loads((workdir / "data.json").read_text())) == {"train", "eval_test"}
 
 
@@ -103,12 +103,12 @@ def test_numbers_of_the_start_make_a_run_its_own(workdir, config):
     shutil.rmtree(workdir / "checkpoints")
     config.seed = 1
     with pytest.raises(ConfigError, match="seed is 0 there and 1 here"):
-        loop.train(config, str(workdir))
+        train_and_evaluate(config, str(workdir))
 
 
 def test_a_run_in_use_is_refused_and_left_alone(workdir, config):
     with hold(str(workdir)):
         before = _written(workdir)
         with pytest.raises(InUse, match="run is in use: process"):
-            loop.train(config, str(workdir))
+            train_and_evaluate(config, str(workdir))
         assert _written(workdir) == before

@@ -59,7 +59,7 @@ def test_a_terminal_gets_a_bar(capsys, monkeypatch):
     progress = Progress(first_step=0, steps=3, batch_size=4, now=clock)
     _run(progress, clock, (1, 2, 3), 1.0)
     progress.show(3, NUMBERS)
-    progress.say("a line")
+    progress.write_line("a line")
     progress.close()
     out = capsys.readouterr()
     assert "a line" in out.out

@@ -15,10 +15,12 @@ from cmd_jax.errors import CheckpointError, ConfigError
 from cmd_jax.evaluation import agreement
 from cmd_jax.evaluation.restore import evaluate_run
 from cmd_jax.hardware import Hardware
+from cmd_jax.train_and_evaluate import describe_run, prepare, train_and_evaluate
 from cmd_jax.training import run as run_lib
 from cmd_jax.training import train as loop
 from cmd_jax.training.checkpoint import Checkpoints
-from cmd_jax.training.run import Run, describe, prepare_run
+from cmd_jax.training.metrics import Progress
+from cmd_jax.training.run import Run
 from cmd_jax.training.sharding import mesh_shape
 from cmd_jax.validation import validate
 
@@ -36,7 +38,7 @@ def _lines(workdir):
 
 
 def _state(workdir, config):
-    run = prepare_run(config)
+    run = prepare(config)
     checkpoints = Checkpoints(str(workdir), read_only=True)
     state = checkpoints.restore_state(run.abstract_state())
     checkpoints.close()
@@ -79,10 +81,10 @@ def test_stopped_and_continued_equals_uninterrupted_bit_for_bit(finished, config
 
     monkeypatch.setattr(Run, "place", kill_at_the_fifth_batch)
     with pytest.raises(Killed):
-        loop.train(config, str(tmp_path))
+        train_and_evaluate(config, str(tmp_path))
     monkeypatch.undo()
     assert Checkpoints(str(tmp_path), read_only=True).steps() == [3]
-    loop.train(config, str(tmp_path))
+    train_and_evaluate(config, str(tmp_path))
     whole, continued = _state(finished[0], config), _state(tmp_path, config)
     assert int(continued.step) == STEPS
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(continued), strict=True):
@@ -94,7 +96,7 @@ def test_stopped_and_continued_equals_uninterrupted_bit_for_bit(finished, config
 def test_a_finished_run_is_left_as_it_is_and_compiles_no_step(finished, config, monkeypatch):
     before = _lines(finished[0])
     monkeypatch.setattr(Run, "compile", lambda _: pytest.fail("compiled"))
-    loop.train(config, str(finished[0]))
+    train_and_evaluate(config, str(finished[0]))
     assert _lines(finished[0]) == before
 
 
@@ -112,7 +114,7 @@ def test_the_eval_binary_gives_the_numbers_of_the_training(finished, capsys):
 
 
 def test_the_teacher_is_restored_without_the_train_item(finished, config):
-    run = prepare_run(config)
+    run = prepare(config)
     checkpoints = Checkpoints(str(finished[0]), read_only=True)
     read = []
     restore = checkpoints._manager.restore
@@ -138,7 +140,7 @@ def test_a_run_is_continued_only_with_its_own_values(finished, config):
         r"config.json is of another run: optim.lr is 0.0005 there and 0.001 here; seed is 0 there and 1 here; train.epochs"
     )
     with pytest.raises(ConfigError, match=message + r" is 2.0 there and 3.0 here; and 1 more; give the old values or another"):
-        loop.train(config, str(finished[0]))
+        train_and_evaluate(config, str(finished[0]))
     assert _lines(finished[0])[-1]["step"] == STEPS
 
 
@@ -148,7 +150,7 @@ def test_a_swin_trains_and_is_evaluated_with_pictures(config, tmp_path):
     config.views.global_px, config.views.local_px = 40, 20  # 2 x 2 tokens that reach beyond the view, and one
     config.eval.features = "mil+blocks"
     config.train.epochs, config.optim.warmup_epochs = 1.0, 0.0
-    loop.train(config, str(tmp_path))
+    train_and_evaluate(config, str(tmp_path))
     lines = _lines(tmp_path)
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]
     assert all(np.isfinite(value) for line in lines for value in line.values())
@@ -161,7 +163,7 @@ def test_a_swin_trains_and_is_evaluated_with_pictures(config, tmp_path):
 def test_unlabelled_images_are_trained_on_and_evaluated_without_labels(config, photo_folder, tmp_path, capsys):
     config.data.folder = str(photo_folder / "train")
     config.eval.protocols = ("retrieval", "label_free")
-    loop.train(config, str(tmp_path))
+    train_and_evaluate(config, str(tmp_path))
     assert "evaluation without labels: " in capsys.readouterr().out
     stored = json.loads((tmp_path / "eval" / "6" / "metrics.json").read_text())
     assert list(stored["metrics"]) == list(agreement.KEYS)
@@ -178,7 +180,7 @@ def test_unlabelled_images_are_trained_on_and_evaluated_without_labels(config, p
 def test_labels_from_other_data_and_pictures_from_a_disk_cache_change_nothing(finished, config, photo_folder, tmp_path):
     config.data.folder, config.data.eval_folder = str(photo_folder / "train"), str(photo_folder)
     config.data.cache, config.data.cache_dir = "disk", str(tmp_path / "cache")
-    loop.train(config, str(tmp_path / "run"))
+    train_and_evaluate(config, str(tmp_path / "run"))
     ours, others = _lines(tmp_path / "run"), _lines(finished[0])
     free = ("images_per_s", "data_wait_s")
     assert [{key: line[key] for key in line if key not in free} for line in ours] == [
@@ -190,7 +192,7 @@ def test_labels_from_other_data_and_pictures_from_a_disk_cache_change_nothing(fi
 
 def test_dry_run_describes_and_writes_nothing(config):
     config.views.local_count = 2
-    text = describe(config)
+    text = describe_run(config)
     for part in (
         "24 train, 12 test images, 3 classes",
         "2 x 16 px (4 patches), 2 x 8 px (1 patches)",
@@ -206,14 +208,14 @@ def test_a_run_goes_on_with_the_batch_and_precision_that_it_was_started_with(fin
     workdir = tmp_path / "run"
     shutil.copytree(finished[0], workdir)
     config.train.batch_size = config.model.dtype = None
-    assert prepare_run(config).config.train.batch_size == 24  # what this machine would give it
-    assert "6 steps of 8 images" in describe(config, str(workdir))
-    loop.train(config, str(workdir))  # not refused
+    assert prepare(config).config.train.batch_size == 24  # what this machine would give it
+    assert "6 steps of 8 images" in describe_run(config, str(workdir))
+    train_and_evaluate(config, str(workdir))  # not refused
     assert json.loads((workdir / "config.json").read_text())["train"]["batch_size"] == 8
 
 
 def test_the_step_is_one_program_that_writes_its_state_in_place(config):
-    run = prepare_run(config)
+    run = prepare(config)
     step, state = run.compile(), run.first_state()
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     assert step.memory_analysis().alias_size_in_bytes >= size
@@ -229,17 +231,17 @@ def test_nothing_is_compiled_after_the_first_step(config, tmp_path, monkeypatch)
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, seconds, **_: compiled.append(event) if event.endswith("backend_compile_duration") else None
     )
-    advance = loop.Progress.advance
-    monkeypatch.setattr(loop.Progress, "advance", lambda self, step: after.append(len(compiled)) or advance(self, step))
+    advance = Progress.advance
+    monkeypatch.setattr(Progress, "advance", lambda self, step: after.append(len(compiled)) or advance(self, step))
     config.train.checkpoint_every_epochs = 0.5
-    loop.train(config, str(tmp_path))
+    train_and_evaluate(config, str(tmp_path))
     assert len(after) == STEPS
     assert after[0] > 0
     assert set(after[1:]) == {after[1]}
 
 
 def test_evaluations_and_checkpoints_count_for_no_speed(config, tmp_path, monkeypatch):
-    clock = [0.0]
+    clock, evaluated = [0.0], []
 
     def takes(seconds, function):
         def timed(*arguments, **options):
@@ -248,15 +250,16 @@ def test_evaluations_and_checkpoints_count_for_no_speed(config, tmp_path, monkey
 
         return timed
 
-    measured = lambda *arguments: loop.evaluation_lib.Evaluation(arguments[3], [], {}, [], None, None, None)
-    monkeypatch.setattr(loop.evaluation_lib, "evaluate", takes(1000.0, measured))
-    monkeypatch.setattr(loop, "write_report", lambda *arguments: [])
+    def evaluate(step, *_):
+        evaluated.append(step)
+        return {}
+
     monkeypatch.setattr(loop.Checkpoints, "save", takes(1000.0, loop.Checkpoints.save))
-    monkeypatch.setattr(loop.Progress, "advance", takes(2.0, loop.Progress.advance))
-    monkeypatch.setattr(loop, "Progress", functools.partial(loop.Progress, now=lambda: clock[0]))
+    monkeypatch.setattr(Progress, "advance", takes(2.0, Progress.advance))
+    monkeypatch.setattr(loop, "Progress", functools.partial(Progress, now=lambda: clock[0]))
     config.eval.every_epochs = config.train.checkpoint_every_epochs = 0.7
-    loop.train(config, str(tmp_path))
-    assert agreement.evaluated_steps(str(tmp_path)) == [0, 2, 4, 6]
+    loop.train(prepare(config), str(tmp_path), {}, takes(1000.0, evaluate))
+    assert evaluated == [0, 2, 4, 6]
     speeds = [line["images_per_s"] for line in _lines(tmp_path) if "loss" in line]
     assert speeds == [config.train.batch_size / 2.0] * STEPS
 
@@ -264,11 +267,11 @@ def test_evaluations_and_checkpoints_count_for_no_speed(config, tmp_path, monkey
 def test_a_batch_that_does_not_fit_is_refused(config, monkeypatch):
     config.train.batch_size = 32
     with pytest.raises(ConfigError, match="batch_size is 32, but there are 24 training images"):
-        prepare_run(config)
+        prepare(config)
     monkeypatch.setattr(run_lib, "all_hardware", lambda: Hardware("gpu", 32))
     config.train.batch_size = None
     with pytest.raises(ConfigError, match="batch_size is 32, but there are 24 training images; use fewer devices"):
-        prepare_run(config)
+        prepare(config)
     config.train.batch_size = 30
     with pytest.raises(ConfigError, match="batch_size 30 does not divide over 8 devices; use 24 or 32"):
         mesh_shape(config, devices=8)

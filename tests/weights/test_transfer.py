@@ -14,13 +14,13 @@ from cmd_jax.evaluation.restore import evaluate_run
 from cmd_jax.inference.export import export_run
 from cmd_jax.inference.load import read_trained
 from cmd_jax.models.build import init_params, make_backbone, make_network
-from cmd_jax.training import train as loop
+from cmd_jax.train_and_evaluate import describe_run, prepare, read_weights, train_and_evaluate
 from cmd_jax.training.checkpoint import Checkpoints
-from cmd_jax.training.run import describe, prepare_run
+from cmd_jax.training.run import with_weights
 from cmd_jax.weights.files import read_safetensors, write_safetensors
 from cmd_jax.weights.layouts import LAYOUTS
 from cmd_jax.weights.names import to_theirs
-from cmd_jax.weights.transfer import follow_source, import_run, initial_weights, start_from
+from cmd_jax.weights.transfer import follow_source, import_run, initial_weights
 from tests.conftest import quick
 
 
@@ -102,7 +102,7 @@ def test_an_import_is_evaluated_and_not_continued(config, tmp_path):
     assert notes[-1] == "from the seed: image_head, image_last_layer, mil_scorer, region_head, region_last_layer"
     assert evaluate_run(workdir, None).step == 0
     with pytest.raises(CheckpointError, match=r"an imported teacher alone; .* pass it as --config\.init\.weights"):
-        loop.train(config, workdir)
+        train_and_evaluate(config, workdir)
     with pytest.raises(CheckpointError, match="an imported teacher alone"):
         export_run(workdir, None, "student", "timm", str(tmp_path / "b.safetensors"))
     with pytest.raises(CheckpointError, match="is the directory of a run; choose another --workdir"):
@@ -111,10 +111,11 @@ def test_an_import_is_evaluated_and_not_continued(config, tmp_path):
 
 def test_student_and_teacher_start_from_the_weights(config, tmp_path, capsys):
     expected = _random_checkpoint(config, "vit", tmp_path / "a.safetensors", heads=True)
-    run = prepare_run(config)
+    run = prepare(config)
     seed = flatten_dict(quick(lambda: init_params(run.config, run.network))(), sep="/")
     config.init.weights = str(tmp_path / "a.safetensors")
-    state = prepare_run(config).first_state()
+    run = prepare(config)
+    state = with_weights(run.first_state(), read_weights(run))
     assert "not used: 14 arrays of projection heads" in capsys.readouterr().out
     for params in (state.student, state.teacher):
         _same(
@@ -124,8 +125,8 @@ def test_student_and_teacher_start_from_the_weights(config, tmp_path, capsys):
     pairs = zip(jax.tree.leaves(state.student), jax.tree.leaves(state.teacher), strict=True)
     assert all(a.unsafe_buffer_pointer() != b.unsafe_buffer_pointer() for a, b in pairs)  # both are donated to the step
     config.init.heads = True
-    run = prepare_run(config)
-    state = start_from(state, initial_weights(run.config, run.network).arrays)
+    run = prepare(config)
+    state = with_weights(state, initial_weights(run.config, run.network).arrays)
     for params in (state.student, state.teacher):
         _same(flatten_dict(params, sep="/"), seed | expected)
 
@@ -149,7 +150,7 @@ def test_a_run_starts_from_another_run(finished, tmp_path, config):
 
 def test_teacher_and_student_are_exported_without_reading_the_rest(finished, tmp_path):
     workdir, config = finished
-    run = prepare_run(config)
+    run = prepare(config)
     checkpoints = Checkpoints(str(workdir), read_only=True)
     state = checkpoints.restore_state(run.abstract_state())
     checkpoints.close()
@@ -171,7 +172,7 @@ def test_mistakes(config, tmp_path):
         import_run(config, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
     with pytest.raises(WeightsError, match="does not exist"):
-        describe(config)
+        describe_run(config)
     with pytest.raises(ConfigError, match=r"--format=timm writes a file that ends in \.safetensors"):
         export_run(str(tmp_path), None, "teacher", "timm", "directory")
     with pytest.raises(ConfigError, match="--format=hf writes a directory"):

@@ -1,0 +1,111 @@
+"""A whole training: the loop of `training.train`, with the data, initial weights, evaluations and report that it needs."""
+
+import json
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from cmd_jax import config as config_lib
+from cmd_jax.config import ConfigDict
+from cmd_jax.data.sources import eval_section, open_source
+from cmd_jax.errors import ConfigError
+from cmd_jax.evaluation import evaluate as evaluation_lib
+from cmd_jax.evaluation.splits import Splits, identify_splits, open_splits
+from cmd_jax.models.build import Params
+from cmd_jax.report.page import write_report
+from cmd_jax.training import dry_run, processes
+from cmd_jax.training import train as loop
+from cmd_jax.training.preemption import Preemption
+from cmd_jax.training.run import Run, prepare_run
+from cmd_jax.training.sharding import local_copy
+from cmd_jax.weights.transfer import follow_source, initial_weights
+
+
+def prepare(config: ConfigDict, workdir: str | None = None) -> Run:
+    """`training.run.prepare_run` with the data and the weights that the configuration names.
+
+    Raises:
+        ConfigError: a value cannot work.
+        WeightsError: the files beside `init.weights` cannot be read.
+    """
+    return prepare_run(config, open_source, workdir, follow_source)
+
+
+def describe_run(config: ConfigDict, workdir: str | None = None) -> str:
+    """What `--dry_run` prints; nothing is trained. Arguments and errors are those of `prepare`."""
+    run = prepare(config, workdir)
+    notes = initial_weights(run.config, run.network).notes if run.config.init.weights else ()
+    return dry_run.summarize(run, open_source(eval_section(run.config.data), "test"), notes)
+
+
+def train_and_evaluate(config: ConfigDict, workdir: str) -> None:
+    """Trains to the end; called again, it goes on from the newest checkpoint. At the end it evaluates and writes the report.
+
+    Args:
+        config: as given, not resolved.
+        workdir: where everything is written.
+
+    Raises:
+        ConfigError: before anything is written.
+        WeightsError: `init.weights` cannot be read.
+        Others: those of `training.train.train`.
+    """
+    with Preemption() as preemption:
+        processes.assert_same_on_all_processes(configuration=json.loads(config.to_json()), workdir=workdir)
+        run = prepare(config_lib.absolute_paths(config), workdir)
+        splits, no_labels = open_splits(run.config)
+        if no_labels and (run.config.train.best_metric or "").startswith("eval_"):
+            metric = run.config.train.best_metric
+            raise ConfigError(f"train.best_metric is {metric!r}, but {no_labels}; or set it to feature_std") from no_labels
+        images = identify_splits(run.config, splits, run.source)
+        if run.source.note:
+            processes.print_once(f"train: {run.source.note}")
+        if no_labels:
+            processes.print_once(f"evaluation without labels: {no_labels}")
+        elif splits.test.note:
+            processes.print_once(f"test: {splits.test.note}")
+        loop.train(run, workdir, images, evaluation_of(run, splits, workdir), preemption.poll, lambda: read_weights(run))
+
+
+def read_weights(run: Run) -> Mapping[str, np.ndarray]:
+    """The arrays of `init.weights`, if it is set; prints what is taken from there."""
+    if not run.config.init.weights:
+        return {}
+    weights = initial_weights(run.config, run.network)
+    processes.print_once("\n".join(f"init: {note}" for note in weights.notes))
+    return weights.arrays
+
+
+def evaluation_of(run: Run, splits: Splits, workdir: str) -> loop.Evaluate:
+    """What the loop calls to evaluate a step of a run: prints the table and writes `eval/STEP/metrics.json`, and at the end of
+    the run the report."""
+
+    def evaluate(
+        step: int,
+        teacher: Params,
+        poll: Callable[[], None],
+        before_write: Callable[[], None],
+        write_line: Callable[[str], None],
+    ) -> Mapping[str, float]:
+        config = run.config
+        protocols = evaluation_lib.measurable(evaluation_lib.protocols_at(config, step, run.steps), splits)
+        if not protocols:
+            return {}
+        if not processes.broadcast_from_process_0(evaluation_lib.load_metrics(workdir, step) is None):
+            return evaluation_lib.load_metrics(workdir, step) or {}
+        teacher = local_copy(teacher, run.shardings)
+        measured = evaluation_lib.evaluate(config, run.network, teacher, step, splits, poll, protocols)
+        if not processes.is_first():
+            return measured.metrics()
+        before_write()
+        start = config_lib.start_name(config)
+        title = "teacher" if step else f"teacher at the start ({start})"
+        before = evaluation_lib.load_metrics(workdir, 0) if step else None
+        write_line(f"{title}:\n{evaluation_lib.table(measured, before, start)}")
+        if step == run.steps:
+            for path in write_report(measured, config, run.network, teacher, splits, workdir):
+                write_line(f"wrote {path}")
+        evaluation_lib.save(measured, config, workdir)  # last: the file says that all of it is done
+        return measured.metrics()
+
+    return evaluate

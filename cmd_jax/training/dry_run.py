@@ -1,0 +1,52 @@
+"""The text of `--dry_run`: what a run would train, and what it would cost."""
+
+from collections.abc import Sequence
+
+from cmd_jax import config as config_lib
+from cmd_jax.data.cache import plan
+from cmd_jax.data.record import Source
+from cmd_jax.data.sources import eval_section, where
+from cmd_jax.models.build import count_parameters
+from cmd_jax.training.flops import model_flops
+from cmd_jax.training.processes import this_host
+from cmd_jax.training.run import Run
+
+
+def summarize(run: Run, test: Source, weight_notes: Sequence[str] = ()) -> str:
+    """Data, model, shapes, memory and arithmetic of a run, whose step is compiled; nothing is trained.
+
+    Args:
+        run: of `prepare_run`.
+        test: images of its evaluation.
+        weight_notes: what it takes from `init.weights`; a sentence each.
+    """
+    config, state = run.config, run.abstract_state()
+    count, memory = config.train.batch_size, run.compile().memory_analysis()
+    evaluated = eval_section(config.data)
+    views, token_px = config.views, config_lib.token_px(config)
+    patches = lambda side: (-(-side // token_px)) ** 2
+    model = f"{config.model.name}/{config.model.patch_size}"
+    backbone, total = count_parameters(state.student["backbone"]), count_parameters(state.student)
+    gib, devices, precision = 2**30, run.shardings.mesh.devices, config.model.dtype  # devices: [data, model]
+    if config.model.teacher_dtype != config.model.dtype:
+        precision += f", the teacher in {config.model.teacher_dtype}"
+    lines = [
+        f"data        {where(config.data)}: {len(run.source):,} train, {len(test):,} test images"
+        f"{'' if where(evaluated) == where(config.data) else f' of {where(evaluated)}'}, {len(test.class_names)} classes",
+        *(f"data        {split}: {of.note}" for split, of in (("train", run.source), ("test", test)) if of.note),
+        f"cache       {plan(run.source, config.data, this_host()).note}",
+        f"views       2 x {views.global_px} px ({patches(views.global_px)} patches), "
+        f"{views.local_count} x {views.local_px} px ({patches(views.local_px)} patches)",
+        f"model       {model}: {backbone:,} parameters in the backbone, {total:,} with heads and "
+        f"{config.head.prototypes:,} prototypes a level; computed in {precision}",
+        *(f"init        {note}" for note in weight_notes),
+        f"run         {run.steps:,} steps of {count:,} images, {count // devices.shape[0]} on each of {devices.size} device(s) "
+        f"({devices.flat[0].device_kind}), {config.train.epochs:g} epochs",
+        f"memory      {memory.argument_size_in_bytes / gib:.2f} GiB of state and batch, "
+        f"{memory.temp_size_in_bytes / gib:.2f} GiB temporary on each device",
+        f"speed       attention {config.model.attention}, "
+        + ", ".join(f"{key} {config.model[key]}" for key in ("packed_views", "scan_blocks", "remat"))
+        + f", {config.method.prototype_chunk:,} prototypes at a time, {config.method.matched_targets} targets",
+        f"arithmetic  {model_flops(config) / 1e9:.2f} GFLOP an image and step, each product counted once",
+    ]
+    return "\n".join(lines)
