@@ -17,11 +17,9 @@ from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.fingerprint import differences
 from cmd_jax.training.sharding import all_hardware
 from cmd_jax.validation import validate
-from cmd_jax.weights.beside import follow
 from cmd_jax.weights.fit import check_numbers, fit
-from cmd_jax.weights.layouts import OURS
 from cmd_jax.weights.names import Arrays, detect_layout, strip_prefixes, to_ours
-from cmd_jax.weights.read import read_source
+from cmd_jax.weights.read import follow, read_source
 from cmd_jax.weights.single import PARTS, fingerprint, is_single, read_single, settings_of
 
 MAX_CROP_PX = 4096  # of a file from elsewhere: larger crops would take all memory
@@ -172,11 +170,7 @@ def _no_scorer(source: str, features: str) -> None:
 def _read_shapes(config: ConfigDict, arrays: Arrays, source: str) -> None:
     """What a model's name leaves open and the arrays show: patch side, registers, window."""
     given = strip_prefixes(arrays)
-    try:
-        layout = detect_layout(set(given))
-    except WeightsError as error:
-        raise WeightsError(f"{source}: {error}") from None
-    ours = dict(given) if layout is OURS else to_ours(given, layout)[0]
+    ours, _ = to_ours(given, detect_layout(set(given), source))
     kernel, registers = ours.get("backbone/patch_embed/kernel"), ours.get("backbone/register_tokens")
     if kernel is not None and kernel.ndim == 4:
         config.model.patch_size = int(kernel.shape[0])

@@ -10,11 +10,9 @@ from cmd_jax.errors import WeightsError
 from cmd_jax.models.swin import Swin
 from cmd_jax.models.vit import ViT
 from cmd_jax.normalization import statistics_of
-from cmd_jax.weights.beside import CONFIG, PREPROCESSOR
 from cmd_jax.weights.files import write_safetensors
-from cmd_jax.weights.layouts import LAYOUTS
-from cmd_jax.weights.names import Arrays, to_theirs
-from cmd_jax.weights.read import SAFETENSORS
+from cmd_jax.weights.names import LAYOUTS, Arrays, to_theirs
+from cmd_jax.weights.read import CONFIG, PREPROCESSOR, SAFETENSORS
 
 
 def write_timm(path: str, arrays: Arrays, backbone: ViT | Swin) -> None:

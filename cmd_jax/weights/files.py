@@ -1,15 +1,33 @@
-"""Reading and writing `.safetensors`, without PyTorch."""
+"""Arrays in files: `.safetensors` in and out, and pickled PyTorch checkpoints through a child process."""
 
+import contextlib
+import importlib.util
 import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
 
 import numpy as np
 import safetensors
 from safetensors import numpy as safetensors_numpy
 
+from cmd_jax import files
 from cmd_jax.errors import WeightsError
+from cmd_jax.weights import pickled_child
 
 # Both timm and transformers ask for it: the layouts (out, in) and OIHW are those of PyTorch.
 PYTORCH_METADATA = {"format": "pt"}
+
+
+@contextlib.contextmanager
+def _readable(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error}") from error
+    except safetensors.SafetensorError as error:
+        raise WeightsError(f"{path} is no whole .safetensors file ({error}); download or convert it again") from error
 
 
 def read_safetensors(path: str) -> dict[str, np.ndarray]:
@@ -24,29 +42,20 @@ def read_safetensors(path: str) -> dict[str, np.ndarray]:
     Raises:
         WeightsError: there is no such file, or it is damaged.
     """
-    try:
+    with _readable(path):
         arrays = safetensors_numpy.load_file(path)
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error}") from error
-    except safetensors.SafetensorError as error:
-        raise WeightsError(f"{path} is no whole .safetensors file ({error}); download or convert it again") from error
     # bfloat16 is an extension type of NumPy's, of kind V.
     return {name: np.asarray(array, np.float32) if array.dtype.kind in "fV" else array for name, array in arrays.items()}
 
 
 def read_metadata(path: str) -> dict[str, str]:
-    """The texts beside the arrays of a file.
+    """Reads the texts beside the arrays of a file.
 
     Raises:
         WeightsError: there is no such file, or it is damaged.
     """
-    try:
-        with safetensors.safe_open(path, "np") as file:
-            return file.metadata() or {}
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error}") from error
-    except safetensors.SafetensorError as error:
-        raise WeightsError(f"{path} is no whole .safetensors file ({error}); download or convert it again") from error
+    with _readable(path), safetensors.safe_open(path, "np") as file:
+        return file.metadata() or {}
 
 
 def write_safetensors(path: str, arrays: dict[str, np.ndarray], metadata: dict[str, str] = PYTORCH_METADATA) -> None:
@@ -57,9 +66,35 @@ def write_safetensors(path: str, arrays: dict[str, np.ndarray], metadata: dict[s
         arrays: name -> array.
         metadata: texts beside them.
     """
-    partial = f"{path}.partial"
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    # Not its save_file, which lets nobody but the owner read the file.
-    with open(partial, "wb") as file:
-        file.write(safetensors_numpy.save(contiguous, metadata=metadata))
-    os.replace(partial, path)
+    files.write(path, safetensors_numpy.save(contiguous, metadata=metadata))
+
+
+def read_pickled(path: str, network: str) -> dict[str, np.ndarray]:
+    """Reads one network of a pickled checkpoint: PyTorch unpickles it in a child process, with `weights_only`.
+
+    Args:
+        path: of the file, which exists.
+        network: "teacher" or "student", for checkpoints that hold both; others give the one they hold.
+
+    Returns:
+        name -> array as in the file, float32.
+
+    Raises:
+        WeightsError: PyTorch is not installed, or the file holds anything else than arrays, plain containers and the
+            argparse.Namespace of the references' options.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise WeightsError(
+            f"{path} is a pickled checkpoint, which needs PyTorch: pip install torch, or convert it to "
+            ".safetensors where PyTorch is installed"
+        )
+    with tempfile.TemporaryDirectory() as directory:
+        out = os.path.join(directory, "network.safetensors")
+        # -P: the folder of the script is not searched for modules.
+        command = [sys.executable, "-P", pickled_child.__file__, path, network, out]
+        child = subprocess.run(command, capture_output=True, text=True, check=False)
+        if child.returncode:
+            lines = [line for line in child.stderr.splitlines() if line.strip()] or [f"exit code {child.returncode}"]
+            raise WeightsError(f"{path} was not read: {lines[-1]}")
+        return read_safetensors(out)

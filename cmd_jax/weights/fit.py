@@ -9,14 +9,19 @@ import numpy as np
 
 from cmd_jax.errors import WeightsError
 from cmd_jax.models.vit import bicubic_matrix, resample_positions
-from cmd_jax.weights.layouts import OURS, Layout
-from cmd_jax.weights.names import HEADS, Arrays, detect_layout, strip_prefixes, to_ours, to_theirs
+from cmd_jax.weights.names import HEADS, OURS, Arrays, Layout, detect_layout, is_square, strip_prefixes, to_ours, to_theirs
 
 Shapes = dict[str, tuple[int, ...]]
 # What other projects put on a backbone or use for other losses: named in a note, never an error.
 _IGNORED = re.compile(
     r"(head\.(weight|bias|fc\..*)|(fc|classifier|pooler|decoder(_\w+)?)\..*|decoder_pos_embed|(embeddings\.)?mask_token)"
 )
+# What newer networks have and the models here do not: name of an array -> what it is.
+_UNSUPPORTED = {
+    r".*(ls[12]\.gamma|layer_scale[12]\.lambda1|gamma_[12])": "LayerScale",
+    r".*(rope_embed|rope_embeddings)\..*": "rotary positions",
+    r".*mlp\.(w12|w3|weights_in|gate_proj)\.weight": "gated MLPs",
+}
 SHOWN = 3  # differences of a kind in a message
 _RELATIVE = "relative_position_bias_table"
 
@@ -47,10 +52,7 @@ def fit(arrays: Arrays, model: Shapes, source: str, heads: bool) -> Fitted:
     """
     given = strip_prefixes(arrays)
     _check_supported(given, source)
-    try:
-        layout = detect_layout(set(given))
-    except WeightsError as error:
-        raise WeightsError(f"{source}: {error}") from None
+    layout = detect_layout(set(given), source)
     kind = "vit" if "backbone/cls_token" in model else "swin"
     if layout is not OURS and layout.backbone != kind:
         raise WeightsError(f"{source} holds a {layout.title}, but model.name is a {kind}; set model.name to one of its kind")
@@ -100,19 +102,10 @@ def check_numbers(arrays: Arrays, source: str) -> None:
         )
 
 
-# What newer networks have and the models here do not: name of an array -> what it is.
-_UNSUPPORTED = {
-    r".*(ls[12]\.gamma|layer_scale[12]\.lambda1|gamma_[12])": "LayerScale",
-    r".*(rope_embed|rope_embeddings)\..*": "rotary positions",
-    r".*mlp\.(w12|w3|weights_in|gate_proj)\.weight": "gated MLPs",
-}
-
-
 def _check_supported(given: Arrays, source: str) -> None:
     found = {
-        what: next((name for name in given if re.fullmatch(pattern, name)), None) for pattern, what in _UNSUPPORTED.items()
+        what: name for pattern, what in _UNSUPPORTED.items() for name in reversed(tuple(given)) if re.fullmatch(pattern, name)
     }
-    found = {what: name for what, name in found.items() if name}
     if found:
         listed = " and ".join(f"{what} ({name})" for what, name in found.items())
         raise WeightsError(
@@ -175,22 +168,18 @@ def _resample(ours: Arrays, wanted: Shapes, notes: list[str]) -> Arrays:
         shape = wanted.get(name, table.shape)
         if table.shape == shape or table.ndim != len(shape) or table.shape[-1] != shape[-1]:
             continue
-        if name == "backbone/pos_embed" and _square(table.shape[1] - 1) and _square(shape[1] - 1):
+        if name == "backbone/pos_embed" and is_square(table.shape[1] - 1) and is_square(shape[1] - 1):
             side, other = (math.isqrt(count - 1) for count in (table.shape[1], shape[1]))
             patches = np.asarray(resample_positions(table[0, 1:], (other, other), "dino"))
             fitted[name] = np.concatenate([table[0, :1], patches])[None]
             notes.append(f"position table resampled from {side} x {side} to {other} x {other} patches (bicubic, DINO's rule)")
-        elif name.endswith(_RELATIVE) and _square(table.shape[0]) and _square(shape[0]):
+        elif name.endswith(_RELATIVE) and is_square(table.shape[0]) and is_square(shape[0]):
             fitted[name] = resample_relative_positions(table, shape[0])
             sides = tuple((math.isqrt(count) + 1) // 2 for count in (table.shape[0], shape[0]))
             windows[sides] = windows.get(sides, 0) + 1
     for (window, other), count in windows.items():
         notes.append(f"{count} relative-position tables resampled from window {window} to {other} (bicubic)")
     return fitted
-
-
-def _square(count: int) -> bool:
-    return count > 0 and math.isqrt(count) ** 2 == count
 
 
 def _check(ours: Arrays, wanted: Shapes, layout: Layout, unknown: list[str], source: str) -> None:

@@ -1,17 +1,19 @@
-"""Names and array layouts of DINO, EsViT, timm and Hugging Face checkpoints <-> ours.
+"""Names and array layouts of DINO, EsViT, timm and Hugging Face checkpoints <-> ours, from one table for each layout.
 
 Ours are the paths of the parameter tree of `models.network.Network`, joined by "/". Below a module, our `kernel` and
 `scale` are PyTorch's `weight`. PyTorch stores a linear kernel as (out, in), ours is [in, out]; a convolution as OIHW, ours
-is HWIO. The tables are in `layouts`.
+is HWIO.
 """
 
 import functools
+import math
 import re
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 
 from cmd_jax.errors import WeightsError
-from cmd_jax.weights.layouts import LAYOUTS, OURS, Layout
 
 Arrays = dict[str, np.ndarray]
 
@@ -21,7 +23,86 @@ HEADS = {"head": ("image_head", "image_last_layer"), "head_dense": ("region_head
 _PREFIXES = ("module.", "backbone.", "vit.", "swin.")
 # Derived from the architecture, or running statistics that the heads of training do not use.
 _BUFFER = re.compile(r"(^|\.)(relative_position_index|attn_mask|running_mean|running_var|num_batches_tracked)$")
-_PARTS = ("query", "key", "value")
+_QKV = ("query", "key", "value")
+_TO_OURS = {2: (1, 0), 4: (2, 3, 1, 0)}  # axes of a kernel by its rank
+_TO_THEIRS = {2: (1, 0), 4: (3, 2, 0, 1)}
+
+
+class Layout(NamedTuple):
+    """How one family of files names a backbone.
+
+    Attributes:
+        title: for messages.
+        backbone: "vit" or "swin".
+        rules: our module -> theirs, or a parameter that belongs to none. {i} and {j} are numbers, {next} is i + 1.
+    """
+
+    title: str
+    backbone: str
+    rules: dict[str, str]
+
+    def separate_qkv(self) -> bool:
+        """Whether query, key and value are three modules."""
+        return any(name.endswith("/query") for name in self.rules)
+
+
+def _blocks(ours: str, theirs: str, parts: dict[str, str]) -> dict[str, str]:
+    return {f"{ours}/{part}": f"{theirs}.{name}" for part, name in parts.items()}
+
+
+_BLOCK = {part: part.replace("/", ".") for part in ("norm1", "attn/qkv", "attn/proj", "norm2", "mlp/fc1", "mlp/fc2")}
+_TABLE = "attn/relative_position_bias_table"
+_HF_BLOCK = {
+    "norm1": "layernorm_before",
+    "attn/proj": "attention.output.dense",
+    "norm2": "layernorm_after",
+    "mlp/fc1": "intermediate.dense",
+    "mlp/fc2": "output.dense",
+}
+_VIT = {
+    "cls_token": "cls_token",
+    "pos_embed": "pos_embed",
+    "register_tokens": "reg_token",
+    "patch_embed": "patch_embed.proj",
+    **_blocks("blocks_{i}", "blocks.{i}", _BLOCK),
+    "norm": "norm",
+}
+_HF_VIT = {
+    "cls_token": "embeddings.cls_token",
+    "pos_embed": "embeddings.position_embeddings",
+    "patch_embed": "embeddings.patch_embeddings.projection",
+    **_blocks("blocks_{i}", "encoder.layer.{i}", _HF_BLOCK),
+    **_blocks("blocks_{i}", "encoder.layer.{i}", {f"attn/{part}": f"attention.attention.{part}" for part in _QKV}),
+    "norm": "layernorm",
+}
+_SWIN = {
+    "patch_embed": "patch_embed.proj",
+    "patch_norm": "patch_embed.norm",
+    **_blocks("layers_{i}_blocks_{j}", "layers.{i}.blocks.{j}", _BLOCK | {_TABLE: _TABLE.replace("/", ".")}),
+    **_blocks("layers_{i}_downsample", "layers.{i}.downsample", {"norm": "norm", "reduction": "reduction"}),
+    "norm": "norm",
+}
+_HF_SWIN_QKV = {f"attn/{part}": f"attention.self.{part}" for part in (*_QKV, "relative_position_bias_table")}
+_HF_SWIN = {
+    "patch_embed": "embeddings.patch_embeddings.projection",
+    "patch_norm": "embeddings.norm",
+    **_blocks("layers_{i}_blocks_{j}", "encoder.layers.{i}.blocks.{j}", _HF_BLOCK | _HF_SWIN_QKV),
+    **_blocks("layers_{i}_downsample", "encoder.layers.{i}.downsample", {"norm": "norm", "reduction": "reduction"}),
+    "norm": "layernorm",
+}
+# timm moved the merging of patches from the end of a stage to the beginning of the next.
+_TIMM_SWIN = _SWIN | _blocks("layers_{i}_downsample", "layers.{next}.downsample", {"norm": "norm", "reduction": "reduction"})
+
+# Ours has no rules: arrays of a run's checkpoint need none.
+OURS = Layout("cmd_jax", "", {})
+LAYOUTS = {
+    "vit": Layout("DINO or timm ViT", "vit", _VIT),
+    # Before "swin", whose rules know all names of this one too, though not where they belong.
+    "timm_swin": Layout("timm Swin", "swin", _TIMM_SWIN),
+    "swin": Layout("EsViT Swin", "swin", _SWIN),
+    "hf_vit": Layout("Hugging Face ViT", "vit", _HF_VIT),
+    "hf_swin": Layout("Hugging Face Swin", "swin", _HF_SWIN),
+}
 
 
 def strip_prefixes(arrays: Arrays) -> Arrays:
@@ -43,37 +124,36 @@ def strip_prefixes(arrays: Arrays) -> Arrays:
     return stripped
 
 
-def detect_layout(names: set[str]) -> Layout:
-    """The layout that knows most of the names.
+def detect_layout(names: set[str], source: str) -> Layout:
+    """Finds the layout that has most of the names.
 
     Args:
         names: prefixes stripped.
+        source: where they are from, for messages.
 
     Raises:
-        WeightsError: none knows half of them.
+        WeightsError: none has half of them.
     """
     names = {name for name in names if not name.startswith(tuple(f"{head}." for head in HEADS))}
     if any(name.startswith("backbone/") for name in names):
         return OURS
-    known = {
-        key: sum(_apply(layout.rules, name, to_ours=True) is not None for name in names) for key, layout in LAYOUTS.items()
-    }
+    known = {key: sum(_name_in_ours(name, layout) is not None for name in names) for key, layout in LAYOUTS.items()}
     best = max(known, key=known.get)
     if not names or known[best] < len(names) / 2:
         shown = ", ".join(sorted(names)[:5]) or "there are none"
         raise WeightsError(
-            f"the names of the arrays ({shown}) fit no known layout; known are ViT and Swin of DINO, EsViT, timm and "
-            "Hugging Face"
+            f"{source}: the names of the arrays ({shown}) fit no known layout; known are ViT and Swin of DINO, EsViT, timm "
+            "and Hugging Face"
         )
     return LAYOUTS[best]
 
 
 def to_ours(arrays: Arrays, layout: Layout) -> tuple[Arrays, list[str]]:
-    """Renames and lays out a file's arrays as ours.
+    """Renames and transposes a file's arrays to ours.
 
     Args:
         arrays: under the layout's names, prefixes stripped.
-        layout: one of LAYOUTS.
+        layout: one of LAYOUTS, or OURS.
 
     Returns:
         (arrays under our names, such as backbone/blocks_0/attn/qkv/kernel and image_head/mlp_0/kernel; the names that
@@ -85,12 +165,12 @@ def to_ours(arrays: Arrays, layout: Layout) -> tuple[Arrays, list[str]]:
     backbone: Arrays = {}
     unknown = []
     for name, array in rest.items():
-        ours = _apply(layout.rules, name, to_ours=True)
+        ours = _name_in_ours(name, layout)
         if ours is None:
             unknown.append(name)
         else:
-            backbone[_with_leaf(ours, array)] = _kernel_to_ours(array) if name.endswith(".weight") else array
-    if layout.separate_qkv:
+            backbone[_with_our_leaf(ours, array)] = _transposed(array, _TO_OURS) if name.endswith(".weight") else array
+    if layout.separate_qkv():
         backbone = _join_qkv(backbone)
     if "pos_embed" in backbone:
         backbone = _positions_to_ours(backbone)
@@ -98,11 +178,11 @@ def to_ours(arrays: Arrays, layout: Layout) -> tuple[Arrays, list[str]]:
 
 
 def to_theirs(arrays: Arrays, layout: Layout) -> tuple[Arrays, list[str]]:
-    """The inverse of `to_ours`.
+    """Inverts `to_ours`.
 
     Args:
         arrays: under our names.
-        layout: one of LAYOUTS.
+        layout: one of LAYOUTS, or OURS.
 
     Returns:
         (arrays under the layout's names; our names that have no place in it).
@@ -112,21 +192,46 @@ def to_theirs(arrays: Arrays, layout: Layout) -> tuple[Arrays, list[str]]:
     backbone = {name.removeprefix("backbone/"): array for name, array in arrays.items() if name.startswith("backbone/")}
     if {"register_tokens", "pos_embed"} <= backbone.keys() and "register_tokens" in layout.rules:
         backbone = _positions_to_timm(backbone)
-    if layout.separate_qkv:
+    if layout.separate_qkv():
         backbone = _split_qkv(backbone)
     theirs = _heads_to_theirs(arrays)
     unplaced = [name for name in arrays if name.startswith("mil_scorer/")]
     for name, array in backbone.items():
-        module, _, leaf = name.rpartition("/")
-        renamed = _apply(layout.rules, name, to_ours=False)
-        if renamed is None and leaf in ("kernel", "scale", "bias"):
-            renamed = _apply(layout.rules, module, to_ours=False)
-            renamed = renamed and f"{renamed}.{'bias' if leaf == 'bias' else 'weight'}"
+        renamed = _name_in_theirs(name, layout)
         if renamed is None:
             unplaced.append(f"backbone/{name}")
         else:
-            theirs[renamed] = _kernel_to_theirs(array) if leaf == "kernel" else array
+            theirs[renamed] = _transposed(array, _TO_THEIRS) if name.endswith("/kernel") else array
     return theirs, unplaced
+
+
+def _name_in_ours(name: str, layout: Layout) -> str | None:
+    """Our name of a parameter, with PyTorch's leaf; None if no rule knows it."""
+    module, _, leaf = name.rpartition(".")
+    if leaf not in ("weight", "bias"):
+        return _rename(name, [(theirs, ours) for ours, theirs in layout.rules.items()])
+    renamed = _rename(module, [(theirs, ours) for ours, theirs in layout.rules.items()])
+    return renamed and f"{renamed}/{leaf}"
+
+
+def _name_in_theirs(name: str, layout: Layout) -> str | None:
+    """The layout's name of our parameter; None if no rule knows it."""
+    module, _, leaf = name.rpartition("/")
+    if leaf not in ("kernel", "scale", "bias"):
+        return _rename(name, layout.rules.items())
+    renamed = _rename(module, layout.rules.items())
+    return renamed and f"{renamed}.{'bias' if leaf == 'bias' else 'weight'}"
+
+
+def _rename(name: str, rules: Iterable[tuple[str, str]]) -> str | None:
+    """Applies the first of the rules (from, to) that fits."""
+    for source, target in rules:
+        found = _pattern(source).fullmatch(name)
+        if found:
+            numbers = {key: int(value) for key, value in found.groupdict().items()}
+            index = numbers.get("i", numbers.get("next", 1) - 1)
+            return target.format(**numbers | {"i": index, "next": index + 1}) if index >= 0 else None
+    return None
 
 
 @functools.cache
@@ -135,40 +240,14 @@ def _pattern(template: str) -> re.Pattern:
     return re.compile("".join(rf"(?P<{piece}>\d+)" if odd % 2 else re.escape(piece) for odd, piece in enumerate(pieces)))
 
 
-def _apply(rules: dict[str, str], name: str, to_ours: bool) -> str | None:
-    """The other side's name of a parameter or module; to ours, PyTorch's leaf `weight` or `bias` is kept after a "/"."""
-    module, leaf = name, ""
-    if to_ours and name.endswith((".weight", ".bias")):
-        module, _, leaf = name.rpartition(".")
-    for ours, theirs in rules.items():
-        source, result = (theirs, ours) if to_ours else (ours, theirs)
-        found = _pattern(source).fullmatch(module)
-        if found:
-            numbers = {key: int(value) for key, value in found.groupdict().items()}
-            if "next" in numbers:
-                numbers["i"] = numbers["next"] - 1
-                if numbers["i"] < 0:
-                    return None
-            elif "i" in numbers:
-                numbers["next"] = numbers["i"] + 1
-            return result.format(**numbers) + (f"/{leaf}" if leaf else "")
-    return None
-
-
-def _with_leaf(name: str, array: np.ndarray) -> str:
+def _with_our_leaf(name: str, array: np.ndarray) -> str:
     """Our leaf for PyTorch's: a `weight` of one dimension is a norm's scale."""
     if not name.endswith("/weight"):
         return name
     return f"{name.removesuffix('weight')}{'scale' if array.ndim == 1 else 'kernel'}"
 
 
-def _kernel_to_ours(array: np.ndarray) -> np.ndarray:
-    axes = {2: (1, 0), 4: (2, 3, 1, 0)}
-    return array.transpose(axes[array.ndim]) if array.ndim in axes else array
-
-
-def _kernel_to_theirs(array: np.ndarray) -> np.ndarray:
-    axes = {2: (1, 0), 4: (3, 2, 0, 1)}
+def _transposed(array: np.ndarray, axes: dict[int, tuple[int, ...]]) -> np.ndarray:
     return array.transpose(axes[array.ndim]) if array.ndim in axes else array
 
 
@@ -177,7 +256,7 @@ def _join_qkv(arrays: Arrays) -> Arrays:
     joined = dict(arrays)
     for name in arrays:
         if "/attn/query/" in name:
-            parts = [name.replace("/query/", f"/{part}/") for part in _PARTS]
+            parts = [name.replace("/query/", f"/{part}/") for part in _QKV]
             if len({arrays[part].shape if part in arrays else None for part in parts}) == 1:
                 joined[name.replace("/query/", "/qkv/")] = np.concatenate([joined.pop(part) for part in parts], axis=-1)
     return joined
@@ -187,7 +266,7 @@ def _split_qkv(arrays: Arrays) -> Arrays:
     split: Arrays = {}
     for name, array in arrays.items():
         if "/attn/qkv/" in name:
-            for part, piece in zip(_PARTS, np.split(array, 3, axis=-1), strict=True):
+            for part, piece in zip(_QKV, np.split(array, 3, axis=-1), strict=True):
                 split[name.replace("/qkv/", f"/{part}/")] = piece
         else:
             split[name] = array
@@ -204,12 +283,12 @@ def _positions_to_ours(arrays: Arrays) -> Arrays:
     if table.ndim != 3 or registers.ndim != 3 or table.shape[-1] != registers.shape[-1]:
         return arrays
     count, extra = table.shape[1], registers.shape[1]
-    if _is_square(count - 1 - extra):
+    if is_square(count - 1 - extra):
         if not extra:
             return arrays
         slots = {"register_tokens": registers + table[:, 1 : 1 + extra]}
         return arrays | slots | {"pos_embed": np.concatenate([table[:, :1], table[:, 1 + extra :]], axis=1)}
-    if _is_square(count):
+    if is_square(count):
         return arrays | {"pos_embed": np.concatenate([np.zeros_like(table[:, :1]), table], axis=1)}
     return arrays
 
@@ -219,8 +298,9 @@ def _positions_to_timm(arrays: Arrays) -> Arrays:
     return arrays | {"pos_embed": np.concatenate([table[:, :1], np.zeros_like(registers), table[:, 1:]], axis=1)}
 
 
-def _is_square(count: int) -> bool:
-    return count > 0 and round(count**0.5) ** 2 == count
+def is_square(count: int) -> bool:
+    """Whether a number of patches or positions fills a square."""
+    return count > 0 and math.isqrt(count) ** 2 == count
 
 
 def _heads_to_ours(arrays: Arrays) -> tuple[Arrays, Arrays]:
@@ -244,8 +324,8 @@ def _heads_to_ours(arrays: Arrays) -> tuple[Arrays, Arrays]:
             norm = "weight" in layer and layer["weight"].ndim == 1
             linear += not norm
             for leaf, array in layer.items():
-                ours = _with_leaf(f"{mlp}/{'norm' if norm else 'mlp'}_{linear}/{leaf}", array)
-                heads[ours] = _kernel_to_ours(array) if leaf == "weight" else array
+                ours = _with_our_leaf(f"{mlp}/{'norm' if norm else 'mlp'}_{linear}/{leaf}", array)
+                heads[ours] = _transposed(array, _TO_OURS) if leaf == "weight" else array
     return heads, rest
 
 
@@ -258,9 +338,8 @@ def _heads_to_theirs(arrays: Arrays) -> Arrays:
         for name in layers:
             kind, index, leaf = re.fullmatch(rf"{mlp}/(mlp|norm)_(\d+)/(\w+)", name).groups()
             place = "" if single else f".{stride * int(index) + (kind == 'norm')}"
-            array = arrays[name]
-            weight = _kernel_to_theirs(array) if leaf == "kernel" else array
-            heads[f"{theirs}.mlp{place}.{'bias' if leaf == 'bias' else 'weight'}"] = weight
+            array = _transposed(arrays[name], _TO_THEIRS) if leaf == "kernel" else arrays[name]
+            heads[f"{theirs}.mlp{place}.{'bias' if leaf == 'bias' else 'weight'}"] = array
         for leaf in ("weight_v", "weight_g"):
             if f"{last_layer}/{leaf}" in arrays:
                 heads[f"{theirs}.last_layer.{leaf}"] = arrays[f"{last_layer}/{leaf}"]

@@ -1,4 +1,4 @@
-"""The child process of `pickled`: python -P pickled_child.py CHECKPOINT NETWORK OUT.
+"""The child process of `files.read_pickled`: python -P pickled_child.py CHECKPOINT NETWORK OUT.
 
 Loads CHECKPOINT with PyTorch's restricted unpickler and writes the arrays of NETWORK to the .safetensors file OUT. A
 checkpoint that it will not read ends with exit code 1 and the reason as the last line of the error stream.

@@ -16,9 +16,8 @@ from cmd_jax.training.lock import hold
 from cmd_jax.training.run import replace_arrays
 from cmd_jax.training.sharding import all_hardware
 from cmd_jax.validation import validate
-from cmd_jax.weights.beside import Facts, follow
 from cmd_jax.weights.fit import Fitted, fit
-from cmd_jax.weights.read import read_source, read_source_facts
+from cmd_jax.weights.read import Facts, follow, read_source, read_source_facts
 
 
 def initial_weights(config: ConfigDict, network: Network) -> Fitted:

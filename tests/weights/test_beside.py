@@ -8,9 +8,8 @@ import pytest
 from cmd_jax import config as config_lib
 from cmd_jax.errors import ConfigError, WeightsError
 from cmd_jax.normalization import statistics_of
-from cmd_jax.weights.beside import Facts, follow, read_facts
 from cmd_jax.weights.files import write_safetensors
-from cmd_jax.weights.read import read_source, read_source_facts
+from cmd_jax.weights.read import Facts, follow, read_facts, read_source, read_source_facts
 from tests.weights.checkpoints import dino_vit
 
 HALF = "0.5,0.5,0.5/0.5,0.5,0.5"

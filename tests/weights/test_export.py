@@ -10,8 +10,7 @@ from cmd_jax.models.swin import Swin
 from cmd_jax.models.vit import ViT
 from cmd_jax.weights.export import write_hugging_face, write_timm
 from cmd_jax.weights.files import read_safetensors
-from cmd_jax.weights.layouts import LAYOUTS
-from cmd_jax.weights.names import to_ours
+from cmd_jax.weights.names import LAYOUTS, to_ours
 from tests.weights.checkpoints import DEPTHS, EMBED, HEADS, WIDTH, WINDOW, dino_vit, esvit_swin
 
 VIT = ViT(patch_size=8, width=WIDTH, depth=2, num_heads=2, table_px=32)

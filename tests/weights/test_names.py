@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from cmd_jax.errors import WeightsError
-from cmd_jax.weights.layouts import LAYOUTS, OURS
-from cmd_jax.weights.names import detect_layout, strip_prefixes, to_ours, to_theirs
+from cmd_jax.weights.names import LAYOUTS, OURS, detect_layout, strip_prefixes, to_ours, to_theirs
 from tests.weights.checkpoints import WIDTH, dino_vit, esvit_swin, projection_head
 
 BACKBONES = {"vit": dino_vit(), "swin": esvit_swin()}
@@ -29,12 +28,6 @@ PLACES = {
         "cls_token": "embeddings.cls_token",
         "norm.weight": "layernorm.weight",
     },
-    "hf5_vit": {
-        "blocks.1.norm1.weight": "layers.1.layernorm_before.weight",
-        "blocks.1.attn.proj.weight": "layers.1.attention.o_proj.weight",
-        "blocks.0.mlp.fc1.weight": "layers.0.mlp.fc1.weight",
-        "norm.weight": "layernorm.weight",
-    },
     "hf_swin": {
         "patch_embed.norm.weight": "embeddings.norm.weight",
         "layers.2.blocks.1.norm2.weight": "encoder.layers.2.blocks.1.layernorm_after.weight",
@@ -44,18 +37,10 @@ PLACES = {
         "layers.1.downsample.reduction.weight": "encoder.layers.1.downsample.reduction.weight",
         "norm.bias": "layernorm.bias",
     },
-    "hf5_swin": {
-        "layers.2.blocks.1.attn.relative_position_bias_table": (
-            "encoder.layers.2.blocks.1.attention.relative_position_bias.relative_position_bias_table"
-        ),
-        "layers.2.blocks.1.mlp.fc2.weight": "encoder.layers.2.blocks.1.mlp.fc2.weight",
-    },
 }
 QKV = {
     "hf_vit": ("blocks.1.attn.qkv", "encoder.layer.1.attention.attention", ("query", "key", "value")),
-    "hf5_vit": ("blocks.1.attn.qkv", "layers.1.attention", ("q_proj", "k_proj", "v_proj")),
     "hf_swin": ("layers.2.blocks.1.attn.qkv", "encoder.layers.2.blocks.1.attention.self", ("query", "key", "value")),
-    "hf5_swin": ("layers.2.blocks.1.attn.qkv", "encoder.layers.2.blocks.1.attention", ("q_proj", "k_proj", "v_proj")),
 }
 
 
@@ -91,7 +76,7 @@ def test_every_layout_is_recognised_and_reversed_bit_for_bit(key):
     ours = _reference(layout.backbone)
     theirs, unplaced = to_theirs(ours, layout)
     assert not unplaced
-    assert detect_layout(set(theirs)) is layout
+    assert detect_layout(set(theirs), "x") is layout
     again, unknown = to_ours(theirs, layout)
     assert not unknown
     _same(again, ours)
@@ -113,13 +98,13 @@ def test_every_layout_has_its_projects_names(key):
 def test_a_layout_is_recognised_with_names_missing_or_misspelt():
     arrays = dict(BACKBONES["swin"])
     arrays["layers.0.downsample.norm.wait"] = arrays.pop("layers.0.downsample.norm.weight")
-    assert detect_layout(set(arrays)) is LAYOUTS["swin"]
+    assert detect_layout(set(arrays), "x") is LAYOUTS["swin"]
 
 
 @pytest.mark.parametrize("names", [set(), {"layer1.0.conv1.weight", "fc.weight", "norm.weight"}, {"head.mlp.0.weight"}])
 def test_names_of_another_kind_fit_no_layout(names):
     with pytest.raises(WeightsError, match="fit no known layout; known are ViT and Swin of DINO"):
-        detect_layout(names)
+        detect_layout(names, "x")
 
 
 @pytest.mark.parametrize("prefix", ["module.", "module.backbone.", "backbone.", "vit.", "swin."])

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from cmd_jax.errors import WeightsError
-from cmd_jax.weights import pickled
-from cmd_jax.weights.beside import Facts
+from cmd_jax.weights import pickled_child
 from cmd_jax.weights.files import read_safetensors, write_safetensors
 from cmd_jax.weights.pickled_child import select
-from cmd_jax.weights.read import read_source
+from cmd_jax.weights.read import Facts, read_source
 from tests.weights.checkpoints import dino_vit
 
 
@@ -76,7 +75,7 @@ def test_the_last_word_of_the_child_process_is_the_error(tmp_path, monkeypatch):
     child = tmp_path / "child.py"
     child.write_text("import sys\nprint('noise', file=sys.stderr)\nsys.exit('it is of ' + sys.argv[2])\n")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
-    monkeypatch.setattr(pickled.pickled_child, "__file__", str(child))
+    monkeypatch.setattr(pickled_child, "__file__", str(child))
     (tmp_path / "a.pth").write_bytes(b"")
     with pytest.raises(WeightsError, match=r"a\.pth was not read: it is of student"):
         read_source(str(tmp_path / "a.pth"), "student")

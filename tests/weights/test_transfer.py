@@ -18,8 +18,7 @@ from cmd_jax.train_and_evaluate import describe_run, prepare, read_weights, trai
 from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.run import with_weights
 from cmd_jax.weights.files import read_safetensors, write_safetensors
-from cmd_jax.weights.layouts import LAYOUTS
-from cmd_jax.weights.names import to_theirs
+from cmd_jax.weights.names import LAYOUTS, to_theirs
 from cmd_jax.weights.transfer import follow_source, import_run, initial_weights
 from tests.conftest import quick
 
@@ -60,7 +59,7 @@ def _same(a, b):
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
-@pytest.mark.parametrize(("kind", "layout"), [("vit", "hf5_vit"), ("swin", "timm_swin")])
+@pytest.mark.parametrize(("kind", "layout"), [("vit", "hf_vit"), ("swin", "timm_swin")])
 def test_import_export_import_is_equal_bit_for_bit(kind, layout, tiny_config, tmp_path):
     config = _swin(tiny_config) if kind == "swin" else tiny_config
     expected = _random_checkpoint(config, layout, tmp_path / "a.safetensors")
