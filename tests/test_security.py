@@ -118,7 +118,7 @@ def test_a_name_on_the_hub_cannot_leave_the_cache(name, monkeypatch):
 
 def test_an_error_cannot_command_the_terminal():
     program = (
-        "from cmd_jax import cli; from cmd_jax.data.errors import DatasetError\n"
+        "from cmd_jax import cli; from cmd_jax.errors import DatasetError\n"
         "def main(): raise DatasetError('photos/\\x1b[2J\\u202egpj.exe is bad')\n"
         "cli.run(main, 'usage')"
     )
