@@ -1,56 +1,59 @@
 """With equal data, backbone, views, steps and seeds: does CMD give better fine-grained features than DINO and EsViT?
 
     python -m benchmarks.quality                       # the embedded birds, as configs/demo.py trains them
-    python -m benchmarks.quality --preset=smoke        # minutes on two cores; it runs, and learns nothing
+    python -m benchmarks.quality --preset=smoke        # minutes on two cores; shows that it runs
     python -m benchmarks.quality --folder=PHOTOS --out=runs/quality_photos
     python -m benchmarks.quality --ablations=all       # or some of those that --list prints
 
-Trains dino, esvit, cmd and the ablations of cmd that are asked for, each for every seed, with one recipe: configs/demo.py, or
-configs/folder.py:small with --folder (train/CLASS/*, test/CLASS/*), changed by --set for all of them. Keys that make the
+Trains dino, esvit, cmd and the chosen ablations of cmd, each for every seed, with one shared configuration: configs/demo.py, or
+configs/folder.py:small with --folder (train/CLASS/*, test/CLASS/*), changed by --set for all of them. The values that make the
 method (method.name, image_pool, region_matching, region_weights and the weights of the terms) are set for cmd alone. Rows of a
 seed start from the same backbone weights and see the same views of the same images.
 
-Each run is a job of cmd_jax.main in OUT/NAME/seed-S, with OUT/NAME/seed-S.log. Run again, finished runs are kept, interrupted
-ones go on, and what was measured is not measured again. A run takes as long as `make demo`, or as its configuration says: three
-methods and three seeds take nine times that, and each ablation three more.
+Each run is a process of cmd_jax.main in OUT/NAME/seed-S, with the log OUT/NAME/seed-S.log. The same command again keeps
+finished runs, continues interrupted ones, and measures nothing twice. A run takes as long as `make demo`, or as its
+configuration says: three methods and three seeds take nine times that, and each ablation three times more.
 
-The feature that a row is measured with (class token, mean, MIL bag, or these joined) is chosen by leave-one-out k-NN on the
-training images, mean over seeds; test images are measured with that one alone. The table has linear top-1 (logistic
+The feature that a row is measured with (class token, mean, MIL bag, or several concatenated) is chosen by leave-one-out k-NN on
+the training images, mean over seeds; test images are measured with that one alone. The table has linear top-1 (logistic
 regression), k-NN top-1 (k=20), Rank-1, mAP, and how often the most weighted patch is on a part: by the MIL weights, for dino by
-the attention of the class token, for esvit by the patches' similarity to their mean. Written to OUT: results.md,
-results.json, overlays.png (what each method looks at), curves.png. The last line is one JSON object.
+the attention of the class token, for esvit by the patches' similarity to their mean. Written to OUT: results.md, results.json,
+curves.png. The last line is one JSON object.
 
-Exit codes: 0 done; 1 a run failed, the table is of the others; 64 bad flag or configuration; 65 bad data or checkpoint; 75
+Exit codes: 0 done; 1 a run failed, the table has the others; 64 bad flag or configuration; 65 bad data or checkpoint; 75
 stopped by SIGTERM or Ctrl-C, run again to continue.
 """
 
 import argparse
+import concurrent.futures
 import contextlib
 import fcntl
 import json
 import os
 import signal
+import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 import jax
 from absl import logging
 
-from benchmarks import quality_pictures, quality_table
-from benchmarks.quality_jobs import Job, run_jobs
-from benchmarks.quality_measure import STATES, Measurement, choose
-from benchmarks.quality_plan import BASELINES, COMPARED, OURS, PRESETS, Plan, Run, listing, make_plan
+from benchmarks import quality_table
+from benchmarks.quality_measure import Measurement, choose
+from benchmarks.quality_plan import COMPARED, OURS, PRESETS, ROOT, Plan, Run, listing, make_plan
 from cmd_jax import files
 from cmd_jax.errors import BadImage, CheckpointError, ConfigError, DatasetError
-from cmd_jax.evaluation.splits import spread
+from cmd_jax.progress import clock
 
 FAILED, BAD_CONFIG, BAD_DATA, STOPPED = 1, 64, 65, 75
-SHOWN = 8  # test images in the picture
+TAIL = 12  # lines of the log of a failed run that are printed
 
 
 class Parser(argparse.ArgumentParser):
-    """Ends with the project's code for a bad flag."""
+    """Exits with the project's code for a bad flag."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(BAD_CONFIG, f"error: {message}; --help lists the flags\n")
@@ -63,15 +66,13 @@ def parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--preset", default="full", help=f"{' or '.join(PRESETS)} (%(default)s)")
-    add("--folder", default=None, metavar="PHOTOS", help="in the place of the embedded birds")
-    add(
-        "--out", default=None, metavar="DIR", help="of runs and results; default runs/quality, with _smoke or the folder's name"
-    )
-    add("--seeds", nargs="+", type=int, default=None, metavar="S", help="default 0 1 2, of smoke 0")
+    add("--folder", metavar="PHOTOS", help="instead of the embedded birds")
+    add("--out", metavar="DIR", help="of runs and results; default runs/quality, with _smoke or the folder's name")
+    add("--seeds", nargs="+", type=int, metavar="S", help="default 0 1 2, with --preset=smoke 0")
     add("--ablations", nargs="+", default=[], metavar="NAME", help="of cmd, or all; --list prints them")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="of the recipe, section.key=value; may be repeated")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="section.key=value for all rows; may be repeated")
     add("--jobs", type=int, default=1, metavar="N", help="runs side by side (%(default)s); they share the cores")
-    add("--list", action="store_true", help="print presets, methods and ablations with what they change, and stop")
+    add("--list", action="store_true", help="print presets, methods and ablations with what they change")
     return parser
 
 
@@ -82,10 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(listing())
         return 0
     logging.set_verbosity(logging.ERROR)  # of Orbax
-    # Programs that the main jobs compiled are read where they keep them.
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", os.path.join("~", ".cache", "cmd_jax"))
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cache))
-    # Both stop it in the same way, SIGINT also where a shell that started it in the background had it ignored.
+    # SIGINT too, which a shell ignores for commands in the background.
     before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         return run(args)
@@ -105,31 +105,26 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         ConfigError: before anything is trained.
-        DatasetError, CheckpointError: the data, or a finished run, cannot be read.
+        DatasetError, CheckpointError: the data or a finished run cannot be read.
     """
     if args.jobs < 1:
-        raise ConfigError(f"--jobs={args.jobs} runs nothing; use at least 1")
-    out = args.out or default_out(args.preset, args.folder)
+        raise ConfigError(f"--jobs={args.jobs} must be at least 1")
+    data = "" if args.folder is None else "_" + os.path.basename(os.path.abspath(args.folder))
+    out = args.out or os.path.join("runs", f"quality{data}{'' if args.preset == 'full' else f'_{args.preset}'}")
     seeds = args.seeds if args.seeds is not None else PRESETS.get(args.preset, PRESETS["full"]).seeds
     plan = make_plan(args.preset, args.folder, args.set, args.ablations, seeds, out)
     for name in plan.same:
-        print(f"{name} is left out: {OURS} is so already")
+        print(f"{name} is left out: {OURS} has these values already")
     with locked(out):
         waiting = [run for run in plan.runs if not run.finished()]
         print(f"{len(plan.runs)} runs in {out}, {len(plan.runs) - len(waiting)} of them finished", flush=True)
-        say = lambda text: print(text, flush=True)
-        failed = run_jobs([Job(run.title, run.command, run.log) for run in waiting], args.jobs, say)
-        rows, columns = measure(plan)
-        report(plan, args, out, rows, columns, failed)
+        failed = train(waiting, args.jobs)
+        rows = measure(plan)
+        if rows:
+            report(plan, args, out, seeds, rows, failed)
     if failed:
         print(f"error: {len(failed)} of {len(plan.runs)} runs failed: {', '.join(failed)}; run again", file=sys.stderr)
     return FAILED if failed else 0
-
-
-def default_out(preset: str, folder: str | None) -> str:
-    """Runs of other data or length have another directory."""
-    data = "" if folder is None else "_" + os.path.basename(os.path.abspath(folder))
-    return os.path.join("runs", f"quality{data}{'' if preset == 'full' else f'_{preset}'}")
 
 
 @contextlib.contextmanager
@@ -137,10 +132,10 @@ def locked(out: str) -> Iterator[None]:
     """Keeps a second command out of the directory.
 
     Raises:
-        ConfigError: it is in use, or cannot be one.
+        ConfigError: it is in use, or cannot be written.
     """
     if files.is_remote(out):
-        raise ConfigError(f"--out={out} is no local directory; give one")
+        raise ConfigError(f"--out={out} must be a local directory")
     try:
         os.makedirs(out, exist_ok=True)
         lock = open(os.path.join(out, ".lock"), "w", encoding="utf-8")  # noqa: SIM115
@@ -154,87 +149,123 @@ def locked(out: str) -> Iterator[None]:
         yield
 
 
-def measure(plan: Plan) -> tuple[list[quality_table.Row], list[quality_pictures.Maps]]:
-    """Rows of the table that have a finished run, and columns of the picture."""
-    shown = spread(len(plan.splits.test), SHOWN).tolist()
-    rows, columns = [], []
-    for name in dict.fromkeys(run.name for run in plan.runs):
-        done = {run.seed: Measurement(run, plan.splits, shown) for run in of_row(plan, name) if run.finished()}
-        if not done:
+def train(runs: Sequence[Run], jobs: int) -> dict[str, int]:
+    """Trains runs in processes of their own, some side by side; a failed one does not end the others.
+
+    Interrupted (KeyboardInterrupt), it sends SIGTERM to the processes and waits for them to save.
+
+    Returns:
+        Exit codes of the failed runs by name.
+    """
+    environment = dict(os.environ)
+    if jobs > 1:  # the first process would take the whole memory of a GPU
+        environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    processes: list[subprocess.Popen] = []
+    done: list[str] = []
+    stopping = threading.Event()
+
+    def one(run: Run) -> int:
+        os.makedirs(os.path.dirname(run.workdir), exist_ok=True)
+        print(f"started   {run.name} ({len(done)} of {len(runs)} done)", flush=True)
+        started = time.monotonic()
+        with open(f"{run.workdir}.log", "ab") as log:
+            # In a session of its own, so that Ctrl-C reaches it once, from here.
+            process = subprocess.Popen(
+                run.command,
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            processes.append(process)
+            if stopping.is_set():
+                process.terminate()
+            code = process.wait()
+        done.append(run.name)
+        took = clock(time.monotonic() - started)
+        if code:
+            tail = files.read(f"{run.workdir}.log").splitlines()[-TAIL:]
+            print(f"failed    {run.name} with code {code} after {took}; {run.workdir}.log ends:", *tail, sep="\n    ")
+        else:
+            print(f"finished  {run.name} in {took} ({len(done)} of {len(runs)} done)", flush=True)
+        return code
+
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        futures = {run.name: pool.submit(one, run) for run in runs}
+        try:
+            codes = {name: future.result() for name, future in futures.items()}
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            stopping.set()
+            for process in processes:
+                process.terminate()
+            raise
+    return {name: code for name, code in codes.items() if code}
+
+
+def measure(plan: Plan) -> list[quality_table.Row]:
+    """The rows that have a finished run."""
+    rows = []
+    for name, runs in plan.rows.items():
+        measured = {run.seed: Measurement(run, plan.splits) for run in runs if run.finished()}
+        if not measured:
             continue
-        feature = choose([measured.selection() for measured in done.values()])
-        tests: dict[int, dict] = {}
-        for seed, measured in done.items():
-            tests[seed] = measured.tests(feature)
-            if name in COMPARED and not tests.keys() - {seed}:
-                columns.append(quality_pictures.Maps(f"{name}: {measured.looks}", of_row(plan, name)[0], measured.maps()))
-            measured.close()
-        keys = (*quality_table.COLUMNS, "pointing_chance")
-        start, trained = ({key: {seed: found[state][key] for seed, found in tests.items()} for key in keys} for state in STATES)
-        seconds = {seed: measured.seconds_per_step() for seed, measured in done.items()}
-        looks = next(iter(done.values())).looks
+        feature = choose([of_seed.selection() for of_seed in measured.values()])
+        tests = {seed: of_seed.tests(feature) for seed, of_seed in measured.items()}
+        start, trained = (
+            {
+                key: {seed: found[state][key] for seed, found in tests.items()}
+                for key in (*quality_table.COLUMNS, "pointing_chance")
+            }
+            for state in ("start", "trained")
+        )
+        seconds = {run.seed: quality_table.seconds_per_step(run) for run in runs if run.seed in measured}
+        looks = next(iter(measured.values())).map
         rows.append(quality_table.Row(name, feature, looks, trained, start, seconds))
-    return rows, columns
-
-
-def of_row(plan: Plan, name: str) -> list[Run]:
-    """Runs of all seeds."""
-    return [run for run in plan.runs if run.name == name]
+    return rows
 
 
 def report(
     plan: Plan,
     args: argparse.Namespace,
     out: str,
+    seeds: Sequence[int],
     rows: list[quality_table.Row],
-    columns: list[quality_pictures.Maps],
     failed: dict[str, int],
 ) -> None:
-    """Prints the tables and writes them and the pictures; the JSON object comes last."""
-    if not rows:
-        return
-    seeds = list(dict.fromkeys(run.seed for run in plan.runs))
+    """Prints and writes the tables and the curves; the JSON object comes last."""
     train, test = map(len, plan.splits)
-    first = plan.runs[0]
+    config, steps = plan.runs[0].config, plan.runs[0].steps
     head = (
         f"{plan.data}: {train:,} training and {test:,} test images, {len(plan.splits.train.class_names)} classes. {plan.base}, "
-        f"preset {args.preset}{''.join(f', {item}' for item in args.set)}; {first.config.model.name}, {first.steps:,} steps of "
-        f"{first.config.train.batch_size}; seeds {', '.join(map(str, seeds))}."
+        f"preset {args.preset}{''.join(f', {item}' for item in args.set)}; {config.model.name}, {steps:,} steps of "
+        f"{config.train.batch_size}; seeds {', '.join(map(str, seeds))}."
     )
     missing = f"Failed, and not in the table: {', '.join(failed)}.\n\n" if failed else ""
-    text = f"{head}\n\n{missing}{quality_table.markdown(rows, BASELINES, OURS)}"
-    differences = quality_table.compare(rows, BASELINES, OURS)
+    text = f"{head}\n\n{missing}{quality_table.markdown(rows)}"
     result = {
         "data": plan.data,
         "base": plan.base,
         "preset": args.preset,
         "set": args.set,
-        "seeds": seeds,
+        "seeds": list(seeds),
         "train_images": train,
         "test_images": test,
         "unit": "percent",
         "rows": {row.name: row._asdict() for row in rows},
-        "differences_points": differences,
-        "targets": quality_table.targets(rows, differences, BASELINES, OURS),
+        "differences_points": quality_table.compare(rows),
         "failed": failed,
         "same_as_cmd": plan.same,
     }
+    finished = {name: [run for run in plan.rows[name] if run.finished()] for name in COMPARED}
     print(f"\n{text}", flush=True)
     files.write(os.path.join(out, "results.md"), text)
     files.write(os.path.join(out, "results.json"), json.dumps(result, indent=2) + "\n")
-    pictures = {"curves.png": quality_pictures.curves({name: finished(plan, name) for name in COMPARED})}
-    if columns:
-        shown = spread(len(plan.splits.test), SHOWN).tolist()
-        pictures["overlays.png"] = quality_pictures.overlays(plan.splits.test, shown, columns)
-    for name, content in pictures.items():
-        files.write(os.path.join(out, name), content)
-    print(f"wrote results.md, results.json, {' and '.join(sorted(pictures))} to {out}")
+    files.write(os.path.join(out, "curves.png"), quality_table.curves_png(finished))
+    print(f"wrote results.md, results.json and curves.png to {out}")
     print(json.dumps(result))
-
-
-def finished(plan: Plan, name: str) -> list[Run]:
-    """Runs of a row that are done."""
-    return [run for run in of_row(plan, name) if run.finished()]
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""What `benchmarks.quality` trains: methods, ablations and presets as data, and the runs that they make.
+"""The runs of `benchmarks.quality`: methods, ablations and presets as data.
 
-The recipe of a row is the base configuration, then the preset, then `--set`, then the row's own values. All rows of a seed
-start from the same backbone weights, and read the same images in the same order as the same views: these are functions of the
-seed and of the recipe alone.
+The configuration of a row is the base configuration, then the preset, then `--set`, then the row's own values. All rows of a
+seed start from the same backbone weights and see the same views of the same images in the same order: these depend on the
+seed and the shared configuration alone.
 """
 
-import ast
 import json
 import os
 import runpy
@@ -14,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.timing import parse_value
 from cmd_jax import config as config_lib
 from cmd_jax.config import METHODS, ConfigDict, is_swin
 from cmd_jax.data.sources import open_source
@@ -33,9 +33,8 @@ LAMBDA = ("method.inter_student_weight", "method.inter_teacher_weight")
 
 PAPER_BY_LOCATION = PAPER | {"method.region_matching": "location"}
 
-# Of cmd: what each changes. One that changes nothing, because the recipe is so already, is left out and named. The second to
-# the seventh are of the paper's objective, which has the inter-level terms, by location: by similarity it learns too little
-# to tell them apart.
+# What each changes of cmd. The second to the seventh belong to the paper's objective, which has the inter-level terms, with
+# regions matched by location: by similarity it learns too little to tell them apart.
 ABLATIONS: dict[str, dict[str, Any]] = {
     "paper": PAPER,
     "paper_location": PAPER_BY_LOCATION,
@@ -74,19 +73,19 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "small_locals": {"views.local_scale": (0.05, 0.2)},
     "key_patches": {"views.key_patch_share": 1.0},
 }
-# What a recipe may turn on for cmd and no baseline has.
-OF_CMD_ALONE = {"method.mil_entropy_weight": 0.0}
+# What the shared configuration may turn on for cmd; no baseline has it.
+ONLY_CMD = {"method.mil_entropy_weight": 0.0}
 
 
 class Preset(NamedTuple):
-    """How much is done.
+    """How much is trained and measured.
 
     Attributes:
         about: for --list.
         settings: changes of the base configuration.
-        seeds: where --seeds is not given.
-        evaluations: of a run, for the learning curves, beside that at the start.
-        images: of a split, at most, that are measured; None is all.
+        seeds: default of --seeds.
+        evaluations: during a run, for its learning curve.
+        images: most images of a split that are measured; None is all.
     """
 
     about: str
@@ -99,7 +98,7 @@ class Preset(NamedTuple):
 PRESETS = {
     "full": Preset("the base configuration's own epochs", {}, (0, 1, 2), 10, None),
     "smoke": Preset(
-        "a dozen steps of a seed: it runs, and learns nothing",
+        "a dozen steps of one seed, to see that it runs",
         {
             "train.batch_size": 16,
             "method.momentum_batch_size": 16,
@@ -119,16 +118,16 @@ class Run(NamedTuple):
     """One training run.
 
     Attributes:
-        name: of its row.
-        seed: of it.
-        workdir: absolute.
+        row: the method or ablation.
+        seed: of the run.
+        workdir: absolute path.
         config: resolved.
-        images: of the training split.
-        steps: in all.
-        command: of the main job.
+        images: number of training images.
+        steps: number of steps.
+        command: of the training process.
     """
 
-    name: str
+    row: str
     seed: int
     workdir: str
     config: ConfigDict
@@ -137,34 +136,34 @@ class Run(NamedTuple):
     command: list[str]
 
     @property
-    def title(self) -> str:
-        return f"{self.name}/seed-{self.seed}"
-
-    @property
-    def log(self) -> str:
-        return f"{self.workdir}.log"
+    def name(self) -> str:
+        return f"{self.row}/seed-{self.seed}"
 
     def finished(self) -> bool:
-        """Whether nothing is left to train: the main job writes the last numbers when all else is written."""
+        """Whether the last evaluation is written, which comes after everything else."""
         return load_metrics(self.workdir, self.steps) is not None
 
 
 class Plan(NamedTuple):
-    """All that is asked for.
+    """All runs of a comparison.
 
     Attributes:
-        runs: by row, in the order of the table, then by seed.
-        same: ablations that are cmd as the recipe has it.
-        splits: images to measure on.
-        base: FILE[:PRESET] of the configuration.
-        data: what it reads, for people.
+        rows: runs by row, one for each seed.
+        same: ablations that change nothing, because the shared configuration has these values already.
+        splits: the images to measure on.
+        base: FILE[:PRESET] of the base configuration.
+        data: name of the data.
     """
 
-    runs: list[Run]
+    rows: dict[str, list[Run]]
     same: list[str]
     splits: Splits
     base: str
     data: str
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for runs in self.rows.values() for run in runs]
 
 
 def make_plan(
@@ -174,61 +173,53 @@ def make_plan(
 
     Args:
         preset: a key of PRESETS.
-        folder: images with train/CLASS/* and test/CLASS/*; None is the embedded data.
+        folder: images in train/CLASS/* and test/CLASS/*; None is the embedded data.
         settings: "section.key=value" each, for all rows.
         ablations: keys of ABLATIONS, or "all" alone.
         seeds: of every row.
         out: directory of the runs.
 
     Raises:
-        ConfigError: a name or a value cannot work, the data has no labels, or a run in `out` was started with other values.
+        ConfigError: a name or value is wrong, the data has no labels, or a run in `out` was started with other values.
         DatasetError: the data cannot be read.
     """
     if preset not in PRESETS:
-        raise ConfigError(f"--preset={preset} is no preset; choose {' or '.join(PRESETS)}")
+        raise ConfigError(f"unknown --preset={preset}; choose {' or '.join(PRESETS)}")
     chosen = list(ABLATIONS) if list(ablations) == ["all"] else list(ablations)
-    for name in chosen:
-        if name not in ABLATIONS:
-            raise ConfigError(f"--ablations={name} is none; choose all, or some of {', '.join(ABLATIONS)}")
+    unknown = [name for name in chosen if name not in ABLATIONS]
+    if unknown:
+        raise ConfigError(f"unknown --ablations={unknown[0]}; choose all, or some of {', '.join(ABLATIONS)}")
     for option, values in (("--ablations", chosen), ("--seeds", list(seeds))):
-        twice = sorted({value for value in values if values.count(value) > 1})
-        if twice:
-            raise ConfigError(f"{option} has {twice[0]} more than once; name it once")
+        if len(set(values)) < len(values):
+            raise ConfigError(f"{option} has a value twice: {' '.join(map(str, values))}; give each once")
     base, config = base_config(folder)
-    known = keys(config)
-    common = {key: value for key, value in PRESETS[preset].settings.items() if key in known} | parsed(settings, config)
+    common = {key: value for key, value in PRESETS[preset].settings.items() if key in keys(config)}
+    common |= _settings(settings, config)
     if folder is not None:
         common = {"data.folder": os.path.abspath(os.path.expanduser(folder)), **common}
     shared = changed(config, common)
     splits, images = open_labelled_splits(shared), len(open_source(shared.data, "train"))
 
-    def runs_of(name: str, own: dict[str, Any]) -> list[Run]:
+    def runs(row: str, own: dict[str, Any]) -> list[Run]:
         found = []
         for seed in seeds:
             values = {**common, **own, "seed": seed}
             try:
-                values |= watching(changed(config, values), images, PRESETS[preset].evaluations, common)
-                found.append(make_run(name, seed, base, changed(config, values), values, images, out))
+                values |= _logging(changed(config, values), images, PRESETS[preset].evaluations, common)
+                found.append(_make_run(row, seed, base, changed(config, values), values, images, out))
             except ConfigError as error:
-                raise ConfigError(f"{name}: {error}") from error
+                raise ConfigError(f"{row}: {error}") from error
         return found
 
-    rows = {name: runs_of(name, method_values(name, shared)) for name in COMPARED}
+    rows = {name: runs(name, method_values(name, shared)) for name in COMPARED}
+    of_ablations = {name: runs(name, method_values(OURS, shared) | ABLATIONS[name]) for name in chosen}
     ours = rows[OURS][0].config.to_dict()
-    same = []
-    for name in chosen:
-        runs = runs_of(name, method_values(OURS, shared) | ABLATIONS[name])
-        if differences(ours, runs[0].config):
-            rows[name] = runs
-        else:
-            same.append(name)
-    runs = [run for of_row in rows.values() for run in of_row]
-    for run in runs:
-        check_unchanged(run)
+    same = [name for name, of_row in of_ablations.items() if not differences(ours, of_row[0].config)]
+    rows |= {name: of_row for name, of_row in of_ablations.items() if name not in same}
     limit = PRESETS[preset].images
     if limit is not None:
         splits = Splits(*(Part(split, spread(len(split), limit)) for split in splits))
-    return Plan(runs, same, splits, base, folder or shared.data.source)
+    return Plan(rows, same, splits, base, folder or shared.data.source)
 
 
 def base_config(folder: str | None) -> tuple[str, ConfigDict]:
@@ -238,11 +229,11 @@ def base_config(folder: str | None) -> tuple[str, ConfigDict]:
     return f"{name}:{preset}" if preset else name, config
 
 
-def parsed(settings: Sequence[str], config: ConfigDict) -> dict[str, Any]:
-    """Values of "section.key=value" by key; a word stays one.
+def _settings(settings: Sequence[str], config: ConfigDict) -> dict[str, Any]:
+    """Values of "section.key=value" by key.
 
     Raises:
-        ConfigError: one has no key and value, or names what the command decides.
+        ConfigError: the form is wrong, or the key is one that the command decides.
     """
     values: dict[str, Any] = {}
     for item in settings:
@@ -250,21 +241,18 @@ def parsed(settings: Sequence[str], config: ConfigDict) -> dict[str, Any]:
         if key == "seed":
             raise ConfigError(f"--set {item}: every row is trained with several seeds; give --seeds")
         if not separator or len(key.split(".")) != 2:
-            raise ConfigError(f"--set {item} is no section.key=value; for example --set train.epochs=5")
+            raise ConfigError(f"--set {item} must be section.key=value, for example --set train.epochs=5")
         if key == "method.name":
             raise ConfigError(f"--set {item}: the methods are what is compared; leave it out, or change another key")
-        try:
-            values[key] = text if isinstance(keys(config).get(key), str) else ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            values[key] = text
+        values[key] = text if isinstance(keys(config).get(key), str) else parse_value(text)
     return values
 
 
 def changed(config: ConfigDict, values: dict[str, Any]) -> ConfigDict:
-    """A copy with other values, each checked.
+    """A copy with other values.
 
     Raises:
-        ConfigError: naming the first key that is unknown or whose value breaks a rule.
+        ConfigError: a key is unknown or its value breaks a rule.
     """
     config = config.copy_and_resolve_references()
     with config.unlocked(), config.ignore_type():
@@ -278,84 +266,78 @@ def changed(config: ConfigDict, values: dict[str, Any]) -> ConfigDict:
 
 
 def method_values(name: str, config: ConfigDict) -> dict[str, Any]:
-    """What makes a row the method of that name; cmd is as the recipe has it, which may be one of its variants."""
+    """The values that make a row the method of that name; cmd is as the shared configuration has it."""
     if name == OURS:
         return {}
     method = METHODS[name]
-    pool = "mean" if is_swin(config) else method["image_pool"]  # a Swin has no class token
-    terms = ("intra_image", "intra_region", "inter", "inter")
-    weights = ("intra_image", "intra_region", "inter_student", "inter_teacher")
     return {
         "method.name": name,
-        "method.image_pool": pool,
-        **{f"method.{key}": method[key] for key in ("region_matching", "region_weights")},
-        **{f"method.{weight}_weight": method[term] for weight, term in zip(weights, terms, strict=True)},
-        **{key: value for key, value in OF_CMD_ALONE.items() if key in keys(config)},
+        "method.image_pool": "mean" if is_swin(config) else method["image_pool"],  # a Swin has no class token
+        "method.region_matching": method["region_matching"],
+        "method.region_weights": method["region_weights"],
+        "method.intra_image_weight": method["intra_image"],
+        "method.intra_region_weight": method["intra_region"],
+        "method.inter_student_weight": method["inter"],
+        "method.inter_teacher_weight": method["inter"],
+        **{key: value for key, value in ONLY_CMD.items() if key in keys(config)},
     }
 
 
 def pools(config: ConfigDict) -> tuple[str, ...]:
-    """What features are made of."""
+    """The pools that features are made of."""
     return ("mean", "mil") if is_swin(config) else ("cls", "mean", "mil")
 
 
-def watching(config: ConfigDict, images: int, evaluations: int, given: dict[str, Any]) -> dict[str, Any]:
-    """How a run is watched, which changes nothing that it learns: curves, log, checkpoints; what --set names stays."""
-    epochs, steps = config.train.epochs, total_steps(config, images)
+def _logging(config: ConfigDict, images: int, evaluations: int, given: dict[str, Any]) -> dict[str, Any]:
+    """Values of evaluation, log and checkpoints, on which training does not depend; --set wins."""
+    epochs = config.train.epochs
     values = {
-        "eval.features": "+".join(pools(config)),  # the same for all: curves that start from one point
+        "eval.features": "+".join(pools(config)),  # the same for all rows, so that their curves start at one point
         "eval.protocols": ("knn",),
         "eval.protocols_between": ("knn",),
         "eval.every_epochs": epochs / evaluations,
-        "train.log_every_steps": max(1, steps // 60),
+        "train.log_every_steps": max(1, total_steps(config, images) // 60),
         "train.checkpoint_every_epochs": epochs / 4,
         "train.keep_checkpoints": 1,
     }
     return {key: value for key, value in values.items() if key not in given}
 
 
-def make_run(name: str, seed: int, base: str, config: ConfigDict, values: dict[str, Any], images: int, out: str) -> Run:
-    """A run of a checked configuration.
+def _make_run(row: str, seed: int, base: str, config: ConfigDict, values: dict[str, Any], images: int, out: str) -> Run:
+    """A run of a validated configuration.
 
     Raises:
-        ConfigError: its values do not fit together or the data.
+        ConfigError: its values do not fit the data, or its work directory was started with others.
     """
     if config.train.batch_size > images:
         raise ConfigError(f"train.batch_size is {config.train.batch_size}, but there are {images} training images; use fewer")
     resolved = config_lib.resolve(config, images)
     validate(resolved)
-    workdir = os.path.join(os.path.abspath(out), name, f"seed-{seed}")
+    workdir = os.path.join(os.path.abspath(out), row, f"seed-{seed}")
+    stored = os.path.join(workdir, "config.json")
+    found = differences(config_lib.read_json(stored), resolved) if os.path.exists(stored) else []
+    if found:
+        raise ConfigError(
+            f"{workdir} was started with other values: {'; '.join(found[:3])}{' ...' * (len(found) > 3)}; use the same values, "
+            "or another --out"
+        )
     flags = [f"--config.{key}={value if isinstance(value, str) else repr(value)}" for key, value in values.items()]
     command = [sys.executable, "-m", "cmd_jax.main", f"--config={base}", f"--workdir={workdir}", *flags]
-    return Run(name, seed, workdir, resolved, images, total_steps(resolved, images), command)
-
-
-def check_unchanged(run: Run) -> None:
-    """Refuses a work directory that was started with other values.
-
-    Raises:
-        ConfigError: naming the first three of them.
-    """
-    path = os.path.join(run.workdir, "config.json")
-    if not os.path.exists(path):
-        return
-    found = differences(config_lib.read_json(path), run.config)
-    if found:
-        more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
-        raise ConfigError(
-            f"{run.workdir} was started with other values: {'; '.join(found[:3])}{more}; ask for the same again, or give "
-            "another --out"
-        )
+    return Run(row, seed, workdir, resolved, images, total_steps(resolved, images), command)
 
 
 def listing() -> str:
     """Presets, methods and ablations with what they change, for --list."""
-    plain = lambda values: ", ".join(f"{key}={json.dumps(value)}" for key, value in values.items()) or "nothing"
     _, config = base_config(None)
-    lines = ["presets"]
-    lines += [f"  {name:20} {preset.about}: {plain(preset.settings)}" for name, preset in PRESETS.items()]
-    lines += ["methods"]
-    lines += [f"  {name:20} {plain(method_values(name, config))}" for name in COMPARED]
-    lines += ["ablations of cmd"]
-    lines += [f"  {name:20} {plain(values)}" for name, values in ABLATIONS.items()]
+    sections = {
+        "presets": {f"{name:20} {preset.about}:": preset.settings for name, preset in PRESETS.items()},
+        "methods": {f"{name:20}": method_values(name, config) for name in COMPARED},
+        "ablations of cmd": {f"{name:20}": values for name, values in ABLATIONS.items()},
+    }
+    lines = []
+    for title, rows in sections.items():
+        lines.append(title)
+        for name, values in rows.items():
+            changes = ", ".join(f"{key}={json.dumps(value)}" for key, value in values.items())
+            lines.append(f"  {name} {changes or 'nothing'}")
     return "\n".join(lines)
