@@ -22,7 +22,7 @@ from cmd_jax.models.sizes import SWIN_PATCH_PX, SWIN_SIZES, SWIN_STRIDE_PX, VIT_
 # hardware it is continued on (training/resume.py).
 BY_HARDWARE = ("model.dtype", "model.teacher_dtype", "train.batch_size")
 
-# Open values that follow the files beside `init.weights` (weights/beside.py), kept in the same way.
+# Open values that follow the files beside `init.weights` (weights/read.py), kept in the same way.
 BY_WEIGHTS = ("model.num_heads", "model.layer_norm_eps", "data.normalization")
 
 # Keys of earlier versions, whose config.json files and exports are still read.

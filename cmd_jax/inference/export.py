@@ -15,7 +15,7 @@ from cmd_jax.inference.load import Trained, read_trained
 from cmd_jax.inference.programs import check_onnx, write_onnx, write_stablehlo
 from cmd_jax.models.build import make_backbone
 from cmd_jax.normalization import statistics_of
-from cmd_jax.weights.card import Network, Result, model_card
+from cmd_jax.weights.card import CardFacts, Result, model_card
 from cmd_jax.weights.export import preprocessor_config, write_hugging_face, write_timm
 from cmd_jax.weights.names import Arrays
 from cmd_jax.weights.single import Single, write_single
@@ -112,7 +112,7 @@ def public_config(config: ConfigDict) -> ConfigDict:
 def _card(form: str, out: str, trained: Trained, scalars: int, workdir: str) -> str:
     config = public_config(trained.config)
     shapes = widths(trained.config, trained.params)
-    about = Network(
+    about = CardFacts(
         form=form,
         name=os.path.basename(os.path.normpath(out)).removesuffix(FORMATS[form].ending),
         file=os.path.basename(os.path.normpath(out)),

@@ -34,8 +34,8 @@ class Result(NamedTuple):
     protocol: str
 
 
-class Network(NamedTuple):
-    """What a card says of a network.
+class CardFacts(NamedTuple):
+    """What a model card says about a network.
 
     Attributes:
         form: format of the export.
@@ -69,20 +69,20 @@ class _Safe(str):
 
 
 def markdown(text: Any) -> str:
-    """Any text as Markdown that shows just this text: names of classes and files are written by strangers."""
+    """Escapes a text for Markdown: names of classes and files are written by strangers."""
     return text if isinstance(text, _Safe) else _Safe(_MARKUP.sub(r"\\\1", printable(str(text))))
 
 
 def _quoted(value: Any) -> str:
-    """A string of YAML, of Python and of JSON alike, on one line and with nothing that could end a block of code."""
+    """A string literal of YAML, Python and JSON alike, on one line, that cannot end a block of code."""
     return _Safe(json.dumps(printable(str(value))).replace("`", "\\u0060"))
 
 
-def model_card(network: Network, results: list[Result]) -> str:
+def model_card(facts: CardFacts, results: list[Result]) -> str:
     """Renders the card; every value is escaped unless the template asks for a quoted string.
 
     Args:
-        network: what was exported.
+        facts: of what was exported.
         results: of its evaluation; empty if there was none.
     """
     environment = jinja2.Environment(
@@ -93,5 +93,4 @@ def model_card(network: Network, results: list[Result]) -> str:
     environment.filters["exact"] = lambda value: _Safe(repr(value))
     environment.filters["fixed"] = lambda value: _Safe(f"{value:.2f}")
     template = environment.from_string(resources.files("cmd_jax.weights").joinpath("card.md.jinja").read_text("utf-8"))
-    facts = {**network._asdict(), "results": results, "version": __version__, "library": _LIBRARIES[network.form]}
-    return template.render(facts)
+    return template.render(**facts._asdict(), results=results, version=__version__, library=_LIBRARIES[facts.form])

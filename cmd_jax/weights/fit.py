@@ -1,4 +1,4 @@
-"""Fits the arrays of a checkpoint to a model: layout, tables of other sizes, and one error for all that does not match."""
+"""Fits the arrays of a checkpoint to a model: finds the layout, resamples tables, and lists all differences in one error."""
 
 import difflib
 import math
@@ -39,7 +39,7 @@ class Fitted(NamedTuple):
 
 
 def fit(arrays: Arrays, model: Shapes, source: str, heads: bool) -> Fitted:
-    """Renames, resamples and checks.
+    """Renames and resamples the arrays of a checkpoint, and checks them against a model.
 
     Args:
         arrays: of a checkpoint, under its own names.
@@ -78,7 +78,7 @@ def fit(arrays: Arrays, model: Shapes, source: str, heads: bool) -> Fitted:
 
 
 def check_numbers(arrays: Arrays, source: str) -> None:
-    """Refuses numbers that no network has: quantised ones, NaN and infinities.
+    """Refuses quantised arrays, NaN and infinities.
 
     Args:
         arrays: name -> array.

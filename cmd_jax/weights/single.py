@@ -1,4 +1,4 @@
-"""Our own file of weights: backbone and MIL scorer under our names, with the configuration beside them.
+"""Our own weights file: backbone and MIL scorer under our names, and the configuration.
 
 A `.safetensors` file whose metadata has one key, `cmd_jax`: a JSON object of `schema`, `version` (of this package), `step`,
 `network`, `fingerprint` (see `fingerprint`) and `config` (resolved). `cmd_jax.load` needs nothing else.
@@ -19,7 +19,7 @@ KEY = "cmd_jax"
 SCHEMA = 1
 MAX_METADATA = 2**20  # characters; a configuration takes four thousand
 PARTS = ("backbone/", "mil_scorer/")
-# What features depend on beside the arrays. Which pools are concatenated is a choice of whoever embeds.
+# What features depend on beside the arrays; which pools are concatenated is chosen when images are embedded.
 SETTINGS = (
     "model.name",
     "model.patch_size",
@@ -34,13 +34,12 @@ SETTINGS = (
     "eval.crop_px",
     "eval.last_blocks",
 )
-
-# Settings that older files lack, with the values that those had: they count where they differ.
+# Settings that older files lack, with the values that they had then: part of the fingerprint where they differ.
 LATER_SETTINGS = {"model.num_heads": None, "model.layer_norm_eps": 1e-6}
 
 
 class Single(NamedTuple):
-    """Content of a file.
+    """Content of a weights file.
 
     Attributes:
         arrays: under our names, float32.
@@ -56,7 +55,7 @@ class Single(NamedTuple):
 
 
 def fingerprint(arrays: Arrays, settings: dict[str, Any]) -> str:
-    """Identity of a network and of how images are prepared for it: 32 hexadecimal digits.
+    """Hashes a network and how images are prepared for it to 32 hexadecimal digits.
 
     Args:
         arrays: under our names.
@@ -71,7 +70,7 @@ def fingerprint(arrays: Arrays, settings: dict[str, Any]) -> str:
 
 
 def is_single(path: str) -> bool:
-    """Whether a `.safetensors` file is ours.
+    """Whether a `.safetensors` file was written by `write_single`.
 
     Raises:
         WeightsError: it is missing or damaged.
@@ -101,7 +100,7 @@ def read_single(path: str) -> Single:
     """Reads a file that `write_single` wrote.
 
     Raises:
-        WeightsError: it is damaged, of a newer version, or no file of ours.
+        WeightsError: it is damaged, of a newer version, or not of `write_single`.
     """
     text = read_metadata(path).get(KEY, "")
     remedy = "export it again (cmd_jax.convert export --format=safetensors)"
@@ -126,7 +125,7 @@ def read_single(path: str) -> Single:
 
 
 def settings_of(config: dict[str, Any]) -> dict[str, Any]:
-    """The values of SETTINGS in a configuration by section, and of LATER_SETTINGS that are not the old ones."""
+    """Takes the values of SETTINGS, and of LATER_SETTINGS that are not the old ones, from a configuration by section."""
     settings = {key: config[key.split(".")[0]][key.split(".")[1]] for key in SETTINGS}
     later = {key: config[key.split(".")[0]].get(key.split(".")[1], default) for key, default in LATER_SETTINGS.items()}
     return settings | {key: value for key, value in later.items() if value != LATER_SETTINGS[key]}

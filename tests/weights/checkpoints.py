@@ -80,3 +80,10 @@ def projection_head(name, width, layers=3, batch_norm=False, gain=None):
     arrays = _random(shapes)
     arrays[f"{name}.last_layer.weight_g"] = np.ones((7, 1), np.float32) if gain is None else gain
     return arrays
+
+
+def same(a, b):
+    """Asserts equal names and equal arrays, bit for bit."""
+    assert set(a) == set(b)
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)

@@ -1,4 +1,4 @@
-"""Names that strangers chose stay text in a model card: no markup, no YAML, no code of theirs."""
+"""Model cards: names chosen by strangers stay text, never markup, YAML or code."""
 
 import re
 
@@ -7,7 +7,7 @@ import yaml
 
 from cmd_jax import config as config_lib
 from cmd_jax.normalization import statistics_of
-from cmd_jax.weights.card import Network, Result, markdown, model_card
+from cmd_jax.weights.card import CardFacts, Result, markdown, model_card
 
 STATISTICS = statistics_of("0.5,0.5,0.5/0.25,0.5,0.5")
 HOSTILE = [
@@ -30,8 +30,8 @@ HOSTILE = [
 def _card(name, form="safetensors"):
     config = config_lib.resolve(config_lib.default(), 0)
     config.data.source, config.data.folder, config.init.weights = "folder", name, name
-    network = Network(form, name, name, config.to_dict(), 3, "teacher", 1000, 96, 2, "f" * 32, STATISTICS)
-    return model_card(network, [Result(name, name, 1.0, "percent", None, name)])
+    facts = CardFacts(form, name, name, config.to_dict(), 3, "teacher", 1000, 96, 2, "f" * 32, STATISTICS)
+    return model_card(facts, [Result(name, name, 1.0, "percent", None, name)])
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -56,7 +56,7 @@ def test_hostile_names(name):
     assert body.splitlines()[1] == f"# {markdown(name)}"
 
 
-def test_text_without_marks_is_left_as_it_is():
+def test_plain_text_is_not_escaped():
     assert markdown("k-NN top-1 (k=10), 5.5 %") == "k-NN top-1 (k=10), 5.5 %"
     assert markdown(markdown("a_b")) == "a\\_b"
 
@@ -67,8 +67,8 @@ def test_every_format_and_model_has_a_card(form, preset):
     config = config_lib.default()
     config.model.name, config.data.normalization, config.data.grayscale = preset, "local_contrast", True
     config = config_lib.resolve(config, 0)
-    network = Network(form, "m", "m", config.to_dict(), 0, "teacher", 1000, 96, 2, "f" * 32, STATISTICS)
-    card = model_card(network, [])
+    facts = CardFacts(form, "m", "m", config.to_dict(), 0, "teacher", 1000, 96, 2, "f" * 32, STATISTICS)
+    card = model_card(facts, [])
     assert "{{" not in card
     assert ("its MIL weights say nothing" in card) == (form not in ("timm", "hf"))
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)

@@ -7,7 +7,7 @@ from cmd_jax.errors import WeightsError
 from cmd_jax.models.vit import resample_positions
 from cmd_jax.weights.fit import fit, resample_relative_positions
 from cmd_jax.weights.names import LAYOUTS, strip_prefixes, to_ours, to_theirs
-from tests.weights.checkpoints import EMBED, WIDTH, dino_vit, esvit_swin, projection_head
+from tests.weights.checkpoints import EMBED, WIDTH, dino_vit, esvit_swin, projection_head, same
 
 
 def _shapes(arrays, layout="vit"):
@@ -22,24 +22,17 @@ VIT = _shapes(dino_vit())
 SWIN = _shapes(esvit_swin(), "swin")
 
 
-def test_a_backbone_is_taken_whole_and_said():
+def test_a_backbone_is_fitted():
     model = _shapes(_with_heads())
+    expected, _ = to_ours(dino_vit(), LAYOUTS["vit"])
     fitted = fit(dino_vit(), model, "a.safetensors", heads=False)
-    assert set(fitted.arrays) == set(VIT)
+    same(fitted.arrays, expected)
+    assert all(array.flags.c_contiguous for array in fitted.arrays.values())
     assert fitted.notes[0] == f"{len(VIT)} arrays of a.safetensors (DINO or timm ViT): backbone"
     assert fitted.notes[1] == "from the seed: image_head, image_last_layer, region_head, region_last_layer"
 
 
-@pytest.mark.parametrize("layout", ["vit", "hf_vit"])
-def test_every_layout_gives_the_same_arrays(layout):
-    theirs, _ = to_theirs(to_ours(dino_vit(), LAYOUTS["vit"])[0], LAYOUTS[layout])
-    fitted = fit(theirs, VIT, "x", heads=False).arrays
-    for name, array in to_ours(dino_vit(), LAYOUTS["vit"])[0].items():
-        np.testing.assert_array_equal(fitted[name], array)
-        assert fitted[name].flags.c_contiguous
-
-
-def test_one_error_names_what_differs_and_the_nearest():
+def test_one_error_lists_all_differences():
     arrays = dino_vit(depth=3)
     arrays["blocks.0.attn.kqv.weight"] = arrays.pop("blocks.0.attn.qkv.weight")
     arrays["blocks.1.mlp.fc1.bias"] = np.zeros(3, np.float32)
@@ -59,8 +52,9 @@ def test_one_error_names_what_differs_and_the_nearest():
     assert text.endswith("; and 11 more")
 
 
-def test_differences_are_told_in_the_names_of_the_file():
+def test_differences_have_the_names_of_the_file():
     theirs, _ = to_theirs(to_ours(dino_vit(), LAYOUTS["vit"])[0], LAYOUTS["hf_vit"])
+    same(fit(theirs, VIT, "x", heads=False).arrays, to_ours(dino_vit(), LAYOUTS["vit"])[0])
     del theirs["encoder.layer.1.attention.attention.key.weight"]
     theirs["encoder.layer.0.attention.attention.value.bias"] = np.zeros(5, np.float32)
     with pytest.raises(WeightsError) as error:
@@ -70,7 +64,7 @@ def test_differences_are_told_in_the_names_of_the_file():
     assert "encoder.layer.0.attention.attention.value.bias is (5,), the model's is (8,)" in str(error.value)
 
 
-def test_a_model_with_registers_misses_them_in_a_file_without():
+def test_missing_registers_are_a_difference():
     model = VIT | {"backbone/register_tokens": (1, 2, WIDTH)}
     with pytest.raises(WeightsError, match="reg_token is missing"):
         fit(dino_vit(), model, "x", heads=False)
@@ -88,7 +82,7 @@ def test_a_backbone_of_another_kind_is_refused():
         fit({"fc.weight": np.zeros((2, 2))}, VIT, "x", heads=False)
 
 
-def test_classifiers_are_ignored_and_named():
+def test_classifiers_are_ignored_with_a_note():
     extra = {
         name: np.zeros(2, np.float32)
         for name in ("head.weight", "head.bias", "head.fc.weight", "fc.bias", "classifier.weight", "pooler.dense.weight")
@@ -98,22 +92,19 @@ def test_classifiers_are_ignored_and_named():
     assert f"ignored, of no use here: {', '.join(extra)}" in fitted.notes
 
 
-def test_position_tables_are_resampled_and_said():
+def test_position_tables_are_resampled():
     arrays = dino_vit(grid=3)
     fitted = fit(arrays, VIT, "x", heads=False)
     table = arrays["pos_embed"][0]
     np.testing.assert_array_equal(fitted.arrays["backbone/pos_embed"][0, 0], table[0])
     np.testing.assert_allclose(fitted.arrays["backbone/pos_embed"][0, 1:], resample_positions(table[1:], (4, 4), "dino"))
     assert any("from 3 x 3 to 4 x 4 patches" in note for note in fitted.notes)
-
-
-def test_a_position_table_that_is_no_square_is_a_difference():
-    arrays = dino_vit() | {"pos_embed": np.zeros((1, 12, WIDTH), np.float32)}
+    arrays |= {"pos_embed": np.zeros((1, 12, WIDTH), np.float32)}
     with pytest.raises(WeightsError, match=r"pos_embed is \(1, 12, 8\), the model's is \(1, 17, 8\)"):
         fit(arrays, VIT, "x", heads=False)
 
 
-def test_relative_position_tables_are_resampled_and_said():
+def test_relative_position_tables_are_resampled():
     fitted = fit(esvit_swin(window=3), SWIN, "x", heads=False)
     assert "5 relative-position tables resampled from window 3 to 2 (bicubic)" in fitted.notes
     name = "layers_2_blocks_1/attn/relative_position_bias_table"
@@ -136,7 +127,7 @@ def test_relative_positions_by_hand():
     np.testing.assert_allclose(fitted, np.array([[first], [8.0], [last]]) * np.ones((1, 3)), rtol=1e-5)
 
 
-def test_heads_are_taken_when_asked_for():
+def test_heads_are_fitted_when_asked_for():
     arrays = _with_heads(gain=np.full((7, 1), 2.0, np.float32))
     model = _shapes(arrays) | {"mil_scorer/out_kernel": (3, 1)}
     fitted = fit(arrays, model, "x", heads=True)
@@ -145,16 +136,12 @@ def test_heads_are_taken_when_asked_for():
     without = fit(arrays, model, "x", heads=False)
     assert set(without.arrays) == set(VIT)
     assert "not used: 16 arrays of projection heads; init.heads=True continues with them" in without.notes
-
-
-def test_a_checkpoint_of_dino_has_the_image_head_alone():
-    model = _shapes(_with_heads())
-    fitted = fit(dino_vit() | projection_head("head", WIDTH), model, "x", heads=True)
+    fitted = fit(dino_vit() | projection_head("head", WIDTH), _shapes(_with_heads()), "x", heads=True)
     assert any(name.startswith("image_head/") for name in fitted.arrays)
     assert fitted.notes[-1] == "from the seed: region_head, region_last_layer"
 
 
-def test_heads_that_are_not_there_or_do_not_match():
+def test_missing_and_other_heads_are_refused():
     model = _shapes(_with_heads())
     with pytest.raises(WeightsError, match=r"x has no projection heads; leave init\.heads=False"):
         fit(dino_vit(), model, "x", heads=True)
@@ -163,7 +150,7 @@ def test_heads_that_are_not_there_or_do_not_match():
         fit(_with_heads(), other, "x", heads=True)
 
 
-def test_gains_of_one_fit_a_model_of_unit_rows_and_learned_ones_do_not():
+def test_learned_gains_need_a_model_with_gains():
     unit = {name: shape for name, shape in _shapes(_with_heads()).items() if not name.endswith("weight_g")}
     assert set(fit(_with_heads(), unit, "x", heads=True).arrays) == set(unit)
     with pytest.raises(WeightsError, match=r"learned gain.*set head\.norm_last_layer=False"):
@@ -186,15 +173,15 @@ def test_swin_with_both_heads():
         ("blocks.1.mlp.w12.weight", "gated MLPs"),
     ],
 )
-def test_newer_networks_are_refused_in_a_short_line(name, what):
+def test_newer_networks_are_refused(name, what):
     with pytest.raises(WeightsError, match="not supported yet") as error:
         fit(dino_vit() | {name: np.zeros(WIDTH, np.float32)}, VIT, "a.safetensors", heads=False)
     assert f"a.safetensors has {what} ({name})" in str(error.value)
     assert len(str(error.value)) < 300
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_numbers_that_are_not_finite_are_refused_by_name(value):
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_numbers_not_finite_are_refused(value):
     arrays = dino_vit()
     arrays["blocks.1.mlp.fc1.bias"] = np.array(arrays["blocks.1.mlp.fc1.bias"])
     arrays["blocks.1.mlp.fc1.bias"][2] = value
@@ -202,15 +189,15 @@ def test_numbers_that_are_not_finite_are_refused_by_name(value):
         fit(arrays, VIT, "a.pth", heads=False)
 
 
-@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, bool])
-def test_quantised_kernels_are_refused_by_name(dtype):
+@pytest.mark.parametrize("dtype", [np.int8, bool])
+def test_quantised_kernels_are_refused(dtype):
     arrays = dino_vit()
     arrays["blocks.0.attn.qkv.weight"] = np.zeros_like(arrays["blocks.0.attn.qkv.weight"], dtype)
     with pytest.raises(WeightsError, match=rf"blocks\.0\.attn\.qkv\.weight holds {np.dtype(dtype)} numbers; quantised"):
         fit(arrays, VIT, "a.pth", heads=False)
 
 
-def test_what_is_not_used_may_hold_anything():
+def test_unused_arrays_are_not_checked():
     others = {"head.weight": np.array([np.nan], np.float32), "relative_position_index": np.zeros(3, np.int64)}
     others |= {"decoder_embed.weight": np.array([np.inf], np.float32), "decoder_pos_embed": np.zeros(3, np.float32)}
     expected = fit(dino_vit(), VIT, "a.pth", heads=False).arrays

@@ -5,7 +5,7 @@ import pytest
 
 from cmd_jax.errors import WeightsError
 from cmd_jax.weights.names import LAYOUTS, OURS, detect_layout, strip_prefixes, to_ours, to_theirs
-from tests.weights.checkpoints import WIDTH, dino_vit, esvit_swin, projection_head
+from tests.weights.checkpoints import WIDTH, dino_vit, esvit_swin, projection_head, same
 
 BACKBONES = {"vit": dino_vit(), "swin": esvit_swin()}
 # Of each layout, where it puts the values of some arrays of the reference's state dict.
@@ -39,15 +39,9 @@ PLACES = {
     },
 }
 QKV = {
-    "hf_vit": ("blocks.1.attn.qkv", "encoder.layer.1.attention.attention", ("query", "key", "value")),
-    "hf_swin": ("layers.2.blocks.1.attn.qkv", "encoder.layers.2.blocks.1.attention.self", ("query", "key", "value")),
+    "hf_vit": ("blocks.1.attn.qkv", "encoder.layer.1.attention.attention"),
+    "hf_swin": ("layers.2.blocks.1.attn.qkv", "encoder.layers.2.blocks.1.attention.self"),
 }
-
-
-def _same(a, b):
-    assert set(a) == set(b)
-    for name in a:
-        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
 def _reference(kind):
@@ -71,7 +65,7 @@ def test_arrays_get_our_names_and_layouts():
 
 
 @pytest.mark.parametrize("key", LAYOUTS)
-def test_every_layout_is_recognised_and_reversed_bit_for_bit(key):
+def test_every_layout_is_reversed_bit_for_bit(key):
     layout = LAYOUTS[key]
     ours = _reference(layout.backbone)
     theirs, unplaced = to_theirs(ours, layout)
@@ -79,40 +73,34 @@ def test_every_layout_is_recognised_and_reversed_bit_for_bit(key):
     assert detect_layout(set(theirs), "x") is layout
     again, unknown = to_ours(theirs, layout)
     assert not unknown
-    _same(again, ours)
-
-
-@pytest.mark.parametrize("key", LAYOUTS)
-def test_every_layout_has_its_projects_names(key):
-    layout = LAYOUTS[key]
-    theirs, _ = to_theirs(_reference(layout.backbone), layout)
+    same(again, ours)
     for reference, name in PLACES[key].items():
         np.testing.assert_array_equal(theirs[name], BACKBONES[layout.backbone][reference], err_msg=name)
     if key in QKV:
-        packed, prefix, parts = QKV[key]
+        packed, prefix = QKV[key]
         for leaf in ("weight", "bias"):
-            joined = np.concatenate([theirs[f"{prefix}.{part}.{leaf}"] for part in parts])
+            joined = np.concatenate([theirs[f"{prefix}.{part}.{leaf}"] for part in ("query", "key", "value")])
             np.testing.assert_array_equal(joined, BACKBONES[layout.backbone][f"{packed}.{leaf}"])
 
 
-def test_a_layout_is_recognised_with_names_missing_or_misspelt():
+def test_a_layout_with_misspelt_names_is_recognised():
     arrays = dict(BACKBONES["swin"])
     arrays["layers.0.downsample.norm.wait"] = arrays.pop("layers.0.downsample.norm.weight")
     assert detect_layout(set(arrays), "x") is LAYOUTS["swin"]
 
 
 @pytest.mark.parametrize("names", [set(), {"layer1.0.conv1.weight", "fc.weight", "norm.weight"}, {"head.mlp.0.weight"}])
-def test_names_of_another_kind_fit_no_layout(names):
+def test_other_names_fit_no_layout(names):
     with pytest.raises(WeightsError, match="fit no known layout; known are ViT and Swin of DINO"):
         detect_layout(names, "x")
 
 
 @pytest.mark.parametrize("prefix", ["module.", "module.backbone.", "backbone.", "vit.", "swin."])
-def test_prefixes_of_wrappers_and_buffers_are_taken_off(prefix):
+def test_prefixes_and_buffers_are_dropped(prefix):
     arrays = {f"{prefix}{name}": array for name, array in BACKBONES["swin"].items()}
     arrays[f"{prefix}layers.0.blocks.0.attn.relative_position_index"] = np.zeros((4, 4), np.int64)
     arrays[f"{prefix}layers.2.blocks.1.attn_mask"] = np.zeros((4, 4, 4), np.float32)
-    _same(strip_prefixes(arrays), BACKBONES["swin"])
+    same(strip_prefixes(arrays), BACKBONES["swin"])
 
 
 def test_two_models_in_one_file_are_refused():
@@ -132,16 +120,16 @@ def test_heads_of_both_levels_there_and_back(layers, batch_norm):
     assert ("image_head/norm_0/scale" in ours) == (batch_norm and layers > 1)
     again, unplaced = to_theirs(ours, LAYOUTS["vit"])
     assert not unplaced
-    _same(again, theirs)
+    same(again, theirs)
 
 
-def test_what_has_no_place_is_named():
+def test_parameters_without_a_place_are_named():
     ours = {"backbone/register_tokens": np.zeros((1, 2, WIDTH), np.float32), "mil_scorer/out_kernel": np.zeros((3, 1))}
     assert set(to_theirs(ours, LAYOUTS["hf_vit"])[1]) == set(ours)
     assert to_theirs(ours, OURS) == (ours, [])
 
 
-def test_position_tables_of_timm_with_registers_or_without_a_class_slot():
+def test_position_tables_of_timm():
     arrays = BACKBONES["vit"] | {"reg_token": np.full((1, 2, WIDTH), 3.0, np.float32)}
     cls, patches = np.split(arrays["pos_embed"], [1], axis=1)
     spanning = np.concatenate([cls, np.full((1, 2, WIDTH), 0.5, np.float32), patches], axis=1)
@@ -150,7 +138,7 @@ def test_position_tables_of_timm_with_registers_or_without_a_class_slot():
     np.testing.assert_array_equal(ours["backbone/register_tokens"], np.full((1, 2, WIDTH), 3.5))
     theirs, _ = to_theirs(ours, LAYOUTS["vit"])
     assert theirs["pos_embed"].shape == spanning.shape
-    _same(to_ours(theirs, LAYOUTS["vit"])[0], ours)
+    same(to_ours(theirs, LAYOUTS["vit"])[0], ours)
 
     ours, _ = to_ours(arrays | {"pos_embed": patches}, LAYOUTS["vit"])
     np.testing.assert_array_equal(ours["backbone/pos_embed"][:, 1:], patches)
