@@ -17,7 +17,6 @@ VIEW_FIELDS = ("image_z", "region_z", "features", "mil_weights")
 LEVELS = ("image", "region")
 OBJECTIVES = {"region": (0.0, 1.0, 0.0, 0.0), "cmd": (0.5, 0.5, 1.0, 1.0)}  # weights of L_I, L_R, L_S, L_T
 STUDENT_TEMP, TEACHER_TEMP, CENTER_MOMENTUM = 0.1, 0.04, 0.9
-PER_PROTOTYPE = ("student_rows", "teacher_rows", "centers")  # without an axis of images
 
 
 def add_size_options(parser: argparse.ArgumentParser) -> None:

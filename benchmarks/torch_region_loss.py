@@ -1,4 +1,4 @@
-"""The PyTorch side of `benchmarks.region_loss`: value and gradient of the field's loss, served to `benchmarks.worker`.
+"""The PyTorch side of `benchmarks.region_loss`: value and gradient of the field's loss, served by `benchmarks.timing`.
 
 Imports neither JAX nor cmd_jax, so that any python with PyTorch and NumPy will do.
 """
@@ -9,7 +9,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from benchmarks import region_problem, worker
+from benchmarks import region_problem, timing
 from benchmarks.torch_loss import Encoded, Levels, TermWeights, cmd_loss
 
 
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--prototypes", type=int, required=True, help="K")
     region_problem.add_size_options(parser)
     args = parser.parse_args()
-    replies = worker.claim_stdout()
+    replies = timing.claim_stdout()
     torch.set_num_threads(1)
     problem = {name: torch.from_numpy(array) for name, array in region_problem.make(args, args.prototypes).items()}
     leaves = [problem[name].requires_grad_() for name in region_problem.trained(args.objective)]
@@ -62,7 +62,7 @@ def main() -> None:
     loss = step()
     norm = sum(float(leaf.grad.square().sum()) for leaf in leaves) ** 0.5
     info = {"loss": loss, "gradient_norm": norm, "rss_before_bytes": before, "torch": torch.__version__}
-    worker.serve(step, info, replies=replies)
+    timing.serve(step, info, replies)
 
 
 if __name__ == "__main__":

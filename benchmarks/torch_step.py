@@ -1,25 +1,22 @@
-"""A whole training step in PyTorch, as a user of DINO's and EsViT's loops would write CMD on transformers' ViT and Swin.
+"""PyTorch's side of `benchmarks.step`: CMD on transformers' ViT as a user of DINO's and EsViT's loops would write it.
 
-    python -m benchmarks.torch_step --model=vit_tiny --method=cmd --batch_size=4 --prototypes=4096
-
-runs three steps on fixed random crops and prints loss and seconds; with --serve it answers `benchmarks.worker`. Teacher
-and student forward (global and local crops apart), loss, backward, clipping per parameter, AdamW, EMA and centers. Stochastic
-depth is off and the last layer is never frozen.
+Serves training steps on fixed random crops (`benchmarks.timing`): teacher and student forward (global and local crops in
+passes of their own), loss, backward, clipping per parameter, AdamW, EMA and centers. Stochastic depth is off and the last layer
+is never frozen.
 """
 
 import argparse
 import copy
 import functools
-import time
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F  # as everybody calls it
 import transformers
 from torch import Tensor, nn
-from transformers import SwinConfig, SwinModel, ViTConfig, ViTModel
+from transformers import ViTConfig, ViTModel
 
-from benchmarks import worker
+from benchmarks import timing
 from benchmarks.torch_loss import METHODS, Encoded, Levels, TermWeights, cmd_loss
 
 LAYER_NORM_EPS = 1e-6
@@ -31,8 +28,6 @@ MIL_HIDDEN_DIM = 128
 
 # Width, blocks, heads and patch side; "micro" is for tests.
 VITS = {"vit_micro": (96, 2, 3, 8), "vit_tiny": (192, 12, 3, 16), "vit_small": (384, 12, 6, 16)}
-# Width of the first stage, blocks and heads of each stage, window side.
-SWINS = {"swin_micro": (24, (1, 1, 2, 1), (1, 2, 4, 8), 2), "swin_tiny": (96, (2, 2, 6, 2), (3, 6, 12, 24), 7)}
 
 
 class ViT(nn.Module):
@@ -57,40 +52,6 @@ class ViT(nn.Module):
         interpolate = images.shape[-1] != self.global_px
         tokens = self.model(images, interpolate_pos_encoding=interpolate).last_hidden_state
         return tokens[:, 0], tokens[:, 1:]
-
-
-class Swin(nn.Module):
-    """[B, 3, H, W] -> mean patch [B, D] (Swin has no class token) and patches [B, N, D] after the final norm."""
-
-    def __init__(self, name: str, global_px: int) -> None:
-        super().__init__()
-        width, depths, heads, window = SWINS[name]
-        self.width = width * 2 ** (len(depths) - 1)
-        config = SwinConfig(
-            embed_dim=width,
-            depths=list(depths),
-            num_heads=list(heads),
-            window_size=window,
-            image_size=global_px,
-            drop_path_rate=0.0,
-            layer_norm_eps=LAYER_NORM_EPS,
-            attn_implementation="sdpa",
-        )
-        self.model = SwinModel(config, add_pooling_layer=False)
-        # transformers shrinks a block's window to the smallest image seen, for good, and its bias table no longer fits.
-        # As in EsViT: shifts follow from the global crops, smaller maps are padded to whole windows.
-        for stage, layer in enumerate(self.model.encoder.layers):
-            side = global_px // config.patch_size >> stage
-            if side < window:
-                raise ValueError(
-                    f"global_px {global_px} gives stage {stage} a side of {side} tokens, below the window {window}"
-                )
-            for block in layer.blocks:
-                block.set_shift_and_window_size((side, side))
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        tokens = self.model(images, always_partition=True).last_hidden_state
-        return tokens.mean(dim=1), tokens
 
 
 class Head(nn.Module):
@@ -134,7 +95,7 @@ class Network(nn.Module):
 
     def __init__(self, model: str, method: str, prototypes: int, global_px: int) -> None:
         super().__init__()
-        self.backbone = (ViT if model in VITS else Swin)(model, global_px)
+        self.backbone = ViT(model, global_px)
         self.image_head = Head(self.backbone.width, prototypes)
         self.regions = method == "cmd"
         if self.regions:
@@ -238,21 +199,18 @@ class Training:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    doc, _, _ = __doc__.partition("\n")
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.torch_step", description=doc)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.torch_step", description=__doc__)
     add = parser.add_argument
-    add("--model", choices=[*VITS, *SWINS], default="vit_tiny", help="backbone of transformers, random weights (%(default)s)")
-    add("--method", choices=list(METHODS), default="cmd", help="dino: L_I on the class token (Swin: mean patch) (%(default)s)")
-    add("--batch_size", type=int, default=4, help="images (%(default)s)")
-    add("--prototypes", type=int, default=4096, help="K (%(default)s)")
-    add("--local_count", type=int, default=8, help="local crops of an image, beside its two global ones (%(default)s)")
-    add("--global_px", type=int, default=224, help="side of the global crops (%(default)s)")
-    add("--local_px", type=int, default=96, help="side of the local crops (%(default)s)")
-    add("--dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16 is autocast (%(default)s)")
+    add("--model", choices=list(VITS), required=True, help="backbone of transformers, random weights")
+    add("--method", choices=list(METHODS), required=True, help="dino: L_I on the class token")
+    add("--batch_size", type=int, required=True, help="images")
+    add("--prototypes", type=int, required=True, help="K")
+    add("--local_count", type=int, required=True, help="local crops of an image, beside its two global ones")
+    add("--global_px", type=int, required=True)
+    add("--local_px", type=int, required=True)
+    add("--dtype", choices=["float32", "bfloat16"], required=True, help="bfloat16 is autocast")
     add("--device", choices=["cpu", "cuda"], default="cpu", help="(%(default)s)")
-    add("--threads", type=int, default=1, help="of PyTorch on the CPU (%(default)s)")
     add("--compile", action="store_true", help="torch.compile of both networks and the loss")
-    add("--serve", action="store_true", help="answer benchmarks.worker on stdin and stdout instead of printing three steps")
     return parser
 
 
@@ -266,15 +224,9 @@ def _device_peak() -> dict:
 def main() -> None:
     """Runs the command line."""
     args = parser().parse_args()
-    replies = worker.claim_stdout() if args.serve else None
-    torch.set_num_threads(args.threads)
+    replies = timing.claim_stdout()
+    torch.set_num_threads(1)
     training = Training(args)
-    if not args.serve:
-        for _ in range(3):
-            start = time.perf_counter()
-            loss = training.step()
-            print(f"loss {loss:.6f}  {time.perf_counter() - start:.3f} s", flush=True)
-        return
     info = {
         "parameters": sum(parameter.numel() for parameter in training.parameters),
         "loss": training.step(),
@@ -284,7 +236,7 @@ def main() -> None:
     if args.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         info["device"] = torch.cuda.get_device_name()
-    worker.serve(training.step, info, replies=replies, extra=_device_peak if args.device == "cuda" else dict)
+    timing.serve(training.step, info, replies, _device_peak if args.device == "cuda" else dict)
 
 
 if __name__ == "__main__":
