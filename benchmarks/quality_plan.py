@@ -22,7 +22,7 @@ from cmd_jax.evaluation.evaluate import load_metrics
 from cmd_jax.evaluation.splits import Part, Splits, open_labelled_splits, spread
 from cmd_jax.presets import PAPER
 from cmd_jax.rules import keys
-from cmd_jax.training.resume import differences
+from cmd_jax.training.resume import config_differences
 from cmd_jax.training.schedules import total_steps
 from cmd_jax.validation import validate
 
@@ -214,7 +214,7 @@ def make_plan(
     rows = {name: runs(name, method_values(name, shared)) for name in COMPARED}
     of_ablations = {name: runs(name, method_values(OURS, shared) | ABLATIONS[name]) for name in chosen}
     ours = rows[OURS][0].config.to_dict()
-    same = [name for name, of_row in of_ablations.items() if not differences(ours, of_row[0].config)]
+    same = [name for name, of_row in of_ablations.items() if not config_differences(ours, of_row[0].config)]
     rows |= {name: of_row for name, of_row in of_ablations.items() if name not in same}
     limit = PRESETS[preset].images
     if limit is not None:
@@ -315,7 +315,7 @@ def _make_run(row: str, seed: int, base: str, config: ConfigDict, values: dict[s
     validate(resolved)
     workdir = os.path.join(os.path.abspath(out), row, f"seed-{seed}")
     stored = os.path.join(workdir, "config.json")
-    found = differences(config_lib.read_json(stored), resolved) if os.path.exists(stored) else []
+    found = config_differences(config_lib.read_json(stored), resolved) if os.path.exists(stored) else []
     if found:
         raise ConfigError(
             f"{workdir} was started with other values: {'; '.join(found[:3])}{' ...' * (len(found) > 3)}; use the same values, "

@@ -14,7 +14,7 @@ from cmd_jax.errors import ConfigError, WeightsError
 from cmd_jax.models.build import Params, init_params, make_network
 from cmd_jax.models.sizes import SWIN_SIZES
 from cmd_jax.training.checkpoint import Checkpoints
-from cmd_jax.training.fingerprint import differences
+from cmd_jax.training.fingerprint import array_differences
 from cmd_jax.training.sharding import all_hardware
 from cmd_jax.validation import validate
 from cmd_jax.weights.fit import check_numbers, fit
@@ -134,7 +134,7 @@ def _fitted(arrays: Arrays, config: ConfigDict, step: int, network: str, source:
     shapes = _shapes(config)
     wanted = {part: shapes[part] for part in ("backbone", "mil_scorer") if part in shapes}
     found = {name: (array.shape, str(array.dtype), "") for name, array in arrays.items()}
-    wrong = differences(wanted, found)
+    wrong = array_differences(wanted, found)
     if wrong:
         raise WeightsError(
             f"{source} does not fit its own configuration: {len(wrong)} arrays differ, first {'; '.join(wrong[:3])}; use the "

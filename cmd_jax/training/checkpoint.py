@@ -28,7 +28,7 @@ from cmd_jax import files
 from cmd_jax.config import BEST_METRICS, ConfigDict
 from cmd_jax.errors import CheckpointError, SaveError
 from cmd_jax.models.build import Params
-from cmd_jax.training.fingerprint import describe, differences, digest, fingerprints
+from cmd_jax.training.fingerprint import array_differences, array_records, digest, fingerprints
 from cmd_jax.training.state import TrainState
 
 SCHEMA = 2
@@ -181,7 +181,7 @@ class Checkpoints:
     def _save(self, step: int, config: ConfigDict, value: float | None, **items: Any) -> None:
         self._wait()
         _empty_trash(self._directory)  # Orbax only renames: without this, all that it ever deleted would stay on the disk
-        arrays = {item: describe(tree) for item, tree in items.items()}
+        arrays = {item: array_records(tree) for item, tree in items.items()}
         meta = {"schema": SCHEMA, "step": step, "config": config.to_dict(), "jax": jax.__version__, "arrays": arrays}
         if value is not None and math.isfinite(value):
             meta["best"] = {"metric": self._best_metric, "value": value}
@@ -305,7 +305,7 @@ class Checkpoints:
 
     def _restore(self, step: int, meta: dict[str, Any], items: dict[str, Any]) -> dict[str, Any]:
         for name, abstract in items.items():
-            wrong = differences(abstract, self._stored(step, meta, name))
+            wrong = array_differences(abstract, self._stored(step, meta, name))
             if wrong:
                 raise CheckpointError(
                     f"{self._directory}/{step} does not fit this model: {len(wrong)} arrays differ, first "

@@ -38,25 +38,25 @@ def fingerprints(tree: Any) -> dict[str, str]:
     return {name: f"{int(value):08x}" for name, value in jax.device_get(_sums(flatten(tree))).items()}
 
 
-def describe(tree: Any) -> dict[str, list]:
+def array_records(tree: Any) -> dict[str, list]:
     """name -> [shape, dtype, fingerprint] of a tree of arrays, as it is stored in `meta`."""
     sums = fingerprints(tree)
     return {name: [list(leaf.shape), str(leaf.dtype), sums[name]] for name, leaf in flatten(tree).items()}
 
 
-def differences(abstract: Any, stored: dict[str, Any]) -> list[str]:
+def array_differences(abstract: Any, stored: dict[str, Any]) -> list[str]:
     """Readable differences between the arrays a model has and those of a checkpoint."""
     model = {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in flatten(abstract).items()}
     disk = {name: (tuple(shape), dtype) for name, (shape, dtype, _) in stored.items()}
 
-    def say(name: str, arrays: dict[str, tuple]) -> str:
+    def shown(name: str, arrays: dict[str, tuple]) -> str:
         if name not in arrays:
             return "nothing"
         same_shape = name in model and name in disk and model[name][0] == disk[name][0]
         return str(arrays[name][1] if same_shape else arrays[name][0])
 
     return [
-        f"{name}: model {say(name, model)}, checkpoint {say(name, disk)}"
+        f"{name}: model {shown(name, model)}, checkpoint {shown(name, disk)}"
         for name in sorted(model.keys() | disk.keys())
         if model.get(name) != disk.get(name)
     ]

@@ -10,20 +10,22 @@ from typing import TypeVar
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost as orbax_multihost
 
 from cmd_jax import files
 from cmd_jax.data.host import ALONE, SHARED_MEMORY, Host
 from cmd_jax.errors import ConfigError
 
 TOKEN_BYTES = 16
+WAIT_MS = 24 * 3600 * 1000
 T = TypeVar("T", bool, float)
 
 
 def start(coordinator_address: str | None, num_processes: int | None, process_id: int | None, heartbeat_s: int) -> None:
-    """Joins this process to the others of its run; before anything else asks JAX for its devices.
+    """Joins this process to the others of its run; called before anything else asks JAX for its devices.
 
     Args:
-        coordinator_address: HOST:PORT of process 0; None, as the two others: what Cloud TPU, SLURM or MPI say.
+        coordinator_address: HOST:PORT of process 0. None, like the next two: taken from Cloud TPU, SLURM or MPI.
         num_processes: of the run.
         process_id: of this one, from 0.
         heartbeat_s: seconds after which the others stop when a process is gone.
@@ -69,7 +71,15 @@ def broadcast_from_process_0(value: T) -> T:
     return type(value)(multihost_utils.broadcast_one_to_all(np.float32(value)))
 
 
-def least(value: int) -> int:
+def wait_for_all() -> None:
+    """Returns when every process has called it, however long one of them takes.
+
+    At the end of the program JAX itself would wait no longer than for a lost process.
+    """
+    orbax_multihost.get_barrier_sync_fn()(key="all processes are done", timeout_ms=WAIT_MS)
+
+
+def minimum_of_processes(value: int) -> int:
     """The smallest of a number that each process has; below 2^31."""
     if jax.process_count() == 1:
         return value

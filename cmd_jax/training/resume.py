@@ -47,7 +47,7 @@ RESUMABLE_KEYS = frozenset(
 FOLDERS = frozenset({"data.folder", "data.eval_folder"})
 
 
-def differences(stored: dict[str, Any], config: ConfigDict, free: frozenset[str] = RESUMABLE_KEYS) -> list[str]:
+def config_differences(stored: dict[str, Any], config: ConfigDict, free: frozenset[str] = RESUMABLE_KEYS) -> list[str]:
     """Values that differ between a `config.json` and a resolved configuration; a phrase each.
 
     Keys that only one of the two has are of another version of the project and count for nothing.
@@ -114,7 +114,7 @@ def check_unchanged(config: ConfigDict, workdir: str, images: dict[str, Split]) 
         if not knows_images and "data" in stored:  # of an earlier version, which stored paths as they were given
             earlier = config_lib.absolute_paths(config_lib.load(path)).data
             stored["data"] = {key: earlier[key] if f"data.{key}" in FOLDERS else value for key, value in stored["data"].items()}
-        found = differences(stored, config, RESUMABLE_KEYS | FOLDERS if knows_images else RESUMABLE_KEYS)
+        found = config_differences(stored, config, RESUMABLE_KEYS | FOLDERS if knows_images else RESUMABLE_KEYS)
         if found:
             more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
             raise ConfigError(

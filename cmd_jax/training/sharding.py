@@ -110,7 +110,7 @@ def mesh_shape(config: ConfigDict, devices: int) -> tuple[int, int]:
 def all_hardware() -> Hardware:
     """The devices of all processes; of their memory the smallest, so that all processes resolve the same values."""
     limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in jax.local_devices()]
-    memory_mib = processes.least(min(limits) // 2**20)
+    memory_mib = processes.minimum_of_processes(min(limits) // 2**20)
     device = jax.devices()[0]
     cuda = "cuda" in device.client.platform_version  # ROCm's platform is "gpu" too
     return Hardware(device.platform, jax.device_count(), memory_mib * 2**20 or None, cuda)

@@ -156,6 +156,7 @@ def train(
                 metrics = {**metrics, **measure(run.steps)}
             save(run.steps, metrics)
             measure(run.steps)
+            processes.wait_for_all()
         except StopRequested:
             step = int(state.step)
             save(step, metrics)

@@ -26,7 +26,7 @@ from cmd_jax.hardware import Hardware
 from cmd_jax.models.build import init_params, make_network
 from cmd_jax.rules import keys
 from cmd_jax.train_and_evaluate import train_and_evaluate
-from cmd_jax.training.resume import RESUMABLE_KEYS, differences
+from cmd_jax.training.resume import RESUMABLE_KEYS, config_differences
 from tests.conftest import quick
 
 ROOT = Path(__file__).parents[2]
@@ -107,7 +107,7 @@ def test_training_gets_the_planned_configuration(planned):
         given.update(json.loads(done.stdout))
     planned_config = json.loads(run.config.to_json())
     assert json.loads(config_lib.resolve(given, run.images).to_json()) == planned_config
-    assert differences(planned_config, config_lib.resolve(given, run.images, Hardware("gpu", 4))) == []  # on any machine
+    assert config_differences(planned_config, config_lib.resolve(given, run.images, Hardware("gpu", 4))) == []  # on any machine
 
 
 def test_ablations_are_valid_configurations():

@@ -54,6 +54,22 @@ def test_two_processes_give_the_numbers_of_one(photo_folder, tmp_path, record_pr
     assert "Rank-1" not in outputs[1][0]
 
 
+WAITER = """
+import sys, time
+from cmd_jax.training import processes
+
+processes.start(sys.argv[1], 2, int(sys.argv[2]), heartbeat_s=2)
+time.sleep(0 if int(sys.argv[2]) else 7)
+processes.wait_for_all()
+"""
+
+
+def test_a_report_slower_than_the_heartbeat_harms_nothing():
+    address = f"127.0.0.1:{free_port()}"
+    runs = [subprocess.Popen([sys.executable, "-c", WAITER, address, str(index)], cwd=ROOT) for index in range(2)]
+    assert [run.wait() for run in runs] == [0, 0]
+
+
 def test_the_other_process_ends_when_one_is_gone(photo_folder, tmp_path):
     workdir = tmp_path / "run"
     runs = [TrainRun(workdir, photo_folder, tmp_path, EPOCHS, *flags) for flags in _two()]

@@ -9,7 +9,7 @@ from cmd_jax.config import BY_HARDWARE, default
 from cmd_jax.errors import ConfigError
 from cmd_jax.hardware import Hardware
 from cmd_jax.rules import keys
-from cmd_jax.training.resume import RESUMABLE_KEYS, check_unchanged, differences, has_steps, with_stored_values
+from cmd_jax.training.resume import RESUMABLE_KEYS, check_unchanged, config_differences, has_steps, with_stored_values
 
 
 def _resolved():
@@ -27,37 +27,33 @@ def _with(stored, key, value):
     return changed
 
 
-def test_a_configuration_equals_what_was_stored_of_it():
-    assert differences(_stored(_resolved()), _resolved()) == []
-
-
-@pytest.mark.parametrize("key", sorted(keys(default())))
-def test_every_value_that_a_run_learns_or_measures_with_is_compared(key):
+def test_every_key_is_compared_unless_it_is_resumable():
     config = _resolved()
-    found = differences(_with(_stored(config), key, "another"), config)
-    # the parts of a batch change no number here: nothing looks across images
-    if key in RESUMABLE_KEYS or key == "train.accumulate":
-        assert found == []
-    else:
-        assert found == [f"{key} is 'another' there and {keys(config)[key]!r} here"]
+    assert config_differences(_stored(config), config) == []
+    for key, value in keys(config).items():
+        found = config_differences(_with(_stored(config), key, "another"), config)
+        # the parts of a batch change no number here: nothing looks across images
+        is_free = key in RESUMABLE_KEYS or key == "train.accumulate"
+        assert found == ([] if is_free else [f"{key} is 'another' there and {value!r} here"])
 
 
 @pytest.mark.parametrize(
     "across_images", [{"method.koleo_weight": 0.1}, {"method.centering": "sinkhorn"}, {"head.batch_norm": True}]
 )
-def test_parts_of_a_batch_are_compared_where_something_looks_across_images(across_images):
+def test_accumulation_counts_where_images_interact(across_images):
     config = _resolved()
     config.update_from_flattened_dict(across_images)
-    assert differences(_with(_stored(config), "train.accumulate", 2), config) == ["train.accumulate is 2 there and 1 here"]
+    changed = _with(_stored(config), "train.accumulate", 2)
+    assert config_differences(changed, config) == ["train.accumulate is 2 there and 1 here"]
 
 
-def test_keys_of_another_version_count_for_nothing():
+def test_keys_of_other_versions_are_not_compared():
     stored = _with(_stored(_resolved()), "views.sharpness", 1.0)
     del stored["views"]["hue"]
-    assert differences(stored, _resolved()) == []
+    assert config_differences(stored, _resolved()) == []
 
 
-def test_three_differences_are_named_with_the_file_and_the_remedy(tmp_path):
+def test_first_three_differences_are_named(tmp_path):
     config = _resolved()
     check_unchanged(config, str(tmp_path), {})  # nothing to compare with
     config_lib.save(config, str(tmp_path / "config.json"))
@@ -72,7 +68,7 @@ def test_three_differences_are_named_with_the_file_and_the_remedy(tmp_path):
     )
 
 
-def test_a_run_keeps_what_other_hardware_gave_it(tmp_path):
+def test_open_keys_keep_the_values_of_the_first_start(tmp_path):
     started = config_lib.resolve(default(), 5994, Hardware("gpu", 16, 60 * 2**30))
     config_lib.save(started, str(tmp_path / "config.json"))
     assert not has_steps(str(tmp_path))  # no step was saved: it begins anew
@@ -89,14 +85,14 @@ def test_a_run_keeps_what_other_hardware_gave_it(tmp_path):
         check_unchanged(continued, str(tmp_path), {})
 
 
-def test_what_hardware_decides_is_known():
+def test_hardware_changes_no_compared_key():
     """All that differs between a CPU and 16 GPUs is either a matter of speed or kept by a run that is continued."""
     cpu, gpus = (config_lib.resolve(default(), 5994, hardware) for hardware in (Hardware("cpu"), Hardware("gpu", 16, 2**36)))
-    assert {phrase.split()[0] for phrase in differences(_stored(cpu), gpus)} == set(BY_HARDWARE)
+    assert {phrase.split()[0] for phrase in config_differences(_stored(cpu), gpus)} == set(BY_HARDWARE)
 
 
 @pytest.mark.parametrize(("text", "message"), [("{", "is no JSON"), ("[]", "is no configuration but a list")])
-def test_a_damaged_file_is_named(tmp_path, text, message):
+def test_damaged_config_json_is_named(tmp_path, text, message):
     path = tmp_path / "config.json"
     path.write_text(text)
     for read in (lambda: check_unchanged(_resolved(), str(tmp_path), {}), lambda: config_lib.load(str(path))):
