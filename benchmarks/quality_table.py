@@ -1,5 +1,6 @@
 """Statistics over seeds, the tables and the learning curves of `benchmarks.quality`."""
 
+import io
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,7 +11,6 @@ from scipy import stats
 from benchmarks.quality_plan import BASELINES, OURS, Run
 from cmd_jax.evaluation.knn import headline_k
 from cmd_jax.report.curves import Curve, read_curves
-from cmd_jax.report.pictures import png
 
 COVERAGE = 0.95
 COLUMNS = {"linear": "linear top-1", "knn": "k-NN top-1", "rank1": "Rank-1", "map": "mAP", "pointing": "pointing"}
@@ -171,7 +171,9 @@ def curves_png(rows: dict[str, Sequence[Run]]) -> bytes:
         axis.set_xlabel("epoch")
         axis.grid(alpha=0.3)
     panels[0].legend()
-    return png(figure)
+    encoded = io.BytesIO()
+    figure.savefig(encoded, dpi=100, format="png")
+    return encoded.getvalue()
 
 
 def knn_key(run: Run) -> str:

@@ -8,10 +8,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
 from cmd_jax.errors import WeightsError
-from cmd_jax.report.pictures import caption
 from cmd_jax.weights.read import read_source
 from tests.parity.check import check_fixture
 
@@ -124,16 +122,3 @@ def test_an_error_cannot_command_the_terminal():
     )
     out = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (out.returncode, out.stderr) == (65, "error: photos/\\x1b[2J\\u202egpj.exe is bad\n")
-
-
-@pytest.mark.parametrize(
-    "name", ["$x^2$", "$", "a$b", r"\frac{", "$$", r"a\$b$", "<script>alert(1)</script>", "{", "%s", "x" * 300, "_", "^"]
-)
-def test_a_class_name_is_text_in_a_picture(name, tmp_path):
-    figure = Figure()
-    figure.suptitle(caption(name))
-    figure.savefig(tmp_path / "a.png")
-    plain = Figure()
-    plain.suptitle(name.replace("_", " ")[:24], parse_math=False)
-    plain.savefig(tmp_path / "b.png")
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()

@@ -12,8 +12,7 @@ from cmd_jax.models.build import Params
 from cmd_jax.models.network import Network
 from cmd_jax.report import curves as curves_lib
 from cmd_jax.report import facts, panels
-from cmd_jax.report.exhibit import Exhibit, make_exhibit
-from cmd_jax.report.pictures import overlay_sheet
+from cmd_jax.report.images import ReportImages, overlay_sheet, report_images
 from cmd_jax.report.render import render
 
 OVERLAYS = 12  # images in which is shown where the teacher looks
@@ -35,28 +34,28 @@ def write_report(
     directory = os.path.join(workdir, "report")
     files.make_directory(directory)
     page, sheet = (os.path.join(directory, name) for name in ("index.html", "mil_overlays.png"))
-    exhibit = make_exhibit(evaluation, config, network, teacher, splits)
-    rows = spread(exhibit.count(), OVERLAYS)
-    patches = exhibit.look(exhibit.source, rows)
-    files.write(sheet, overlay_sheet(evaluation.step, exhibit, rows, patches))
-    files.write(page, run_page(evaluation, exhibit, workdir, panels.looks(exhibit, rows, patches), patches))
+    images = report_images(evaluation, config, network, teacher, splits)
+    rows = spread(images.count(), OVERLAYS)
+    patches = images.inspect(images.source, rows)
+    files.write(sheet, overlay_sheet(images, rows, patches))
+    files.write(page, run_page(evaluation, images, workdir, panels.looks(images, rows, patches), patches))
     return [page, sheet]
 
 
-def run_page(evaluation: Evaluation, exhibit: Exhibit, workdir: str, looks: dict[str, Any], patches: Patches) -> str:
+def run_page(evaluation: Evaluation, images: ReportImages, workdir: str, looks: dict[str, Any], patches: Patches) -> str:
     """The HTML of a run's page; `looks` is of `panels.looks`, `patches` of the images in it."""
     stored = facts.read_config(workdir)  # an evaluation may have been asked for other protocols than the run's
     curves = curves_lib.read_curves(workdir)
     charts = curves_lib.charts([("", curves)])
     found = facts.numbers(_all_numbers(evaluation, workdir), load_metrics(workdir, 0) if evaluation.step else None)
-    feature_map, retrieval = panels.feature_map_panel(exhibit), panels.retrieval(exhibit)
+    feature_map, retrieval = panels.feature_map_panel(images), panels.retrieval(images)
     present = set(feature_map["points"]["class"])
     return render(
         "run.html",
         title=os.path.basename(workdir.rstrip("/")) or workdir,
         step=evaluation.step,
-        kind=exhibit.kind,
-        labelled=bool(exhibit.train.class_names),
+        kind=images.kind,
+        labelled=bool(images.train.class_names),
         headlines=facts.headlines(found),
         numbers=found,
         facts=facts.run_facts(stored, curves, evaluation.step),
@@ -66,18 +65,18 @@ def run_page(evaluation: Evaluation, exhibit: Exhibit, workdir: str, looks: dict
         attention=patches.attention is not None,
         map_how=feature_map["how"],
         points=feature_map["points"],
-        total=exhibit.count(),
-        classes=[name for name in exhibit.train.class_names if name in present],
+        total=images.count(),
+        classes=[name for name in images.train.class_names if name in present],
         queries=retrieval["queries"],
-        confusions=panels.confusion_pairs(exhibit, evaluation.confusions, evaluation.predictions),
+        confusions=panels.confusion_pairs(images, evaluation.confusions, evaluation.predictions),
         per_class=sorted(evaluation.per_class.items(), key=lambda item: (item[1], item[0])),
         changed=facts.changed(stored),
         config=facts.sections(stored),
         data={
             "charts": [{key: chart[key] for key in ("id", "traces")} for chart in charts],
             "map": {**feature_map["points"], **{key: feature_map[key] for key in ("sprite", "columns")}},
-            # their pictures are in the page already
-            "explorer": {**retrieval, "queries": [{**query, "picture": None} for query in retrieval["queries"]]},
+            # their images are in the page already
+            "explorer": {**retrieval, "queries": [{**query, "image": None} for query in retrieval["queries"]]},
         },
     )
 

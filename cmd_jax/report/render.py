@@ -1,4 +1,4 @@
-"""Templates -> one HTML file that needs nothing else and may load nothing else."""
+"""Renders templates to one HTML file that needs no other file and may load none."""
 
 import base64
 import hashlib
@@ -16,8 +16,8 @@ SCRIPTS = ("theme.js", "charts.js", "map.js", "explorer.js")
 def render(template: str, **context: Any) -> str:
     """Fills a template of `templates/`; every value is escaped.
 
-    The page's policy allows the package's own two scripts, by their digests, and no network: a script that came in by data
-    would not run even where it was not escaped.
+    The page's policy allows plotly's script and the package's own, by their digests, and no network: a script that came in
+    by data would not run even where it was not escaped.
 
     Args:
         template: its name.

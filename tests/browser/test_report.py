@@ -79,9 +79,9 @@ def test_clicking_a_query_shows_neighbours_and_clicking_one_shows_matches(show, 
     neighbours.nth(3).click()
     near = query["neighbours"][3]
     assert neighbours.nth(3).get_attribute("aria-pressed") == "true"
-    pictures = page.locator("#explorer-match image")
-    assert pictures.nth(0).get_attribute("href") == page.locator(".query img").nth(5).get_attribute("src")
-    assert pictures.nth(1).get_attribute("href") == data["pictures"][str(near["row"])]
+    images = page.locator("#explorer-match image")
+    assert images.nth(0).get_attribute("href") == page.locator(".query img").nth(5).get_attribute("src")
+    assert images.nth(1).get_attribute("href") == data["images"][str(near["row"])]
     assert page.locator("#explorer-match rect.tag").count() == 2 * len(near["matches"]) > 0
     listed = page.locator("#explorer-pairs li")
     assert [f"cosine {match['cosine']:.2f}" in listed.nth(i).inner_text() for i, match in enumerate(near["matches"])] == [

@@ -108,7 +108,7 @@ def test_what_the_scripts_read_agrees_with_the_evaluation(page, measured):
         assert found == np.argsort(-similarity[query["row"]], kind="stable")[:6].tolist()
         right = evaluation.gallery.labels[found] == evaluation.queries.labels[query["row"]]
         assert [near["right"] for near in query["neighbours"]] == right.tolist()
-        assert all(str(row) in data["explorer"]["pictures"] for row in found)
+        assert all(str(row) in data["explorer"]["images"] for row in found)
     logged = {trace["label"] for chart in data["charts"] for trace in chart["traces"]}
     assert {"loss", "loss_inter_teacher", "learning_rate", "weight_decay", "feature_std", "images_per_s"} <= logged
 

@@ -9,13 +9,11 @@ import numpy as np
 import pytest
 
 from cmd_jax.evaluation.features import eval_images, normalized
-from cmd_jax.evaluation.patches import BATCH, Patches, class_attention, inspect_patches, make_inspector
+from cmd_jax.evaluation.patches import BATCH, class_attention, inspect_patches, make_inspector
 from cmd_jax.report.curves import HIDDEN, POINTS, Curve, charts, read_curves
-from cmd_jax.report.exhibit import short
 from cmd_jax.report.facts import duration, source_commit
-from cmd_jax.report.matching import matches, nearest
-from cmd_jax.report.overlays import colour_patches, heat_overlay, sprite, stretch
-from cmd_jax.report.projections import feature_map, patch_colours, principal
+from cmd_jax.report.images import heat_overlay, patch_mosaic, short, tile, upsample
+from cmd_jax.report.similarity import feature_map, matches, nearest, patch_colours, principal
 
 
 @pytest.fixture
@@ -93,33 +91,32 @@ def test_the_inspector_agrees_with_the_network_and_with_the_evaluation(measured)
 
 
 def _image(rng, patches=4, width=5):
-    tokens, weights = rng.normal(size=(1, patches, width)), rng.random((1, patches))
-    return Patches(tokens, weights / weights.sum(), None)
+    tokens, weights = rng.normal(size=(patches, width)), rng.random(patches)
+    return tokens, weights / weights.sum()
 
 
 def test_matches_by_the_slow_loop(rng):
-    a, b = _image(rng), _image(rng)
+    (tokens, weights), (others, other_weights) = a, b = _image(rng), _image(rng)
     value = {}
     for i, j in itertools.product(range(4), repeat=2):
-        t, u = a.tokens[0, i], b.tokens[0, j]
-        cosine = t @ u / (np.linalg.norm(t) * np.linalg.norm(u))
-        value[i, j] = (a.mil_weights[0, i] * b.mil_weights[0, j] * cosine, cosine)
+        cosine = tokens[i] @ others[j] / (np.linalg.norm(tokens[i]) * np.linalg.norm(others[j]))
+        value[i, j] = (weights[i] * other_weights[j] * cosine, cosine)
     total, left, expected = sum(v for v, _ in value.values() if v > 0), dict(value), []
     while left and max(left.values())[0] > 0:
         i, j = max(left, key=left.get)
         expected.append((i, j, left[i, j][1], left[i, j][0] / total))
         left = {pair: v for pair, v in left.items() if pair[0] != i and pair[1] != j}
-    found = matches(a, b, count=10)
+    found = matches(*a, *b, count=10)
     assert [match[:2] for match in found] == [pair[:2] for pair in expected]
     np.testing.assert_allclose([match[2:] for match in found], [pair[2:] for pair in expected], rtol=1e-6)
-    assert matches(a, b, count=2) == found[:2]
+    assert matches(*a, *b, count=2) == found[:2]
 
 
-def test_an_image_matches_itself_and_opposites_match_nothing(rng):
+def test_an_image_matches_itself_and_not_its_opposite(rng):
     image = _image(rng)
-    assert all(match.query == match.neighbour and match.cosine == pytest.approx(1) for match in matches(image, image, 1))
-    one = Patches(np.ones((1, 2, 3)), np.full((1, 2), 0.5), None)
-    assert matches(one, one._replace(tokens=-one.tokens)) == []
+    assert all(match.query == match.neighbour and match.cosine == pytest.approx(1) for match in matches(*image, *image, 1))
+    tokens, weights = np.ones((2, 3)), np.full(2, 0.5)
+    assert matches(tokens, weights, -tokens, weights) == []
 
 
 def test_nearest_is_in_order_and_skips_the_image_itself():
@@ -134,15 +131,15 @@ def test_short_names():
     assert short("bird_7") == "bird_7"
 
 
-def test_overlays_and_sprites():
+def test_overlays_and_tiles():
     pixels = np.full((8, 8, 3), 100, np.uint8)
     out = heat_overlay(pixels, np.array([0.1, 0.7, 0.1, 0.1]), 1 / 2).astype(int)
     assert out[0, -1].sum() > out[0, 0].sum() > 0  # the brightest place is that of the largest weight
-    beyond = stretch(np.arange(4.0), 0.8, 10)  # 2 x 2 patches of 8 px on a crop of 10
+    beyond = upsample(np.arange(4.0), 0.8, 10)  # 2 x 2 patches of 8 px on a crop of 10
     assert beyond.shape == (10, 10)
     colours = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]], np.float32)
-    np.testing.assert_array_equal(colour_patches(colours, 1 / 2, 4)[0], [[255, 0, 0]] * 2 + [[0, 255, 0]] * 2)
-    sheet = sprite([np.full((2, 2, 3), value, np.uint8) for value in (1, 2, 3)], columns=2)
+    np.testing.assert_array_equal(patch_mosaic(colours, 1 / 2, 4)[0], [[255, 0, 0]] * 2 + [[0, 255, 0]] * 2)
+    sheet = tile([np.full((2, 2, 3), value, np.uint8) for value in (1, 2, 3)], columns=2)
     np.testing.assert_array_equal(sheet[..., 0], [[1, 1, 2, 2]] * 2 + [[3, 3, 0, 0]] * 2)
 
 

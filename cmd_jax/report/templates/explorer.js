@@ -2,7 +2,7 @@
 (function () {
   const status = document.getElementById("explorer-status");
   if (!status) return;
-  const { queries, pictures, cell, side } = report.explorer;
+  const { queries, images, cell, side } = report.explorer;
   const neighbours = document.getElementById("explorer-neighbours");
   const match = document.getElementById("explorer-match");
   const list = document.getElementById("explorer-pairs");
@@ -25,7 +25,7 @@
   function patch(index, offset) {
     const left = (index % side) * cell * SIZE;
     const top = Math.floor(index / side) * cell * SIZE;
-    // the last patches of a Swin may reach beyond the picture
+    // the last patches of a Swin may reach beyond the image
     return { x: offset + left, y: top, width: Math.min(cell * SIZE, SIZE - left), height: Math.min(cell * SIZE, SIZE - top) };
   }
 
@@ -34,7 +34,7 @@
     const svg = draw("svg", { viewBox: `0 0 ${whole} ${SIZE}`, role: "img" });
     svg.setAttribute("aria-label", `${named(query)} beside ${named(near)}, with ${near.matches.length} pairs of matching patches`);
     svg.append(draw("image", { href: source, width: SIZE, height: SIZE }));
-    svg.append(draw("image", { href: pictures[near.row], x: SIZE + GAP, width: SIZE, height: SIZE }));
+    svg.append(draw("image", { href: images[near.row], x: SIZE + GAP, width: SIZE, height: SIZE }));
     const boxes = near.matches.map((pair) => [patch(pair.query, 0), patch(pair.neighbour, SIZE + GAP)]);
     boxes.forEach(([a, b], i) => {
       const ends = { x1: a.x + a.width / 2, y1: a.y + a.height / 2, x2: b.x + b.width / 2, y2: b.y + b.height / 2 };
@@ -71,7 +71,7 @@
       const words = [near.similarity.toFixed(3), verdict(near.right)].filter(Boolean).join(", ");
       const button = element("button", { type: "button", class: `neighbour ${near.right === null ? "" : near.right ? "right" : "wrong"}`, "aria-pressed": "false" });
       button.append(
-        element("img", { src: pictures[near.row], alt: "", width: 160, height: 160 }),
+        element("img", { src: images[near.row], alt: "", width: 160, height: 160 }),
         element("span", { class: "name" }, breakable(named(near))),
         element("span", { class: "small" }, words),
       );
