@@ -1,4 +1,4 @@
-"""A whole tiny run: files, resuming bit for bit, the teacher alone, health."""
+"""A whole tiny run: its files, stopping and continuing bit for bit, the best step, another model or backbone."""
 
 import functools
 import json
@@ -10,44 +10,46 @@ import numpy as np
 import pytest
 
 from cmd_jax import config as config_lib
-from cmd_jax.data.cache import Batch
-from cmd_jax.errors import CheckpointError, ConfigError
+from cmd_jax.data.augment import multi_crop
+from cmd_jax.data.cache import Batch, CanvasCache
+from cmd_jax.data.loader import batches
+from cmd_jax.data.sources import open_source
+from cmd_jax.errors import CheckpointError, ConfigError, Preempted
 from cmd_jax.evaluation import agreement
 from cmd_jax.evaluation.restore import evaluate_run
+from cmd_jax.evaluation.splits import open_splits
 from cmd_jax.hardware import Hardware
-from cmd_jax.train_and_evaluate import describe_run, prepare, train_and_evaluate
-from cmd_jax.training import run as run_lib
+from cmd_jax.train_and_evaluate import describe_run, evaluation_of, prepare, train_and_evaluate
 from cmd_jax.training import train as loop
-from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.metrics import Progress
-from cmd_jax.training.run import Run
+from cmd_jax.training.preemption import StopRequested
+from cmd_jax.training.run import Run, build_run
 from cmd_jax.training.sharding import mesh_shape
 from cmd_jax.validation import validate
+from tests import runs
+from tests.conftest import quick
 
-STEPS = 6  # 24 images, batches of 8, 2 epochs
-
-
-@pytest.fixture
-def config(tiny_config, photo_folder):
-    tiny_config.data.source, tiny_config.data.folder = "folder", str(photo_folder)
-    return tiny_config
+STEPS = 6
 
 
-def _lines(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+def _train(config, workdir, poll=lambda: None, evaluate=lambda *_: {}):
+    loop.train(prepare(config), str(workdir), {}, evaluate, poll)
 
 
-def _state(workdir, config):
-    run = prepare(config)
-    checkpoints = Checkpoints(str(workdir), read_only=True)
-    state = checkpoints.restore_state(run.abstract_state())
-    checkpoints.close()
-    return jax.device_get(state)
+def _raise_at(call, error):
+    """A function that raises at one of its calls, the first of which is 1."""
+    calls = iter(range(1, 10**6))
+
+    def poll():
+        if next(calls) == call:
+            raise error
+
+    return poll
 
 
 def test_a_run_writes_its_files(finished, photo_folder):
     workdir, _ = finished
-    lines = _lines(workdir)
+    lines = runs.lines(workdir)
     assert all(next(iter(line)) == "step" for line in lines)
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, STEPS + 1))
     assert [line["step"] for line in lines if "eval_rank1" in line] == [0, STEPS]
@@ -57,6 +59,9 @@ def test_a_run_writes_its_files(finished, photo_folder):
         assert all(0 <= line[name] <= 1.0 + 1e-5 for line in lines if "loss" in line), name
     resolved = json.loads((workdir / "config.json").read_text())
     assert (resolved["method"]["image_pool"], resolved["method"]["teacher_temp"]) == ("mil", 0.02)
+    read_back = config_lib.load(str(workdir / "config.json"))
+    assert json.loads(json.dumps(read_back.to_dict())) == resolved
+    validate(read_back)
     assert any(name.startswith("events") for name in os.listdir(workdir / "tb"))
     metrics = json.loads((workdir / "eval" / str(STEPS) / "metrics.json").read_text())
     assert set(metrics["protocol"]) == set(metrics["metrics"])
@@ -65,42 +70,58 @@ def test_a_run_writes_its_files(finished, photo_folder):
     assert (workdir / "report" / "index.html").read_bytes().startswith(b"<!doctype html>")
 
 
-def test_stopped_and_continued_equals_uninterrupted_bit_for_bit(finished, config, tmp_path, monkeypatch):
-    class Killed(Exception):
-        pass
-
-    place = Run.place
-    calls = 0
-
-    def kill_at_the_fifth_batch(run, batch):
-        nonlocal calls
-        calls += 1
-        if calls == 5:
-            raise Killed
-        return place(run, batch)
-
-    monkeypatch.setattr(Run, "place", kill_at_the_fifth_batch)
-    with pytest.raises(Killed):
-        train_and_evaluate(config, str(tmp_path))
-    monkeypatch.undo()
-    assert Checkpoints(str(tmp_path), read_only=True).steps() == [3]
-    train_and_evaluate(config, str(tmp_path))
-    whole, continued = _state(finished[0], config), _state(tmp_path, config)
-    assert int(continued.step) == STEPS
-    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(continued), strict=True):
-        np.testing.assert_array_equal(a, b)
-    steps = [line["step"] for line in _lines(tmp_path) if "loss" in line]
-    assert steps == list(range(1, STEPS + 1))  # nothing twice, nothing lost
+def test_killed_run_resumes_bit_exactly(finished, config, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        _train(config, tmp_path, _raise_at(5, KeyboardInterrupt))
+    assert runs.steps(tmp_path) == [3]
+    _train(config, tmp_path)
+    runs.assert_same(runs.state(tmp_path, config), runs.state(finished[0], config))
+    assert [line["step"] for line in runs.lines(tmp_path)] == list(range(1, STEPS + 1))  # nothing twice, nothing lost
 
 
-def test_a_finished_run_is_left_as_it_is_and_compiles_no_step(finished, config, monkeypatch):
-    before = _lines(finished[0])
+def test_stopped_run_saves_and_resumes_bit_exactly(finished, config, tmp_path):
+    run = prepare(config)
+    splits, _ = open_splits(run.config)
+    evaluate, evaluated = evaluation_of(run, splits, str(tmp_path)), []
+
+    def noted(step, *arguments):
+        values = evaluate(step, *arguments)
+        evaluated.append(step)
+        return values
+
+    # The loop polls at each step, and an evaluation eight times: 3 batches of the gallery, 2 of the queries, a chunk of queries
+    # of k-NN and one of each of retrieval's splits. So these are the fifth step, and inside the last evaluation.
+    for call, step in ((1 + 8 + 4, 4), (2 + 3, STEPS)):
+        with pytest.raises(Preempted, match=f"stopped as asked at step {step} of {STEPS}; run again with --workdir="):
+            _train(config, tmp_path, _raise_at(call, StopRequested), noted)
+        assert runs.steps(tmp_path)[-1] == step
+    assert not (tmp_path / "eval" / str(STEPS)).exists()
+    _train(config, tmp_path, evaluate=noted)
+    assert evaluated == [0, STEPS]
+    runs.assert_same(runs.state(tmp_path, config), runs.state(finished[0], config))
+    assert runs.lines(tmp_path, times=False) == runs.lines(finished[0], times=False)
+    assert (tmp_path / "report" / "index.html").exists()
+
+
+def test_finished_run_stays_as_it_is(finished, config, monkeypatch):
+    before = runs.lines(finished[0])
     monkeypatch.setattr(Run, "compile", lambda _: pytest.fail("compiled"))
     train_and_evaluate(config, str(finished[0]))
-    assert _lines(finished[0]) == before
+    assert runs.lines(finished[0]) == before
 
 
-def test_the_eval_binary_gives_the_numbers_of_the_training(finished, capsys):
+def test_lost_evaluation_line_is_written_again(finished, config, tmp_path):
+    """A kill between eval/STEP/metrics.json and its line in metrics.jsonl."""
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    before = runs.lines(workdir)
+    kept = [line for line in before if not (line["step"] == STEPS and "eval_rank1" in line)]
+    assert len(kept) == len(before) - 1
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    train_and_evaluate(config, str(workdir))
+    assert runs.lines(workdir) == before
+
+
+def test_eval_binary_repeats_the_final_numbers(finished, capsys):
     workdir, _ = finished
     trained = json.loads((workdir / "eval" / str(STEPS) / "metrics.json").read_text())["metrics"]
     evaluation = evaluate_run(str(workdir), None)
@@ -111,29 +132,11 @@ def test_the_eval_binary_gives_the_numbers_of_the_training(finished, capsys):
     assert "a class" in text
     with pytest.raises(CheckpointError, match="has no step 5; it has 3, 6"):
         evaluate_run(str(workdir), 5)
+    with pytest.raises(ConfigError, match=r"--best needs a run with train\.best_metric"):
+        evaluate_run(str(workdir), None, best=True)
 
 
-def test_the_teacher_is_restored_without_the_train_item(finished, config):
-    run = prepare(config)
-    checkpoints = Checkpoints(str(finished[0]), read_only=True)
-    read = []
-    restore = checkpoints._manager.restore
-    checkpoints._manager.restore = lambda step, args: read.append(set(args.keys())) or restore(step, args=args)
-    step, teacher = checkpoints.restore_teacher(run.abstract_state().teacher)
-    assert (step, read) == (STEPS, [{"teacher"}])
-    for a, b in zip(jax.tree.leaves(teacher), jax.tree.leaves(_state(finished[0], config).teacher), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
-def test_a_checkpoint_of_another_model_is_refused_with_the_arrays_that_differ(finished, config):
-    config.head.prototypes = 32
-    with pytest.raises(
-        CheckpointError, match=r"does not fit this model: \d+ arrays differ.*model \(32, 8\), checkpoint \(24, 8\)"
-    ):
-        _state(finished[0], config)
-
-
-def test_a_run_is_continued_only_with_its_own_values(finished, config):
+def test_other_values_or_models_are_refused(finished, config):
     config.optim.lr, config.train.epochs, config.views.hue, config.seed = 1e-3, 3.0, 0.2, 1
     config.data.decode_threads, config.train.log_every_steps = 1, 2
     message = (
@@ -141,17 +144,29 @@ def test_a_run_is_continued_only_with_its_own_values(finished, config):
     )
     with pytest.raises(ConfigError, match=message + r" is 2.0 there and 3.0 here; and 1 more; give the old values or another"):
         train_and_evaluate(config, str(finished[0]))
-    assert _lines(finished[0])[-1]["step"] == STEPS
+    assert runs.lines(finished[0])[-1]["step"] == STEPS
+    config.head.prototypes = 32
+    with pytest.raises(
+        CheckpointError, match=r"does not fit this model: \d+ arrays differ.*model \(32, 8\), checkpoint \(24, 8\)"
+    ):
+        runs.state(finished[0], config)
 
 
-def test_a_swin_trains_and_is_evaluated_with_pictures(config, tmp_path):
+def test_open_batch_and_precision_stay(finished, config, tmp_path):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    config.train.batch_size = config.model.dtype = None
+    assert prepare(config).config.train.batch_size == 24  # what this machine would give it
+    train_and_evaluate(config, str(workdir))  # not refused
+    assert json.loads((workdir / "config.json").read_text())["train"]["batch_size"] == 8
+
+
+def test_swin_trains_and_is_evaluated(config, tmp_path):
     config.model.name, config.model.patch_size, config.model.window = "swin_micro", None, 3
-    config.views.local_count = 2
-    config.views.global_px, config.views.local_px = 40, 20  # 2 x 2 tokens that reach beyond the view, and one
+    config.views.global_px = 40  # 2 x 2 tokens that reach beyond the view
     config.eval.features = "mil+blocks"
     config.train.epochs, config.optim.warmup_epochs = 1.0, 0.0
     train_and_evaluate(config, str(tmp_path))
-    lines = _lines(tmp_path)
+    lines = runs.lines(tmp_path)
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]
     assert all(np.isfinite(value) for line in lines for value in line.values())
     protocol = json.loads((tmp_path / "eval" / "3" / "metrics.json").read_text())["protocol"]
@@ -160,7 +175,7 @@ def test_a_swin_trains_and_is_evaluated_with_pictures(config, tmp_path):
     assert (tmp_path / "report" / "mil_overlays.png").stat().st_size > 0
 
 
-def test_unlabelled_images_are_trained_on_and_evaluated_without_labels(config, photo_folder, tmp_path, capsys):
+def test_unlabelled_images_get_label_free_numbers(config, photo_folder, tmp_path, capsys):
     config.data.folder = str(photo_folder / "train")
     config.eval.protocols = ("retrieval", "label_free")
     train_and_evaluate(config, str(tmp_path))
@@ -169,7 +184,7 @@ def test_unlabelled_images_are_trained_on_and_evaluated_without_labels(config, p
     assert list(stored["metrics"]) == list(agreement.KEYS)
     assert set(stored["unit"].values()) == {""}
     assert (stored["per_class_top1"]["percent"], stored["confusions"], stored["interval"]) == ({}, [], {})
-    assert [line["step"] for line in _lines(tmp_path) if "eval_rankme" in line] == [0, 6]
+    assert [line["step"] for line in runs.lines(tmp_path) if "eval_rankme" in line] == [0, 6]
     evaluation = evaluate_run(str(tmp_path), None)
     assert evaluation.metrics() == pytest.approx(stored["metrics"], rel=1e-5)
     assert (evaluation.queries, evaluation.predictions, len(evaluation.gallery.labels)) == (None, None, 24)
@@ -177,44 +192,45 @@ def test_unlabelled_images_are_trained_on_and_evaluated_without_labels(config, p
         evaluate_run(str(tmp_path), None, protocols=("knn", "linear"))
 
 
-def test_labels_from_other_data_and_pictures_from_a_disk_cache_change_nothing(finished, config, photo_folder, tmp_path):
+def test_eval_data_and_disk_cache_change_nothing(finished, config, photo_folder, tmp_path):
     config.data.folder, config.data.eval_folder = str(photo_folder / "train"), str(photo_folder)
     config.data.cache, config.data.cache_dir = "disk", str(tmp_path / "cache")
     train_and_evaluate(config, str(tmp_path / "run"))
-    ours, others = _lines(tmp_path / "run"), _lines(finished[0])
-    free = ("images_per_s", "data_wait_s")
-    assert [{key: line[key] for key in line if key not in free} for line in ours] == [
-        {key: line[key] for key in line if key not in free} for line in others
-    ]
-    assert all(line["data_wait_s"] >= 0 for line in ours if "loss" in line)
+    assert runs.lines(tmp_path / "run", times=False) == runs.lines(finished[0], times=False)
+    assert all(line["data_wait_s"] >= 0 for line in runs.lines(tmp_path / "run") if "loss" in line)
     assert len(os.listdir(tmp_path / "cache")) == 2
 
 
-def test_dry_run_describes_and_writes_nothing(config):
-    config.views.local_count = 2
+def test_best_step_is_kept_and_evaluated(config, photo_folder, tmp_path):
+    config.train.checkpoint_every_epochs, config.train.keep_checkpoints = 0.5, 1  # steps 2, 4 and 6
+    config.train.best_metric = "eval_rank1"
+    train_and_evaluate(config, str(tmp_path))
+    values = {line["step"]: line["eval_rank1"] for line in runs.lines(tmp_path) if "eval_rank1" in line}
+    assert list(values) == [0, 2, 4, 6]
+    del values[0]  # of the start, which is not saved
+    best = max(values, key=values.get)
+    assert values[evaluate_run(str(tmp_path), None, best=True).step] == values[best]
+    assert len(runs.steps(tmp_path)) <= 2
+    assert runs.steps(tmp_path)[-1] == STEPS
+    config.data.folder = str(photo_folder / "train")
+    with pytest.raises(ConfigError, match=r"best_metric is 'eval_rank1', but .* has no labels.* or set it to feature_std"):
+        train_and_evaluate(config, str(tmp_path))
+
+
+def test_dry_run_describes_data_model_and_cost(config):
     text = describe_run(config)
     for part in (
         "24 train, 12 test images, 3 classes",
-        "2 x 16 px (4 patches), 2 x 8 px (1 patches)",
+        "2 x 16 px (4 patches), 0 x 8 px (1 patches)",
         "computed in float32\n",
         "6 steps of 8 images, 8 on each of 1 device(s) (cpu)",
+        "GFLOP",
+        "attention xla",
     ):
         assert part in text
-    assert "GFLOP" in text
-    assert "attention xla" in text
 
 
-def test_a_run_goes_on_with_the_batch_and_precision_that_it_was_started_with(finished, config, tmp_path):
-    workdir = tmp_path / "run"
-    shutil.copytree(finished[0], workdir)
-    config.train.batch_size = config.model.dtype = None
-    assert prepare(config).config.train.batch_size == 24  # what this machine would give it
-    assert "6 steps of 8 images" in describe_run(config, str(workdir))
-    train_and_evaluate(config, str(workdir))  # not refused
-    assert json.loads((workdir / "config.json").read_text())["train"]["batch_size"] == 8
-
-
-def test_the_step_is_one_program_that_writes_its_state_in_place(config):
+def test_step_is_one_program_with_donated_state(config):
     run = prepare(config)
     step, state = run.compile(), run.first_state()
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
@@ -226,52 +242,45 @@ def test_the_step_is_one_program_that_writes_its_state_in_place(config):
         step(state, batch)
 
 
-def test_nothing_is_compiled_after_the_first_step(config, tmp_path, monkeypatch):
-    compiled, after = [], []
+def test_steps_alone_count_for_speed_and_none_compiles(config, tmp_path, monkeypatch):
+    clock, compiled, after, evaluated = [0.0], [], [], []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, seconds, **_: compiled.append(event) if event.endswith("backend_compile_duration") else None
     )
-    advance = Progress.advance
-    monkeypatch.setattr(Progress, "advance", lambda self, step: after.append(len(compiled)) or advance(self, step))
-    config.train.checkpoint_every_epochs = 0.5
-    train_and_evaluate(config, str(tmp_path))
-    assert len(after) == STEPS
-    assert after[0] > 0
-    assert set(after[1:]) == {after[1]}
 
+    class TimedProgress(Progress):
+        def advance(self, step):
+            clock[0] += 2.0
+            after.append(len(compiled))
+            super().advance(step)
 
-def test_evaluations_and_checkpoints_count_for_no_speed(config, tmp_path, monkeypatch):
-    clock, evaluated = [0.0], []
-
-    def takes(seconds, function):
-        def timed(*arguments, **options):
-            clock[0] += seconds
-            return function(*arguments, **options)
-
-        return timed
+    class SlowCheckpoints(loop.Checkpoints):
+        def save(self, *arguments):
+            clock[0] += 1000.0
+            super().save(*arguments)
 
     def evaluate(step, *_):
+        clock[0] += 1000.0
         evaluated.append(step)
         return {}
 
-    monkeypatch.setattr(loop.Checkpoints, "save", takes(1000.0, loop.Checkpoints.save))
-    monkeypatch.setattr(Progress, "advance", takes(2.0, Progress.advance))
-    monkeypatch.setattr(loop, "Progress", functools.partial(Progress, now=lambda: clock[0]))
+    monkeypatch.setattr(loop, "Checkpoints", SlowCheckpoints)
+    monkeypatch.setattr(loop, "Progress", functools.partial(TimedProgress, now=lambda: clock[0]))
     config.eval.every_epochs = config.train.checkpoint_every_epochs = 0.7
-    loop.train(prepare(config), str(tmp_path), {}, takes(1000.0, evaluate))
+    _train(config, tmp_path, evaluate=evaluate)
     assert evaluated == [0, 2, 4, 6]
-    speeds = [line["images_per_s"] for line in _lines(tmp_path) if "loss" in line]
-    assert speeds == [config.train.batch_size / 2.0] * STEPS
+    assert [line["images_per_s"] for line in runs.lines(tmp_path)] == [config.train.batch_size / 2.0] * STEPS
+    assert len(after) == STEPS
+    assert set(after[1:]) == {after[1]}  # nothing is compiled after the first step
 
 
-def test_a_batch_that_does_not_fit_is_refused(config, monkeypatch):
+def test_batch_must_fit_images_and_devices(config):
     config.train.batch_size = 32
     with pytest.raises(ConfigError, match="batch_size is 32, but there are 24 training images"):
-        prepare(config)
-    monkeypatch.setattr(run_lib, "all_hardware", lambda: Hardware("gpu", 32))
+        build_run(config, range(24), Hardware("cpu"))
     config.train.batch_size = None
     with pytest.raises(ConfigError, match="batch_size is 32, but there are 24 training images; use fewer devices"):
-        prepare(config)
+        build_run(config, range(24), Hardware("gpu", 32))
     config.train.batch_size = 30
     with pytest.raises(ConfigError, match="batch_size 30 does not divide over 8 devices; use 24 or 32"):
         mesh_shape(config, devices=8)
@@ -288,8 +297,28 @@ def test_a_batch_that_does_not_fit_is_refused(config, monkeypatch):
         mesh_shape(config, devices=8)
 
 
-def test_config_json_is_read_back(finished):
-    workdir, _ = finished
-    config = config_lib.load(str(workdir / "config.json"))
-    assert json.loads(json.dumps(config.to_dict())) == json.loads((workdir / "config.json").read_text())
-    validate(config)
+def test_hosts_see_the_same_images_and_crops(config):
+    """With any number of hosts, and after going on with another one."""
+    config.views.local_count = 2
+    source = open_source(config.data, "train")
+    crop = quick(lambda key, *batch: multi_crop(key, *batch, views=config.views, normalization="imagenet"))
+
+    def run(hosts, first_step, steps):
+        """(indices, global crops, local crops) of each step."""
+        streams = [
+            batches(CanvasCache(source, config.data), len(source), 8, config.seed, first_step, 2, host, hosts)
+            for host in range(hosts)
+        ]
+        found = []
+        for step in range(first_step, first_step + steps):
+            whole = Batch(*(np.concatenate(parts) for parts in zip(*(next(stream) for stream in streams), strict=True)))
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), step), 0)
+            found.append((whole.index, *(np.asarray(views) for views in crop(key, *whole))))
+        for stream in streams:
+            stream.close()
+        return found
+
+    expected = run(1, 0, 5)  # into the second epoch
+    for hosts, later in ((2, 4), (4, 1)):
+        runs.assert_same(run(hosts, 0, 2) + run(later, 2, 3), expected)
+    assert not np.array_equal(expected[0][1], expected[1][1])
