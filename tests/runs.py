@@ -1,6 +1,7 @@
 """What a run has left in its work directory."""
 
 import json
+import socket
 from pathlib import Path
 
 import jax
@@ -34,6 +35,13 @@ def state(workdir, config, step=None):
     found = checkpoints.restore_state(prepare(config).abstract_state(), step)
     checkpoints.close()
     return jax.device_get(found)
+
+
+def free_port():
+    """Of a coordinator on this machine."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
 
 
 def assert_same(a, b):

@@ -1,10 +1,8 @@
 """True runs of the train binary that a test interrupts, and what is compared of them afterwards."""
 
 import hashlib
-import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,8 +12,7 @@ import jax
 import numpy as np
 
 from cmd_jax import config as config_lib
-from cmd_jax.train_and_evaluate import prepare
-from cmd_jax.training.checkpoint import Checkpoints
+from tests import runs
 from tests.conftest import QUICK_FLAGS
 
 ROOT = Path(__file__).parents[2]
@@ -63,20 +60,8 @@ class TrainRun:
         return self._log.read_text()
 
 
-def lines(workdir):
-    """Whole lines of metrics.jsonl."""
-    path = Path(workdir) / "metrics.jsonl"
-    if not path.exists():
-        return []
-    found = []
-    for line in path.read_text().splitlines(keepends=True):
-        if line.endswith("\n"):
-            found.append(json.loads(line))
-    return found
-
-
 def last_step(workdir):
-    return max((line["step"] for line in lines(workdir) if "loss" in line), default=0)
+    return max((line["step"] for line in runs.lines(workdir) if "loss" in line), default=0)
 
 
 def is_saving(workdir):
@@ -93,12 +78,8 @@ def is_evaluating(workdir):
 
 
 def final_state(workdir):
-    """(step, sha256 over all arrays) of the newest checkpoint, and its arrays."""
-    run = prepare(config_lib.load(str(Path(workdir) / "config.json")))
-    checkpoints = Checkpoints(str(workdir), read_only=True)
-    assert checkpoints.steps()
-    state = jax.device_get(checkpoints.restore_state(run.abstract_state()))
-    checkpoints.close()
+    """(step, sha256 over all arrays) of the newest checkpoint."""
+    state = runs.state(workdir, config_lib.load(str(Path(workdir) / "config.json")))
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         digest.update(jax.tree_util.keystr(path).encode() + np.ascontiguousarray(leaf).tobytes())
@@ -109,18 +90,11 @@ def assert_same_results(workdir, reference, steps):
     """State, metrics.jsonl and evaluations of a run equal those of another; no step is lost or there twice."""
     assert final_state(workdir) == final_state(reference)
     assert final_state(workdir)[0] == steps
-    free = ("images_per_s", "data_wait_s")
-    ours, theirs = ([{k: v for k, v in line.items() if k not in free} for line in lines(d)] for d in (workdir, reference))
-    assert ours == theirs
+    ours = runs.lines(workdir, times=False)
+    assert ours == runs.lines(reference, times=False)
     assert [line["step"] for line in ours if "loss" in line] == list(range(1, steps + 1))
     evaluated = list(range(0, steps + 1, EVALUATE_EVERY))
     assert [line["step"] for line in ours if "eval_rank1" in line] == evaluated
     for step in evaluated:
         name = Path("eval") / str(step) / "metrics.json"
         assert (Path(workdir) / name).read_bytes() == (Path(reference) / name).read_bytes()
-
-
-def free_port():
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return listening.getsockname()[1]

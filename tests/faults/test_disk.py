@@ -25,7 +25,7 @@ def small_disk(tmp_path):
     LIBC.umount2(os.fsencode(path), 2)  # MNT_DETACH
 
 
-def test_a_full_disk_ends_the_run_with_its_last_step_whole(small_disk, photo_folder, tmp_path):
+def test_full_disk_leaves_the_last_step_intact(small_disk, photo_folder, tmp_path):
     workdir, logs = small_disk / "run", tmp_path
     other = TrainRun(tmp_path / "other", photo_folder, logs, EPOCHS)
     assert other.end() == 0, other.output()

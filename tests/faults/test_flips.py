@@ -51,7 +51,7 @@ def test_no_flipped_bit_goes_unnoticed(finished, tmp_path, record_property):
     record_property("flips", counts)
 
 
-def test_a_run_of_damaged_steps_alone_ends_with_65(finished, photo_folder, tmp_path):
+def test_only_damaged_steps_end_with_65(finished, photo_folder, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(finished[0], workdir)
     for path in (workdir / "checkpoints").rglob("*"):

@@ -2,7 +2,8 @@
 
 import signal
 
-from tests.faults.runs import TrainRun, final_state, free_port, is_evaluating, last_step, lines
+from tests.faults.runs import TrainRun, final_state, is_evaluating, last_step
+from tests.runs import free_port, lines
 
 EPOCHS = 8
 STEPS = 3 * EPOCHS
@@ -19,7 +20,7 @@ def _end(runs):
     return codes, "\n".join(run.output() for run in runs)
 
 
-def test_two_processes_stop_at_the_same_step_and_go_on_bit_for_bit(photo_folder, tmp_path):
+def test_two_processes_stop_and_resume_at_one_step(photo_folder, tmp_path):
     reference, workdir, logs = tmp_path / "reference", tmp_path / "run", tmp_path
     codes, output = _end(_start_two(reference, photo_folder, logs))
     assert codes == [0, 0], output
@@ -51,7 +52,7 @@ def test_two_processes_stop_at_the_same_step_and_go_on_bit_for_bit(photo_folder,
     assert [line["step"] for line in lines(workdir) if "loss" in line] == list(range(1, STEPS + 1))
 
 
-def test_ctrl_c_saves_and_a_second_one_ends_at_once(photo_folder, tmp_path):
+def test_second_ctrl_c_ends_at_once(photo_folder, tmp_path):
     workdir, logs = tmp_path / "run", tmp_path
     run = TrainRun(workdir, photo_folder, logs, EPOCHS)
     assert run.wait_for(lambda: last_step(workdir) > 1), run.output()

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from tests.faults.runs import ROOT, TrainRun, free_port, last_step, lines
+from tests.faults.runs import ROOT, TrainRun, last_step
+from tests.runs import free_port, lines
 
 EPOCHS = 8
 STEPS = 3 * EPOCHS
@@ -20,7 +21,7 @@ def _two(*command):
     return [(*command, *cluster, f"--heartbeat_s={HEARTBEAT_S}", f"--process_id={index}") for index in range(2)]
 
 
-def test_two_processes_give_the_numbers_of_one(photo_folder, tmp_path, record_property):
+def test_two_processes_compute_what_one_does(photo_folder, tmp_path, record_property):
     logs, photos = tmp_path, tmp_path / "photos"
     shutil.copytree(photo_folder, photos)
     for name in ("train/b.class/2.png", "test/<script>/3.png"):  # replaced in training, left out of the evaluation
@@ -64,13 +65,13 @@ processes.wait_for_all()
 """
 
 
-def test_a_report_slower_than_the_heartbeat_harms_nothing():
+def test_slow_report_outlasts_the_heartbeat():
     address = f"127.0.0.1:{free_port()}"
-    runs = [subprocess.Popen([sys.executable, "-c", WAITER, address, str(index)], cwd=ROOT) for index in range(2)]
-    assert [run.wait() for run in runs] == [0, 0]
+    processes = [subprocess.Popen([sys.executable, "-c", WAITER, address, str(index)], cwd=ROOT) for index in range(2)]
+    assert [process.wait() for process in processes] == [0, 0]
 
 
-def test_the_other_process_ends_when_one_is_gone(photo_folder, tmp_path):
+def test_processes_end_when_one_is_killed(photo_folder, tmp_path):
     workdir = tmp_path / "run"
     runs = [TrainRun(workdir, photo_folder, tmp_path, EPOCHS, *flags) for flags in _two()]
     assert runs[0].wait_for(lambda: last_step(workdir) > 2), runs[0].output()

@@ -46,7 +46,7 @@ def _written(workdir):
     return {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
 
 
-def test_images_that_were_moved_are_those_of_the_run(workdir, config, photos, monkeypatch, capsys):
+def test_moved_images_are_recognised(workdir, config, photos, monkeypatch, capsys):
     with pytest.raises(ConfigError, match=r"data\.folder in .*config\.json is '.*gone', but there .*--folder=DIR"):
         evaluate_run(str(workdir), None)
     monkeypatch.chdir(photos.parent)
@@ -82,7 +82,7 @@ def test_other_images_are_refused(workdir, config, photos):
     assert other.parent.name.startswith("on_")
 
 
-def test_a_run_of_an_earlier_version_learns_its_images(workdir, config, photos, monkeypatch):
+def test_runs_of_earlier_versions_record_their_images(workdir, config, photos, monkeypatch):
     shutil.rmtree(workdir / "data")
     os.remove(workdir / "data.json")
     with pytest.raises(ConfigError, match=r"data\.folder is '.*gone' there and '.*photos' here"):
@@ -99,14 +99,14 @@ def test_a_run_of_an_earlier_version_learns_its_images(workdir, config, photos, 
     assert set(json.loads((workdir / "data.json").read_text())) == {"train", "eval_test"}
 
 
-def test_numbers_of_the_start_make_a_run_its_own(workdir, config):
+def test_run_evaluated_at_its_start_has_begun(workdir, config):
     shutil.rmtree(workdir / "checkpoints")
     config.seed = 1
     with pytest.raises(ConfigError, match="seed is 0 there and 1 here"):
         train_and_evaluate(config, str(workdir))
 
 
-def test_a_run_in_use_is_refused_and_left_alone(workdir, config):
+def test_workdir_in_use_is_left_alone(workdir, config):
     with hold(str(workdir)):
         before = _written(workdir)
         with pytest.raises(InUse, match="run is in use: process"):

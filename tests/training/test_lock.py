@@ -58,7 +58,7 @@ def _holder(workdir):
     return json.loads(files.read(f"{workdir}/lock.json"))
 
 
-def test_the_second_of_two_trainers_is_told_who_holds_the_directory(workdir, clock):
+def test_second_trainer_is_told_the_holder(workdir, clock):
     with hold(workdir):
         found = _holder(workdir)
         assert found["pid"] == os.getpid()
@@ -72,7 +72,7 @@ def test_the_second_of_two_trainers_is_told_who_holds_the_directory(workdir, clo
     assert not files.exists(f"{workdir}/lock.json")
 
 
-def test_a_killed_holder_of_this_machine_is_replaced_at_once(workdir, clock):
+def test_killed_holder_is_replaced_at_once(workdir, clock):
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     of_child = {"machine": lock_lib._machine(), "pid": child.pid, "started": lock_lib._started(child.pid)}
     _other(workdir, **of_child)
@@ -92,7 +92,7 @@ def test_a_killed_holder_of_this_machine_is_replaced_at_once(workdir, clock):
 
 
 @pytest.mark.parametrize("content", [None, "", "[1]", "{"], ids=["of a machine that died", "empty", "a list", "cut off"])
-def test_a_lock_that_nobody_keeps_fresh_is_taken_over(workdir, clock, capsys, content):
+def test_expired_lock_is_taken_over(workdir, clock, capsys, content):
     _other(workdir)
     if content is not None:
         files.write(f"{workdir}/lock.json", content)
@@ -103,7 +103,7 @@ def test_a_lock_that_nobody_keeps_fresh_is_taken_over(workdir, clock, capsys, co
     assert f"is locked by {who}; watching for 60 s" in capsys.readouterr().out
 
 
-def test_a_holder_of_another_machine_that_lives_keeps_its_lock(workdir, clock):
+def test_living_holder_elsewhere_keeps_its_lock(workdir, clock):
     _other(workdir)
     clock.then = lambda: _other(workdir, int(clock.now / BEAT_S))
     with pytest.raises(InUse, match="is in use: process 42 on node7 since 2026-01-02 03:04:05"), hold(workdir):
@@ -111,28 +111,26 @@ def test_a_holder_of_another_machine_that_lives_keeps_its_lock(workdir, clock):
     assert _holder(workdir)["host"] == "node7"
 
 
-def test_a_holder_that_ends_meanwhile_makes_room(workdir, clock):
+def test_holder_that_ends_or_dies_makes_room(workdir, clock):
     _other(workdir)
     clock.then = lambda: files.remove(f"{workdir}/lock.json") if clock.now == 3 * BEAT_S else None
     with hold(workdir):
         assert clock.now == 3 * BEAT_S
-
-
-def test_a_holder_that_dies_while_it_is_watched_is_replaced(workdir, clock):
     _other(workdir)
-    clock.then = lambda: _other(workdir, 1) if clock.now == 4 * BEAT_S else None
+    start = clock.now
+    clock.then = lambda: _other(workdir, 1) if clock.now == start + 4 * BEAT_S else None
     with hold(workdir):
-        assert clock.now >= 4 * BEAT_S + LEASE_S
+        assert clock.now >= start + 4 * BEAT_S + LEASE_S
 
 
-def test_of_two_that_take_over_the_last_to_write_keeps_it(workdir, clock):
+def test_last_writer_wins_a_takeover(workdir, clock):
     _other(workdir)
     clock.then = lambda: _other(workdir, host="node8", token="u") if clock.now > LEASE_S + BEAT_S / 2 else None
     with pytest.raises(InUse, match=r"process 42 on node8 since .* has just taken it over"), hold(workdir):
         pass
 
 
-def test_a_holder_keeps_its_lock_fresh_and_stops_when_it_is_taken_over(workdir, clock):
+def test_holder_notices_a_takeover(workdir, clock):
     lock = Lock(workdir)
     assert lock.acquire()
     lock.check()
@@ -152,7 +150,7 @@ def test_a_holder_keeps_its_lock_fresh_and_stops_when_it_is_taken_over(workdir, 
     assert _holder(workdir)["host"] == "node7"
 
 
-def test_the_thread_keeps_the_lock_fresh(tmp_path, monkeypatch):
+def test_thread_keeps_the_lock_fresh(tmp_path, monkeypatch):
     monkeypatch.setattr(lock_lib, "BEAT_S", 0.001)
     lock = Lock(str(tmp_path))
     assert lock.acquire()

@@ -24,7 +24,7 @@ def _run(progress, clock, steps, seconds):
         progress.advance(step)
 
 
-def test_plain_lines_give_speed_and_remaining_time_without_the_compilation(capsys):
+def test_speed_and_eta_exclude_the_compilation(capsys):
     clock = Clock()
     progress = Progress(first_step=10, steps=4000, batch_size=32, now=clock)
     progress.show(10, NUMBERS)
@@ -36,7 +36,7 @@ def test_plain_lines_give_speed_and_remaining_time_without_the_compilation(capsy
     assert last == "step 21/4000  loss 1.500  entropy 0.40  feature std 0.90  16 images/s  ETA 2:12:38"
 
 
-def test_pauses_slow_nothing_but_the_remaining_time(capsys):
+def test_pauses_count_for_the_eta_alone(capsys):
     clock = Clock()
     progress = Progress(first_step=0, steps=110, batch_size=32, now=clock)
     with progress.paused():  # before the first step: it does not come again
@@ -53,7 +53,7 @@ def test_pauses_slow_nothing_but_the_remaining_time(capsys):
     assert capsys.readouterr().out.endswith("16 images/s  ETA 0:05:20\n")
 
 
-def test_a_terminal_gets_a_bar(capsys, monkeypatch):
+def test_terminal_gets_a_bar(capsys, monkeypatch):
     monkeypatch.setattr(metrics.sys.stderr, "isatty", lambda: True, raising=False)
     clock = Clock()
     progress = Progress(first_step=0, steps=3, batch_size=4, now=clock)
@@ -67,7 +67,7 @@ def test_a_terminal_gets_a_bar(capsys, monkeypatch):
     assert "4 images/s  ETA 0:00:00" in out.err
 
 
-def test_lines_after_the_step_that_is_continued_are_dropped(tmp_path):
+def test_resumed_writer_drops_later_lines(tmp_path):
     writer = MetricsWriter(str(tmp_path), 0)
     for step in (1, 2, 3):
         writer.write(step, {"loss": float(step)})

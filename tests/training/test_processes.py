@@ -1,7 +1,6 @@
 """Several processes: what they must agree on, through the train binary itself (tests/faults has whole runs)."""
 
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -15,14 +14,9 @@ from jax.experimental import multihost_utils
 
 from cmd_jax.training import processes
 from cmd_jax.training.sharding import all_hardware
+from tests.runs import free_port
 
 ROOT = Path(__file__).parents[2]
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def start(*options, process=None, processes=2, port=None, cwd=ROOT):
@@ -48,7 +42,6 @@ def data(folder):
 @pytest.mark.parametrize(
     ("different", "message"),
     [
-        (["--config.seed={process}", "--workdir={tmp}"], "configuration of process 1 differ"),
         (["--config.train.batch_size=1{process}", "--workdir={tmp}"], "configuration of process 1 differ"),
         (["--workdir={tmp}/{process}"], "workdir of process 1 differ"),
         (
@@ -56,9 +49,9 @@ def data(folder):
             "--workdir=run of process 1 is not the directory that process 0 writes",
         ),
     ],
-    ids=["seed", "batch size", "workdir", "not shared"],
+    ids=["configuration", "workdir", "not shared"],
 )
-def test_what_differs_stops_all_processes(photo_folder, tmp_path, different, message):
+def test_differing_processes_all_stop(photo_folder, tmp_path, different, message):
     port, running = free_port(), []
     for process in range(2):
         given = [option.format(process=process, tmp=tmp_path) for option in different]
@@ -82,7 +75,7 @@ class _Device:
         return {"bytes_limit": self._gib << 30} if self._gib else None
 
 
-def test_the_smallest_memory_of_all_devices_counts(monkeypatch):
+def test_smallest_device_memory_counts(monkeypatch):
     assert all_hardware().memory_bytes is None  # a CPU's
     monkeypatch.setattr(jax, "local_devices", lambda: [_Device(80), _Device(40)])
     assert all_hardware().memory_bytes == 40 << 30
@@ -99,7 +92,7 @@ def test_the_smallest_memory_of_all_devices_counts(monkeypatch):
         (["--num_processes=2"], "need --distributed; add it"),
     ],
 )
-def test_a_run_of_several_processes_that_cannot_start_says_what_to_pass(tmp_path, options, message):
+def test_incomplete_cluster_flags_name_the_remedy(tmp_path, options, message):
     ((code, line),) = last_lines(start("--config=configs/demo.py", f"--workdir={tmp_path}", *options))
     assert code == 64, line
     assert message in line
@@ -114,7 +107,7 @@ class _Here(threading.local):
         return self.shared
 
 
-def test_processes_find_those_with_the_same_shared_memory_and_count_the_others_of_their_machine(tmp_path, monkeypatch):
+def test_processes_find_their_shared_memory(tmp_path, monkeypatch):
     # Two containers on machine a, one of two processes and one of one; b has one process and no such directory.
     directories, machines = ["a1", "a2", "a1", "no"], ["a", "a", "a", "b"]
     for name in ("a1", "a2"):

@@ -60,7 +60,7 @@ def _same(a, b):
 
 
 @pytest.mark.parametrize(("kind", "layout"), [("vit", "hf_vit"), ("swin", "timm_swin")])
-def test_import_export_import_is_equal_bit_for_bit(kind, layout, tiny_config, tmp_path):
+def test_import_export_import_is_bit_exact(kind, layout, tiny_config, tmp_path):
     config = _swin(tiny_config) if kind == "swin" else tiny_config
     expected = _random_checkpoint(config, layout, tmp_path / "a.safetensors")
     config.init.weights = str(tmp_path / "a.safetensors")
@@ -73,13 +73,13 @@ def test_import_export_import_is_equal_bit_for_bit(kind, layout, tiny_config, tm
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_is_read_bit_for_bit(layout, tiny_config, tmp_path):
+def test_every_layout_is_read_bit_exactly(layout, tiny_config, tmp_path):
     config = _swin(tiny_config) if LAYOUTS[layout].backbone == "swin" else tiny_config
     expected = _random_checkpoint(config, layout, tmp_path / "a.safetensors")
     _same(_read(config, tmp_path / "a.safetensors"), expected)
 
 
-def test_registers_survive_the_way_over_timm(tiny_config, tmp_path):
+def test_registers_survive_the_timm_layout(tiny_config, tmp_path):
     tiny_config.model.registers = 2
     expected = _random_checkpoint(tiny_config, "vit", tmp_path / "a.safetensors")
     assert "backbone/register_tokens" in expected
@@ -93,7 +93,7 @@ def config(tiny_config, photo_folder):
     return tiny_config
 
 
-def test_an_import_is_evaluated_and_not_continued(config, tmp_path):
+def test_import_is_evaluated_and_not_continued(config, tmp_path):
     _random_checkpoint(config, "vit", tmp_path / "a.safetensors")
     config.init.weights = str(tmp_path / "a.safetensors")
     workdir = str(tmp_path / "run")
@@ -108,7 +108,7 @@ def test_an_import_is_evaluated_and_not_continued(config, tmp_path):
         import_run(config, workdir)
 
 
-def test_student_and_teacher_start_from_the_weights(config, tmp_path, capsys):
+def test_student_and_teacher_start_from_weights(config, tmp_path, capsys):
     expected = _random_checkpoint(config, "vit", tmp_path / "a.safetensors", heads=True)
     run = prepare(config)
     seed = flatten_dict(quick(lambda: init_params(run.config, run.network))(), sep="/")
@@ -130,7 +130,7 @@ def test_student_and_teacher_start_from_the_weights(config, tmp_path, capsys):
         _same(flatten_dict(params, sep="/"), seed | expected)
 
 
-def test_a_run_starts_from_another_run(finished, tmp_path, config):
+def test_run_starts_from_another_run(finished, tmp_path, config):
     config.init.weights, config.init.heads = str(finished[0]), True
     resolved = config_lib.resolve(config, 0)
     fitted = initial_weights(resolved, make_network(resolved))
@@ -147,7 +147,7 @@ def test_a_run_starts_from_another_run(finished, tmp_path, config):
     assert np.any(teacher["backbone/norm/scale"] != student["backbone/norm/scale"])
 
 
-def test_teacher_and_student_are_exported_without_reading_the_rest(finished, tmp_path):
+def test_export_reads_one_network_alone(finished, tmp_path):
     workdir, config = finished
     run = prepare(config)
     checkpoints = Checkpoints(str(workdir), read_only=True)
@@ -181,7 +181,7 @@ def test_mistakes(config, tmp_path):
         import_run(config, str(tmp_path / "run"))
 
 
-def test_an_import_follows_the_files_beside_the_weights(tmp_path, config):
+def test_import_follows_the_files_beside(tmp_path, config):
     config.data.normalization = None
     source = tmp_path / "hub"
     source.mkdir()
