@@ -84,7 +84,7 @@ def comparison_page(runs: list[RunFiles]) -> str:
         runs=[
             {
                 "name": run.name,
-                "colour": number % 8,
+                "colour": curves_lib.colour(number),
                 "step": run.step,
                 "facts": facts.run_facts(run.config, run.curves, run.step),
             }
@@ -93,7 +93,7 @@ def comparison_page(runs: list[RunFiles]) -> str:
         numbers=number_table(runs),
         charts=charts,
         differences=differences(runs),
-        data={"charts": [{key: chart[key] for key in ("id", "traces")} for chart in charts]},
+        data={"charts": [{key: chart[key] for key in ("id", "figure")} for chart in charts]},
     )
 
 
@@ -139,9 +139,9 @@ def _marks(key: str, runs: list[RunFiles]) -> list[str]:
     return marks
 
 
-def differences(runs: list[RunFiles]) -> list[tuple[str, list[str]]]:
-    """The keys that are not the same in all runs, with each run's value."""
+def differences(runs: list[RunFiles]) -> list[list[str]]:
+    """The keys that are not the same in all runs, each with every run's value."""
     tables = [facts.flat(run.config) for run in runs]
     keys = list(dict.fromkeys(key for table in tables for key in table))
-    rows = [(key, [table.get(key, "") for table in tables]) for key in keys]
-    return [(key, values) for key, values in rows if len(set(values)) > 1]
+    rows = [[key, *(table.get(key, "") for table in tables)] for key in keys]
+    return [row for row in rows if len(set(row[1:])) > 1]

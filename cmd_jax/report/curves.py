@@ -1,4 +1,4 @@
-"""What `metrics.jsonl` says, as charts and tables."""
+"""The numbers of `metrics.jsonl` over the steps, as plotly figures and tables."""
 
 import json
 import math
@@ -26,6 +26,10 @@ CHARTS = (
     ("Effective rank of the features", "RankMe", ("eval_rankme",)),
 )
 HIDDEN = ("bad_steps_in_row",)  # the state of a rule, not a result
+# At least 3 to 1 against the page's light and its dark background.
+COLOURS = ("#3b82d6", "#d9622b", "#1f9468", "#c2569f", "#a07d12", "#8468d8", "#1890a6", "#7a818c")
+DASHES = ("solid", "dash", "dot")  # where the colours repeat
+AXIS = {"gridcolor": "rgba(128,128,128,.25)", "zeroline": False, "automargin": True, "fixedrange": True}
 
 
 class Curve(NamedTuple):
@@ -36,7 +40,7 @@ class Curve(NamedTuple):
 
 
 def read_curves(workdir: str) -> dict[str, Curve]:
-    """Every key of `metrics.jsonl` with its numbers; empty without the file. A line cut off by a kill is left out."""
+    """Reads every key of `metrics.jsonl`; none without the file. A line cut off by a kill is left out."""
     path = os.path.join(workdir, "metrics.jsonl")
     curves: dict[str, Curve] = {}
     lines = files.read(path).splitlines(keepends=True) if files.exists(path) else []
@@ -53,43 +57,83 @@ def read_curves(workdir: str) -> dict[str, Curve]:
 
 
 def charts(runs: list[tuple[str, dict[str, Curve]]]) -> list[dict[str, Any]]:
-    """Charts of one run, or of several over each other.
+    """Draws the curves of one run, or of several over each other.
 
     Args:
         runs: names and curves.
 
     Returns:
-        For each chart with data: id, title, unit, keys, whether it needs a legend, traces (label, colour number, x, y), a
-        summary in words, and a table of some steps (head, rows). One run: a trace a key. Several: a chart a key, a trace a run.
+        For each chart with data: id, title, unit, keys, legend (label, colour; empty for a single curve), a plotly figure,
+        a summary in words, and a table of some steps (head, rows). One run: a curve a key. Several: a chart a key, a curve
+        a run.
     """
     found, several = [], len(runs) > 1
     for title, unit, keys in _groups(sorted({key for _, curves in runs for key in curves})):
         parts = [(key if len(keys) > 1 else title, [key]) for key in keys] if several else [(title, keys)]
         for part, chosen in parts:
-            curves = [
-                (name if several else key, number, of_run[key])
-                for number, (name, of_run) in enumerate(runs)
-                for key in chosen
-                if key in of_run
+            series = [
+                (name if several else key, run if several else number, curves[key])
+                for run, (name, curves) in enumerate(runs)
+                for number, key in enumerate(chosen)
+                if key in curves
             ]
-            traces = [
-                {"label": label, "colour": run if several else number, **_thinned(curve)}
-                for number, (label, run, curve) in enumerate(curves)
-            ]
-            series = [(label, curve) for label, _, curve in curves]
             found.append(
                 {
                     "id": f"chart-{len(found)}",
                     "title": part,
                     "unit": unit,
                     "keys": chosen,
-                    "legend": several or len(traces) > 1,
-                    "traces": traces,
-                    "summary": "; ".join(f"{label} {_course(curve)}" for label, curve in series),
-                    "table": _table(series),
+                    "legend": [(label, colour(number)) for label, number, _ in series] if several or len(series) > 1 else [],
+                    "figure": _figure([(number, curve) for _, number, curve in series]),
+                    "summary": "; ".join(f"{label} {_course(curve)}" for label, _, curve in series),
+                    "table": _table([(label, curve) for label, _, curve in series]),
                 }
             )
     return found
+
+
+def colour(number: int) -> str:
+    """The colour of a curve or a run by its number."""
+    return COLOURS[number % len(COLOURS)]
+
+
+def _figure(series: list[tuple[int, Curve]]) -> dict[str, Any]:
+    """A plotly figure of numbered curves, without names: plotly reads marks of HTML in them, so the legend is outside."""
+    traces = []
+    for number, curve in series:
+        chosen = _evenly(len(curve.steps), POINTS)
+        dash = DASHES[number // len(COLOURS) % len(DASHES)]
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers" if len(chosen) < 40 else "lines",
+                "x": [curve.steps[i] for i in chosen],
+                "y": [curve.values[i] for i in chosen],
+                "line": {"color": colour(number), "width": 2, "dash": dash},
+                "marker": {"size": 4},
+                "hovertemplate": "%{y:.4~g}<extra></extra>",
+            }
+        )
+    xaxis = {"title": {"text": "step", "standoff": 4}, "nticks": 6, "hoverformat": ",d", "tickformat": "~s"}
+    yaxis = {"nticks": 5, "exponentformat": "e"}
+    known = {value for _, curve in series for value in curve.values if value is not None}
+    if len(known) == 1:  # a flat line lies in the middle
+        yaxis["range"] = sorted((0, 2 * known.pop() or 1))
+    return {"data": traces, "layout": layout(hovermode="x unified", xaxis=AXIS | xaxis, yaxis=AXIS | yaxis)}
+
+
+def layout(**more: Any) -> dict[str, Any]:
+    """The layout of all figures; the style sheet colours their text."""
+    return {
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": "system-ui, sans-serif", "size": 12},
+        "margin": {"l": 44, "r": 12, "t": 8, "b": 34},
+        "showlegend": False,
+        "dragmode": False,
+        "hoverlabel": {"bgcolor": "#1b1e24", "font": {"color": "#ffffff"}},
+        **more,
+    }
 
 
 def _groups(keys: list[str]) -> list[tuple[str, str, list[str]]]:
@@ -105,11 +149,6 @@ def _groups(keys: list[str]) -> list[tuple[str, str, list[str]]]:
 def _matches(key: str, pattern: str) -> bool:
     head, star, tail = pattern.partition("*")
     return key.startswith(head) and key.endswith(tail) if star else key == pattern
-
-
-def _thinned(curve: Curve) -> dict[str, list]:
-    chosen = _evenly(len(curve.steps), POINTS)
-    return {"x": [curve.steps[i] for i in chosen], "y": [curve.values[i] for i in chosen]}
 
 
 def _evenly(count: int, wanted: int) -> list[int]:

@@ -111,14 +111,6 @@ def flat(config: ConfigDict) -> dict[str, str]:
     return found
 
 
-def sections(config: ConfigDict) -> list[tuple[str, list[tuple[str, str]]]]:
-    """(section, its keys and values), as text."""
-    found: dict[str, list[tuple[str, str]]] = {}
-    for key, value in flat(config).items():
-        found.setdefault(key.split(".")[0], []).append((key, value))
-    return list(found.items())
-
-
 def changed(config: ConfigDict) -> list[tuple[str, str, str]]:
     """(key, value, default) of the values that are not the default; an open default (null) counts as kept."""
     defaults = flat(config_lib.default())

@@ -65,18 +65,23 @@ def run_page(evaluation: Evaluation, images: ReportImages, workdir: str, looks: 
         attention=patches.attention is not None,
         map_how=feature_map["how"],
         points=feature_map["points"],
+        map_table=feature_map["table"],
         total=images.count(),
         classes=[name for name in images.train.class_names if name in present],
         queries=retrieval["queries"],
+        query_table=retrieval["table"],
         confusions=panels.confusion_pairs(images, evaluation.confusions, evaluation.predictions),
         per_class=sorted(evaluation.per_class.items(), key=lambda item: (item[1], item[0])),
         changed=facts.changed(stored),
-        config=facts.sections(stored),
+        config=list(facts.flat(stored).items()),
         data={
-            "charts": [{key: chart[key] for key in ("id", "traces")} for chart in charts],
-            "map": {**feature_map["points"], **{key: feature_map[key] for key in ("sprite", "columns")}},
+            "charts": [{key: chart[key] for key in ("id", "figure")} for chart in charts],
+            "map": {key: feature_map[key] for key in ("figure", "points", "sprite", "columns")},
             # their images are in the page already
-            "explorer": {**retrieval, "queries": [{**query, "image": None} for query in retrieval["queries"]]},
+            "explorer": {
+                **{key: retrieval[key] for key in ("images", "side", "cell")},
+                "queries": [{**query, "image": None} for query in retrieval["queries"]],
+            },
         },
     )
 

@@ -9,6 +9,7 @@ from cmd_jax.evaluation.breakdown import Confusion
 from cmd_jax.evaluation.patches import Patches
 from cmd_jax.evaluation.splits import spread
 from cmd_jax.report import facts
+from cmd_jax.report.curves import COLOURS, colour, layout
 from cmd_jax.report.images import (
     QUALITY,
     ReportImages,
@@ -29,6 +30,7 @@ POINTS = 1000  # of the map
 PAIRS, EXAMPLES = 8, 3  # of confused classes
 STRIP_PX = 192
 THUMB_PX, SPRITE_COLUMNS, SPRITE_QUALITY = 64, 32, 70
+SIGNS = ("circle", "square", "diamond", "triangle-up", "cross")  # where the colours repeat
 
 
 def looks(images: ReportImages, rows: np.ndarray, patches: Patches) -> dict[str, Any]:
@@ -69,30 +71,56 @@ def looks(images: ReportImages, rows: np.ndarray, patches: Patches) -> dict[str,
 
 
 def feature_map_panel(images: ReportImages) -> dict[str, Any]:
-    """Draws the map.
+    """Draws the map of the images by their features.
 
     Returns:
-        how: it was made; points: columns x, y, name, class, label, and name and class of the nearest training image;
-        sprite: thumbnails of the points, `columns` in a row, as a data URI.
+        how: it was made; figure: of plotly, whose second trace is the ring around the chosen point; points: columns name,
+        class, label, and name and class of the nearest training image; table: of the points (head, rows); sprite: their
+        thumbnails, `columns` in a row, as a data URI.
     """
     rows, features, gallery = spread(images.count(), POINTS), images.features, images.gallery
     places, how = feature_map(features.features[rows], images.config.seed)
     near = nearest(features.features[rows], gallery.features, 1, rows if images.in_gallery() else None)
     near = near[:, 0].tolist() if near.size else [None] * len(rows)
+    labels = np.maximum(features.labels[rows], 0).tolist()
+    marker = {
+        "color": [colour(label) for label in labels],
+        "symbol": [SIGNS[label // len(COLOURS) % len(SIGNS)] for label in labels],
+        "size": 8,
+        "opacity": 0.9,
+    }
+    ring = {"color": "rgba(0,0,0,0)", "size": 18, "line": {"color": "#e5383b", "width": 2.5}}
+    scatter = {"type": "scatter", "mode": "markers"}
+    x, y = np.round(places.T.astype(float), 4).tolist()
+    traces = [
+        {**scatter, "x": x, "y": y, "hoverinfo": "none", "marker": marker},
+        {**scatter, "x": [], "y": [], "hoverinfo": "skip", "marker": ring},
+    ]
+    hidden = {"visible": False, "fixedrange": True, "range": [-1.06, 1.06]}
+    no_margin = dict.fromkeys("lrtb", 4)
     points = {
-        "x": np.round(places[:, 0].astype(float), 4).tolist(),
-        "y": np.round(places[:, 1].astype(float), 4).tolist(),
         "name": [short(features.names[row]) for row in rows],
         "class": [images.class_name(features.labels[row]) for row in rows],
         "label": features.labels[rows].tolist(),
         "near": ["" if row is None else short(gallery.names[row]) for row in near],
         "near_class": ["" if row is None else images.class_name(gallery.labels[row]) for row in near],
     }
+    heads = {"name": "Image", "class": "Class", "near": "Nearest training image", "near_class": "Its class"}
+    columns = [key for key in heads if images.train.class_names or "class" not in key]
     thumb = lambda row: shown_crop(images.source, row, images.config, THUMB_PX)
     with ThreadPoolExecutor(images.config.data.decode_threads) as pool:
         thumbs = list(pool.map(thumb, rows.tolist()))
-    sprite = jpeg_uri(tile(thumbs, SPRITE_COLUMNS), SPRITE_QUALITY)
-    return {"how": how, "points": points, "sprite": sprite, "columns": SPRITE_COLUMNS}
+    return {
+        "how": how,
+        "figure": {"data": traces, "layout": layout(margin=no_margin, hovermode="closest", xaxis=hidden, yaxis=hidden)},
+        "points": points,
+        "table": {
+            "head": [heads[key] for key in columns],
+            "rows": list(zip(*(points[key] for key in columns), strict=True)),
+        },
+        "sprite": jpeg_uri(tile(thumbs, SPRITE_COLUMNS), SPRITE_QUALITY),
+        "columns": SPRITE_COLUMNS,
+    }
 
 
 def retrieval(images: ReportImages) -> dict[str, Any]:
@@ -101,7 +129,8 @@ def retrieval(images: ReportImages) -> dict[str, Any]:
     Returns:
         queries: for each its row, title, class, image, whether the first neighbour's class is right (None without labels),
         and neighbours with row, title, class, similarity, right and matches; images: of the neighbours, by row of the
-        gallery; side: of the grid of patches; cell: side of a patch as a fraction of the image.
+        gallery; side: of the grid of patches; cell: side of a patch as a fraction of the image; table: of the neighbours
+        (head, rows).
     """
     chosen, features, gallery = spread(images.count(), QUERIES), images.features, images.gallery
     found = nearest(features.features[chosen], gallery.features, NEIGHBOURS, chosen if images.in_gallery() else None)
@@ -134,8 +163,12 @@ def retrieval(images: ReportImages) -> dict[str, Any]:
                 "neighbours": neighbours,
             }
         )
+    shown = lambda near: f"{near['class'] or near['title']} {near['similarity']:.3f}{' ✓' if near['right'] else ''}"
+    columns = ["title", "class"] if images.train.class_names else ["title"]
+    rows = [[*(query[key] for key in columns), "; ".join(shown(near) for near in query["neighbours"])] for query in queries]
     return {
         "queries": queries,
+        "table": {"head": ["Query", "Class"][: len(columns)] + ["Neighbours, nearest first, with cosine"], "rows": rows},
         "images": {row: images.uri(images.train, row) for row in gallery_rows.tolist()},
         "side": round(ours.mil_weights.shape[1] ** 0.5),
         "cell": patch_fraction(images.config),

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-SCRIPTS = ("theme.js", "charts.js", "map.js", "explorer.js")
+SCRIPTS = ("page.js", "map.js", "explorer.js")
 
 
 def render(template: str, **context: Any) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from cmd_jax.evaluation.features import eval_images, normalized
 from cmd_jax.evaluation.patches import BATCH, class_attention, inspect_patches, make_inspector
-from cmd_jax.report.curves import HIDDEN, POINTS, Curve, charts, read_curves
+from cmd_jax.report.curves import COLOURS, HIDDEN, POINTS, Curve, charts, read_curves
 from cmd_jax.report.facts import duration, source_commit
 from cmd_jax.report.images import heat_overlay, patch_mosaic, short, tile, upsample
 from cmd_jax.report.similarity import feature_map, matches, nearest, patch_colours, principal
@@ -161,9 +161,9 @@ def test_long_curves_are_thinned_and_runs_are_laid_over_each_other():
     long = {"loss": Curve(list(range(5000)), [1.0] * 5000), "grad_norm": Curve([1], [None])}
     found = charts([("a", long), ("b", {"loss": Curve([7], [2.0])})])
     loss, norm = found
-    assert [(trace["label"], trace["colour"]) for trace in loss["traces"]] == [("a", 0), ("b", 1)]
-    assert len(loss["traces"][0]["x"]) == POINTS
-    assert (loss["traces"][0]["x"][0], loss["traces"][0]["x"][-1]) == (0, 4999)
+    assert loss["legend"] == [("a", COLOURS[0]), ("b", COLOURS[1])]
+    steps = loss["figure"]["data"][0]["x"]
+    assert (len(steps), steps[0], steps[-1]) == (POINTS, 0, 4999)
     assert norm["summary"] == "a has no finite number"
 
 

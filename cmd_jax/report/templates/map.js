@@ -1,73 +1,29 @@
-// Map of the images: points by class, a thumbnail of the chosen one, a filter by class or words.
+// Map of the images: a thumbnail and words about the chosen point, a filter by class or words.
 (function () {
   const plot = document.getElementById("map-plot");
   if (!plot) return;
-  const points = report.map;
-  const signs = ["circle", "square", "diamond", "triangle-up", "cross"];
-  const thumb = document.getElementById("map-thumb");
-  const info = document.getElementById("map-info");
-  const select = document.getElementById("map-class");
-  const search = document.getElementById("map-search");
-  const count = document.getElementById("map-count");
-  let shown = points.x.map((_, i) => i);
+  const { figure, points, sprite, columns } = report.map;
+  const [thumb, info, select, search, count] = ["thumb", "info", "class", "search", "count"].map((name) => document.getElementById(`map-${name}`));
+  const { x, y } = figure.data[0];
+  let shown = x.map((_, i) => i);
   let chosen = -1;
 
-  function draw() {
-    const inside = new Set(shown);
-    const label = points.label.map((value) => Math.max(value, 0));
-    const colours = [...Array(8).keys()].map((i) => colour(`c${i}`));
-    const size = plot.clientWidth < 500 ? 6 : 8;
-    const base = {
-      type: "scatter",
-      mode: "markers",
-      x: points.x,
-      y: points.y,
-      hoverinfo: "none",
-      marker: {
-        color: label.map((value) => colours[value % 8]),
-        symbol: label.map((value) => signs[Math.floor(value / 8) % 5]),
-        size: points.x.map((_, i) => (inside.has(i) ? size : size - 3)),
-        opacity: points.x.map((_, i) => (inside.has(i) ? 0.9 : 0.12)),
-        line: { width: 0 },
-      },
-    };
-    const ring = {
-      type: "scatter",
-      mode: "markers",
-      x: chosen < 0 ? [] : [points.x[chosen]],
-      y: chosen < 0 ? [] : [points.y[chosen]],
-      hoverinfo: "skip",
-      marker: { color: "rgba(0,0,0,0)", size: 18, line: { color: colour("ink"), width: 2.5 } },
-    };
-    const hidden = { visible: false, fixedrange: true, range: [-1.06, 1.06] };
-    const layout = plotLayout({
-      margin: { l: 4, r: 4, t: 4, b: 4 },
-      hovermode: "closest",
-      hoverdistance: 16,
-      xaxis: hidden,
-      yaxis: { ...hidden },
-    });
-    return Plotly.react(plot, [base, ring], layout, plotOptions);
-  }
-
-  function choose(i, redraw = true) {
+  function choose(i) {
     chosen = i;
-    const columns = Math.min(points.columns, points.x.length);
-    const rows = Math.ceil(points.x.length / columns);
+    const across = Math.min(columns, x.length);
+    const down = Math.ceil(x.length / across);
     const percent = (place, count) => (count > 1 ? (100 * place) / (count - 1) : 0);
-    thumb.style.backgroundImage = `url("${points.sprite}")`;
-    thumb.style.backgroundSize = `${100 * columns}% ${100 * rows}%`;
-    thumb.style.backgroundPosition = `${percent(i % columns, columns)}% ${percent(Math.floor(i / columns), rows)}%`;
+    thumb.style.backgroundImage = `url("${sprite}")`;
+    thumb.style.backgroundSize = `${100 * across}% ${100 * down}%`;
+    thumb.style.backgroundPosition = `${percent(i % across, across)}% ${percent(Math.floor(i / across), down)}%`;
     thumb.setAttribute("aria-label", points.class[i] || points.name[i]);
-    const lines = [];
-    if (points.class[i]) lines.push(element("p", { class: "strong" }, breakable(points.class[i])));
-    lines.push(element("p", {}, breakable(points.name[i])));
-    if (points.near[i]) {
-      const near = points.near_class[i] ? `${points.near_class[i]} (${points.near[i]})` : points.near[i];
-      lines.push(element("p", { class: "small" }, "Nearest training image: ", breakable(near)));
-    }
-    info.replaceChildren(...lines);
-    if (redraw) draw();
+    const near = points.near_class[i] ? `${points.near_class[i]} (${points.near[i]})` : points.near[i];
+    info.replaceChildren(
+      element("p", { class: "strong" }, breakable(points.class[i])),
+      element("p", {}, breakable(points.name[i])),
+      element("p", { class: "small" }, near ? "Nearest training image: " : "", breakable(near)),
+    );
+    Plotly.restyle(plot, { x: [[x[i]]], y: [[y[i]]] }, [1]); // the ring
   }
 
   function step(by) {
@@ -79,17 +35,17 @@
   function filter() {
     const words = search.value.trim().toLowerCase();
     const wanted = select ? select.value : "";
-    shown = points.x
-      .map((_, i) => i)
-      .filter((i) => !wanted || points.class[i] === wanted)
-      .filter((i) => `${points.class[i]} ${points.name[i]}`.toLowerCase().includes(words));
-    count.textContent = words || wanted ? `${shown.length} of ${points.x.length} images` : "";
-    draw();
+    const fits = x.map((_, i) => (!wanted || points.class[i] === wanted) && `${points.class[i]} ${points.name[i]}`.toLowerCase().includes(words));
+    shown = x.map((_, i) => i).filter((i) => fits[i]);
+    count.textContent = words || wanted ? `${shown.length} of ${x.length} images` : "";
+    Plotly.restyle(plot, { "marker.opacity": [fits.map((inside) => (inside ? 0.9 : 0.12))] }, [0]);
   }
 
-  draw().then(() => {
-    plot.on("plotly_hover", (event) => event.points[0].curveNumber === 0 && choose(event.points[0].pointNumber));
-    plot.on("plotly_click", (event) => event.points[0].curveNumber === 0 && choose(event.points[0].pointNumber));
+  Plotly.newPlot(plot, figure.data, figure.layout, plotOptions).then(() => {
+    const point = (event) => event.points[0].curveNumber === 0 && choose(event.points[0].pointNumber);
+    plot.on("plotly_hover", point);
+    plot.on("plotly_click", point);
+    if (x.length) choose(0);
   });
   plot.addEventListener("keydown", (event) => {
     const steps = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
@@ -103,6 +59,4 @@
   document.getElementById("map-next").addEventListener("click", () => step(1));
   search.addEventListener("input", filter);
   if (select) select.addEventListener("change", filter);
-  if (points.x.length) choose(0);
-  themeListeners.push(draw);
 })();
