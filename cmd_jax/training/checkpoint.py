@@ -20,7 +20,6 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 from flax.traverse_util import unflatten_dict
-from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 from orbax.checkpoint import options as orbax_options
 
@@ -28,6 +27,7 @@ from cmd_jax import files
 from cmd_jax.config import BEST_METRICS, ConfigDict
 from cmd_jax.errors import CheckpointError, SaveError
 from cmd_jax.models.build import Params
+from cmd_jax.training import processes
 from cmd_jax.training.fingerprint import array_differences, array_records, digest, fingerprints
 from cmd_jax.training.state import TrainState
 
@@ -128,12 +128,12 @@ class Checkpoints:
 
     def restore_state(self, abstract: TrainState, step: int | None = None) -> TrainState:
         """The newest (or the given) step as a whole state; `abstract` holds shapes, dtypes and shardings."""
-        items = self._first_whole(step, lambda step, meta: self._restore(step, meta, _items(abstract)))[1]
+        items = self._first_intact(step, lambda step, meta: self._restore(step, meta, _items(abstract)))[1]
         return TrainState(teacher=items["teacher"], **items["train"])
 
     def restore_teacher(self, abstract: Params, step: int | None = None, best: bool = False) -> tuple[int, Params]:
         """(step, teacher) of the newest, the given or the best step; nothing else is read."""
-        step, items = self._first_whole(step, lambda step, meta: self._restore(step, meta, {"teacher": abstract}), best)
+        step, items = self._first_intact(step, lambda step, meta: self._restore(step, meta, {"teacher": abstract}), best)
         return step, items["teacher"]
 
     def read_network(self, network: str, step: int | None = None) -> tuple[int, Params]:
@@ -157,7 +157,7 @@ class Checkpoints:
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
                 return {item: reader.restore(self._directory / str(step) / item, args=args)}
 
-        step, items = self._first_whole(step, load)
+        step, items = self._first_intact(step, load)
         return step, items[item] if network == "teacher" else items[item]["student"]
 
     def best_step(self, among: list[int] | None = None) -> int | None:
@@ -212,10 +212,10 @@ class Checkpoints:
                 f"whole steps: {self.steps() or 'none'}; make room and run again with this --workdir"
             ) from error
 
-    def _first_whole(
+    def _first_intact(
         self, asked: int | None, load: Callable[[int, dict[str, Any]], dict[str, Any]], best: bool = False
     ) -> tuple[int, dict[str, Any]]:
-        """(step, items) of the first step in question that is not damaged; quarantines those that are.
+        """(step, items) of the first candidate that is not damaged; quarantines those that are.
 
         Args:
             asked: this step alone.
@@ -225,13 +225,12 @@ class Checkpoints:
         damaged: dict[int, Exception] = {}
         for step in self._candidates(asked, best):
             try:
-                meta, items = self._everywhere(lambda step=step: self._load(step, load))
-                _verify(items, meta["arrays"])
+                items = self._read(step, load)
             except _Damaged as error:
                 damaged[step] = error
                 logging.error("%s/%d is damaged: %s", self._directory, step, error)
                 continue
-            if not self._read_only:
+            if damaged and not self._read_only:
                 self._quarantine(list(damaged))
             return step, items
         reasons = "; ".join(f"step {step}: {reason}" for step, reason in list(damaged.items())[:3])
@@ -257,27 +256,29 @@ class Checkpoints:
             )
         return self._ranked(steps) if best else steps[::-1]
 
-    def _load(self, step: int, load: Callable) -> tuple[dict[str, Any], dict[str, Any]]:
-        meta = self._meta(step)
-        try:
-            return meta, load(step, meta)
-        except CheckpointError:
-            raise
-        except Exception as error:  # whatever a layer below makes of bytes that are not its own
-            raise _Damaged(f"unreadable ({type(error).__name__}: {_first_line(error)})") from error
+    def _read(self, step: int, load: Callable[[int, dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+        """The items of a step, compared with their fingerprints.
 
-    def _everywhere(self, read: Callable[[], Any]) -> Any:
-        """What this process reads, if all processes can read theirs."""
-        result, error = None, None
+        Raises:
+            _Damaged: in all processes, if one of them cannot read its part or the arrays are not those that were saved.
+            CheckpointError: the step is of another model or version.
+        """
+        error = None
         try:
-            result = read()
+            meta = self._meta(step)
+            items = load(step, meta)
         except (_Damaged, CheckpointError) as problem:
             error = problem
-        if jax.process_count() > 1 and not np.all(multihost_utils.process_allgather(np.int32(error is None))):
-            error = error or _Damaged("another process cannot read it")
-        if error is not None:
-            raise error
-        return result
+        except Exception as problem:  # whatever a layer below raises when it reads changed bytes
+            error = _Damaged(f"unreadable ({type(problem).__name__}: {_first_line(problem)})")
+        if not processes.minimum_of_processes(error is None):
+            raise error or _Damaged("another process cannot read it")
+        for item, tree in items.items():
+            found = fingerprints(tree)
+            wrong = [name for name, value in found.items() if value != meta["arrays"][item][name][2]]
+            if wrong:
+                raise _Damaged(f"{len(wrong)} of {len(found)} arrays have another fingerprint, first {item}/{wrong[0]}")
+        return items
 
     def _meta(self, step: int) -> dict[str, Any]:
         try:
@@ -316,13 +317,10 @@ class Checkpoints:
 
     def _quarantine(self, steps: list[int]) -> None:
         # A damaged step that stays would take a kept one's place, and Orbax would refuse to save it again.
-        if not steps:
-            return
-        if jax.process_index() == 0:
+        if processes.is_first():
             for step in steps:
                 (self._directory / str(step)).rename(self._directory / f"{step}{DAMAGED}{int(time.time())}")
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("damaged steps are renamed")
+        processes.wait_for_all()
         self._manager.reload()
 
     def _known_values(self) -> dict[int, float]:
@@ -354,14 +352,14 @@ class _KeepBest(policies.PreservationPolicy):
 
 
 def _empty_trash(directory: epath.Path) -> None:
-    if jax.process_index() == 0:
+    if processes.is_first():
         (directory / TRASH).rmtree(missing_ok=True)
 
 
 def _remove_leftovers(directory: epath.Path) -> None:
     """What a kill has left of saves and deletions; Orbax's own way does it in the background and trips over the trash."""
     _empty_trash(directory)
-    if jax.process_index() == 0 and directory.exists():
+    if processes.is_first() and directory.exists():
         for path in directory.iterdir():
             begun = path.name.isdigit() and not (path / "commit_success.txt").exists()
             if begun or ".orbax-checkpoint-tmp" in path.name:
@@ -377,14 +375,6 @@ def compile_fingerprints(state: TrainState) -> None:
 def _items(state: TrainState) -> dict[str, Any]:
     fields = state._asdict()
     return {"teacher": fields.pop("teacher"), "train": fields}
-
-
-def _verify(items: dict[str, Any], arrays: dict[str, Any]) -> None:
-    for item, tree in items.items():
-        found = fingerprints(tree)
-        wrong = [name for name, value in found.items() if value != arrays[item][name][2]]
-        if wrong:
-            raise _Damaged(f"{len(wrong)} of {len(found)} arrays have another fingerprint, first {item}/{wrong[0]}")
 
 
 def _first_line(error: BaseException) -> str:

@@ -74,9 +74,9 @@ def broadcast_from_process_0(value: T) -> T:
 def wait_for_all() -> None:
     """Returns when every process has called it, however long one of them takes.
 
-    At the end of the program JAX itself would wait no longer than for a lost process.
+    JAX's own barriers wait as long as for a lost process at most; here a process that is lost ends the others by its heartbeat.
     """
-    orbax_multihost.get_barrier_sync_fn()(key="all processes are done", timeout_ms=WAIT_MS)
+    orbax_multihost.get_barrier_sync_fn()(key="wait_for_all", timeout_ms=WAIT_MS)
 
 
 def minimum_of_processes(value: int) -> int:
@@ -125,7 +125,7 @@ def check_shared(workdir: str) -> None:
     if is_first():
         files.make_directory(workdir)
         files.write(path, token)
-    multihost_utils.sync_global_devices("the probe is written")
+    wait_for_all()
     seen = files.exists(path)
     everyone = multihost_utils.process_allgather(np.int32(seen))
     if is_first():
@@ -150,9 +150,9 @@ def this_host() -> Host:
         made = True
     except OSError:
         made = False  # no such directory, or it cannot be written: this process shares with nobody
-    multihost_utils.sync_global_devices("the files in shared memory are made")
+    wait_for_all()
     group = [process for process in range(count) if os.path.exists(path(process))] if made else [index]
-    multihost_utils.sync_global_devices("the files in shared memory are seen")
+    wait_for_all()
     if made:
         os.remove(path(index))
     machine = int.from_bytes(hashlib.sha256(_machine().encode()).digest()[:4], "little")

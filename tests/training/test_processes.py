@@ -127,7 +127,7 @@ def test_processes_find_their_shared_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "_machine", lambda: machines[here.index])
     monkeypatch.setattr(processes.multihost_utils, "process_allgather", gather)
     monkeypatch.setattr(processes.multihost_utils, "broadcast_one_to_all", lambda value: gather(value)[0])
-    monkeypatch.setattr(processes.multihost_utils, "sync_global_devices", lambda name: barrier.wait(30))
+    monkeypatch.setattr(processes, "wait_for_all", lambda: barrier.wait(30))
 
     def process(index):
         here.index, here.shared = index, str(tmp_path / directories[index])
