@@ -1,8 +1,8 @@
-"""Checkpoints over Orbax: items `teacher` (what evaluation reads), `train` (all else a run needs to go on) and `meta`.
+"""Saves and restores training states with Orbax: items `teacher` (for evaluation), `train` (the rest of the state) and `meta`.
 
 `meta` holds shape, dtype and fingerprint of every array and a digest of itself. All are compared whenever a step is read, since
-Orbax's own checks miss most changed bytes. A step that does not hold what was saved is passed over for the next older one, in
-all processes alike, and a run that goes on renames it to STEP.damaged-TIME.
+Orbax's own checks miss most changed bytes. A step that does not hold what was saved is skipped for the next older one, in all
+processes alike, and a training run renames it to STEP.damaged-TIME.
 """
 
 import contextlib
@@ -42,12 +42,12 @@ class _Damaged(Exception):
 
 class _Manager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
-        """Orbax would ask JAX's preemption service too, in the first process and with numbers of its own: others would wait."""
+        """Always false: Orbax would poll JAX's preemption service in process 0 alone, and the others would wait."""
         return False
 
 
 class Checkpoints:
-    """The checkpoints of one work directory.
+    """Reads and writes the checkpoints of a work directory.
 
     Args:
         workdir: the run's directory; steps lie in its `checkpoints/`.
@@ -85,7 +85,7 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, state: TrainState, config: ConfigDict, value: float | None = None) -> None:
-        """Starts saving a state; the disk is written while training goes on.
+        """Starts saving a state; it is written to the disk in the background.
 
         Args:
             state: with its own step number.
@@ -98,23 +98,23 @@ class Checkpoints:
         self._save(int(state.step), config, value, **_items(state))
 
     def save_teacher(self, teacher: Params, config: ConfigDict) -> None:
-        """Starts saving a teacher alone as step 0: it can be evaluated, exported and started from, but not continued."""
+        """Starts saving a teacher alone as step 0: for evaluation, export and initial weights; it cannot be resumed."""
         self._save(0, config, None, teacher=teacher)
 
     def check(self) -> None:
-        """Says as soon as it is known, and without waiting, that a save has failed.
+        """Raises if a save has failed; does not wait for one that is still running.
 
         Raises:
-            SaveError: naming the directory, its free space and the steps that are whole.
+            SaveError: naming the directory, its free space and the intact steps.
         """
         if self._saving is not None and not self._manager.is_saving_in_progress():
             self._wait()
 
     def resume(self, abstract: TrainState) -> TrainState | None:
-        """The newest state that is whole; None in a directory where nothing was saved yet.
+        """Restores the newest intact state; None where nothing was saved yet.
 
         Raises:
-            CheckpointError: there are steps, and none is whole.
+            CheckpointError: there are steps, and none is intact.
         """
         if self.steps():
             return self.restore_state(abstract)
@@ -127,17 +127,17 @@ class Checkpoints:
         return None
 
     def restore_state(self, abstract: TrainState, step: int | None = None) -> TrainState:
-        """The newest (or the given) step as a whole state; `abstract` holds shapes, dtypes and shardings."""
+        """Restores the newest (or the given) step; `abstract` holds shapes, dtypes and shardings."""
         items = self._first_intact(step, lambda step, meta: self._restore(step, meta, _items(abstract)))[1]
         return TrainState(teacher=items["teacher"], **items["train"])
 
     def restore_teacher(self, abstract: Params, step: int | None = None, best: bool = False) -> tuple[int, Params]:
-        """(step, teacher) of the newest, the given or the best step; nothing else is read."""
+        """Restores (step, teacher) of the newest, the given or the best step without reading the other items."""
         step, items = self._first_intact(step, lambda step, meta: self._restore(step, meta, {"teacher": abstract}), best)
         return step, items["teacher"]
 
     def read_network(self, network: str, step: int | None = None) -> tuple[int, Params]:
-        """Reads one network as it was stored, whatever the model; optimizer and the other network are not read.
+        """Reads one network without knowing its model; optimizer and the other network are not read.
 
         Args:
             network: "teacher" or "student".
@@ -166,7 +166,7 @@ class Checkpoints:
         return ranked[0] if ranked else None
 
     def close(self) -> None:
-        """Waits for what is being saved.
+        """Waits until the last save is written.
 
         Raises:
             SaveError: it could not be written.
@@ -335,13 +335,13 @@ class Checkpoints:
         return self._values
 
     def _ranked(self, steps: list[int]) -> list[int]:
-        """Those of the steps that have a value of the best metric, best first."""
+        """Sorts the steps that have a value of the best metric, best first."""
         values = self._known_values()
         return sorted((s for s in steps if s in values), key=lambda s: -BEST_METRICS[self._best_metric] * values[s])
 
 
 class _KeepBest(policies.PreservationPolicy):
-    """Orbax's own would keep the metrics in a file without a digest."""
+    """Keeps the best step; Orbax's own policy would store the values in a file without a digest."""
 
     def __init__(self, checkpoints: Checkpoints):
         self._checkpoints = checkpoints
@@ -357,7 +357,7 @@ def _empty_trash(directory: epath.Path) -> None:
 
 
 def _remove_leftovers(directory: epath.Path) -> None:
-    """What a kill has left of saves and deletions; Orbax's own way does it in the background and trips over the trash."""
+    """Deletes what a killed process left of saves and deletions; Orbax does so in the background and fails on the trash."""
     _empty_trash(directory)
     if processes.is_first() and directory.exists():
         for path in directory.iterdir():
@@ -367,7 +367,7 @@ def _remove_leftovers(directory: epath.Path) -> None:
 
 
 def compile_fingerprints(state: TrainState) -> None:
-    """Compiles what a save computes, so that the first save does not."""
+    """Compiles the fingerprints of a state before the first save needs them."""
     for tree in _items(state).values():
         fingerprints(tree)
 
@@ -382,7 +382,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def free_space(directory: str) -> str:
-    """For messages."""
+    """Describes the free space of a directory, for messages."""
     if "://" in directory:
         return "its free space is not known"
     return f"{shutil.disk_usage(directory).free / 2**20:,.1f} MiB are free there"

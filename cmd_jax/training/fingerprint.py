@@ -1,4 +1,4 @@
-"""Integrity of arrays: one number for each, which changes with any of their bits and not with where they lie.
+"""Fingerprints of arrays: one number each, which any flipped bit changes and no sharding does.
 
     f(x) = sum_i bits(x_i) * (2 i + 1)  mod 2^32,  i the row-major index in the whole array
 
@@ -24,7 +24,7 @@ def flatten(tree: Any) -> dict[str, Any]:
 
 
 def fingerprints(tree: Any) -> dict[str, str]:
-    """The fingerprint of every array of a tree.
+    """Computes the fingerprint of every array of a tree.
 
     Args:
         tree: of arrays with elements of at most 32 bits, on the devices of one or several processes.
@@ -39,13 +39,13 @@ def fingerprints(tree: Any) -> dict[str, str]:
 
 
 def array_records(tree: Any) -> dict[str, list]:
-    """name -> [shape, dtype, fingerprint] of a tree of arrays, as it is stored in `meta`."""
+    """Maps the name of every array to [shape, dtype, fingerprint], as `meta` stores it."""
     sums = fingerprints(tree)
     return {name: [list(leaf.shape), str(leaf.dtype), sums[name]] for name, leaf in flatten(tree).items()}
 
 
 def array_differences(abstract: Any, stored: dict[str, Any]) -> list[str]:
-    """Readable differences between the arrays a model has and those of a checkpoint."""
+    """Lists the arrays that differ in shape or dtype between a model and a checkpoint; a phrase each."""
     model = {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in flatten(abstract).items()}
     disk = {name: (tuple(shape), dtype) for name, (shape, dtype, _) in stored.items()}
 
@@ -63,7 +63,7 @@ def array_differences(abstract: Any, stored: dict[str, Any]) -> list[str]:
 
 
 def digest(meta: dict[str, Any]) -> str:
-    """Of anything that is written as JSON, as it is read back."""
+    """SHA-256 of a JSON value."""
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 

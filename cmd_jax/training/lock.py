@@ -1,4 +1,4 @@
-"""One trainer a work directory: `lock.json` says which process writes there, and a thread of that process keeps it fresh.
+"""A lock file, `lock.json`, that lets one process at a time train in a work directory.
 
 The file is created exclusively, which a local disk, NFS and a bucket all guarantee, and its holder rewrites it every BEAT_S
 seconds. A lock whose holder ran on this machine and is gone is taken over at once. That of another machine is watched, and
@@ -44,7 +44,7 @@ class Lock:
         self._end, self._thread = threading.Event(), threading.Thread(target=self._keep_fresh, daemon=True)
 
     def acquire(self) -> bool:
-        """Looks at the lock once: whether it is ours now, or else must be looked at again BEAT_S / 2 later.
+        """Tries once to take the lock; False: try again BEAT_S / 2 later.
 
         Raises:
             InUse: another process holds it.
@@ -68,7 +68,7 @@ class Lock:
         return True
 
     def _watched(self, holder: dict[str, Any], same_machine: bool) -> bool:
-        """Whether a lock has not changed for LEASE_S.
+        """Whether another machine's lock has not changed for LEASE_S.
 
         Raises:
             InUse: its holder lives. One that is about to end, as that of a requeued job, is given LEASE_S to do so.
@@ -83,7 +83,7 @@ class Lock:
         return _now() - self._changed_at >= LEASE_S
 
     def check(self) -> None:
-        """Called before anything is written to the work directory.
+        """Checks that the lock is still held; called before anything is written to the work directory.
 
         Raises:
             InUse: another process has taken the lock over, while this one was suspended or cut off from the directory.
@@ -97,11 +97,11 @@ class Lock:
             )
 
     def held(self) -> bool:
-        """Whether no other process is known to have taken the lock over."""
+        """Whether no other process is known to have taken over the lock."""
         return self._taken_by is None
 
     def release(self) -> None:
-        """Ends the thread, and removes the file unless it is another process's."""
+        """Ends the thread, and removes the file unless it belongs to another process."""
         self._end.set()
         self._thread.join()
         with contextlib.suppress(Exception):  # what the run has done is not lost by it

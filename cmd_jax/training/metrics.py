@@ -1,4 +1,4 @@
-"""What a run says while it works: `metrics.jsonl`, TensorBoard events, a progress bar or plain lines."""
+"""Logging of a run: `metrics.jsonl`, TensorBoard events, a progress bar or plain lines."""
 
 import contextlib
 import json
@@ -36,7 +36,7 @@ class MetricsWriter:
         self.evaluated = {json.loads(line)["step"] for line in kept if '"eval_' in line}
         text = "".join(kept)
         files.write(path, text)
-        self._file = _Whole(path, text) if files.is_remote(path) else open(path, "a", encoding="utf-8")  # noqa: SIM115
+        self._file = _BucketFile(path, text) if files.is_remote(path) else open(path, "a", encoding="utf-8")  # noqa: SIM115
         self._board = SummaryWriter(os.path.join(workdir, "tb"), purge_step=first_step)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
@@ -61,12 +61,12 @@ def _lines(path: str) -> list[str]:
     return [line for line in lines if line.endswith("\n")]
 
 
-class _Whole:
-    """A text of a bucket, whose objects cannot be added to: written anew every minute, and when it is closed.
+class _BucketFile:
+    """A growing text file in a bucket, where nothing can be appended: rewritten every minute and when it is closed.
 
     Args:
         path: its address.
-        text: what is there already.
+        text: its content so far.
     """
 
     def __init__(self, path: str, text: str):

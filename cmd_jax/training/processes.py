@@ -1,4 +1,4 @@
-"""Several processes as one run: how they start, and what they must agree on before they compute together."""
+"""Runs of several processes: how they start, agree and exchange values."""
 
 import hashlib
 import json
@@ -54,18 +54,18 @@ def start(coordinator_address: str | None, num_processes: int | None, process_id
 
 
 def is_first() -> bool:
-    """Whether this process writes what all of them found."""
+    """Whether this is process 0, which prints and writes for all."""
     return jax.process_index() == 0
 
 
 def print_once(text: str) -> None:
-    """Prints in the first process alone."""
+    """Prints in process 0 alone."""
     if is_first():
         print(text, flush=True)
 
 
 def broadcast_from_process_0(value: T) -> T:
-    """The first process's bool or float (as float32); the others may see files later than it does."""
+    """Returns process 0's bool or float (as float32), in all processes; they may see files later than it does."""
     if jax.process_count() == 1:
         return value
     return type(value)(multihost_utils.broadcast_one_to_all(np.float32(value)))
@@ -80,14 +80,14 @@ def wait_for_all() -> None:
 
 
 def minimum_of_processes(value: int) -> int:
-    """The smallest of a number that each process has; below 2^31."""
+    """The minimum of an integer below 2^31 over all processes."""
     if jax.process_count() == 1:
         return value
     return int(multihost_utils.process_allgather(np.int32(value)).min())
 
 
 def assert_same_on_all_processes(**values: object) -> None:
-    """Stops all processes unless each has the same values.
+    """Raises in all processes unless each has the same values.
 
     Args:
         values: by the name that the message uses; compared as JSON.
@@ -113,7 +113,7 @@ def assert_same_on_all_processes(**values: object) -> None:
 
 
 def check_shared(workdir: str) -> None:
-    """Stops all processes unless they see one and the same work directory.
+    """Raises in all processes unless they see the same work directory.
 
     Raises:
         ConfigError: in every process, naming those that do not see what process 0 writes.
@@ -139,7 +139,7 @@ def check_shared(workdir: str) -> None:
 
 
 def this_host() -> Host:
-    """The processes of this run on this machine, found by the files that each makes in `SHARED_MEMORY`; all must call it."""
+    """Finds the processes of this run on this machine by files in `SHARED_MEMORY`; all processes must call it."""
     count, index = jax.process_count(), jax.process_index()
     if count == 1:
         return ALONE

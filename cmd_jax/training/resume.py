@@ -1,4 +1,4 @@
-"""Whether a run that is continued is still the run that was started."""
+"""Resuming a run: which values it keeps, and which may not change."""
 
 import os
 from typing import Any
@@ -13,8 +13,8 @@ from cmd_jax.data.identity import Split
 from cmd_jax.errors import ConfigError
 from cmd_jax.rules import keys
 
-# They change how fast a run goes, where its data lies, what it writes and which numbers it measures, but none of these numbers
-# and nothing that it learns.
+# Keys that may change between two starts of a run: they change its speed, the place of its data, its output and the choice of
+# protocols, but no value that is learned or measured.
 RESUMABLE_KEYS = frozenset(
     {
         "method.prototype_chunk",
@@ -43,14 +43,14 @@ RESUMABLE_KEYS = frozenset(
         "eval.batch_size",
     }
 )
-# Where the images lie: free in a run that knows its images, which are compared themselves.
+# May change too where the work directory records its images, which are compared themselves.
 FOLDERS = frozenset({"data.folder", "data.eval_folder"})
 
 
 def config_differences(stored: dict[str, Any], config: ConfigDict, free: frozenset[str] = RESUMABLE_KEYS) -> list[str]:
-    """Values that differ between a `config.json` and a resolved configuration; a phrase each.
+    """Lists the values that differ between a `config.json` and a resolved configuration; a phrase each.
 
-    Keys that only one of the two has are of another version of the project and count for nothing.
+    Keys that only one of the two has come from another version of the project and are not compared.
 
     Args:
         stored: by section.
@@ -75,10 +75,9 @@ def has_steps(workdir: str) -> bool:
 
 
 def with_stored_values(config: ConfigDict, workdir: str) -> ConfigDict:
-    """Fills what a configuration leaves to the hardware, or to `init.weights`, with what a run was started with.
+    """Fills keys that are left to the hardware or to `init.weights` with the values that a run was started with.
 
-    So a run that was started on 16 GPUs and is continued on 4 keeps its batch and its precision, and one that is continued does
-    not need the weights that it started from.
+    So a run that was started on 16 GPUs keeps its batch size and precision on 4, and needs its initial weights no more.
 
     Args:
         config: as given, not resolved.
@@ -98,7 +97,7 @@ def with_stored_values(config: ConfigDict, workdir: str) -> ConfigDict:
 
 
 def check_unchanged(config: ConfigDict, workdir: str, images: dict[str, Split]) -> None:
-    """Refuses to continue a run with other values or other images than it was started with.
+    """Raises if a run would be resumed with other values or images than it was started with.
 
     Args:
         config: resolved, with absolute paths.

@@ -1,4 +1,4 @@
-"""Weights of other projects and of other runs: into a run's first state, and into a work directory."""
+"""Initial weights of a run, from files of other projects or from another run, and work directories made of them."""
 
 import os
 
@@ -44,7 +44,7 @@ def initial_weights(config: ConfigDict, network: Network) -> Fitted:
 
 
 def follow_source(config: ConfigDict) -> ConfigDict:
-    """A configuration whose open keys follow the files beside `init.weights`: of another project's weights, or of a run.
+    """Fills the open keys of a configuration from the files beside `init.weights`.
 
     Args:
         config: as given, not resolved.
@@ -75,7 +75,7 @@ def _read_run(workdir: str, step: int | None, network: str) -> tuple[int, Params
 
 
 def import_run(config: ConfigDict, workdir: str) -> list[str]:
-    """Makes a work directory of a checkpoint: `config.json` and step 0 with the teacher, ready for evaluation and export.
+    """Makes a work directory from weights: `config.json` and step 0 with the teacher, ready for evaluation and export.
 
     No data is opened; keys that depend on the number of images get the values for few.
 

@@ -14,6 +14,13 @@ from tests.faults.runs import TrainRun
 FLIPS = 180
 
 
+def _resume(workdir, abstract):
+    checkpoints = Checkpoints(str(workdir))
+    state = checkpoints.resume(abstract)
+    checkpoints.close()
+    return state
+
+
 def test_no_flipped_bit_goes_unnoticed(finished, tmp_path, record_property):
     workdir = tmp_path / "run"
     shutil.copytree(finished[0], workdir)
@@ -31,9 +38,7 @@ def test_no_flipped_bit_goes_unnoticed(finished, tmp_path, record_property):
         data = path.read_bytes()
         bit = rng.randrange(8 * len(data))
         path.write_bytes(data[: bit // 8] + bytes([data[bit // 8] ^ 1 << bit % 8]) + data[bit // 8 + 1 :])
-        checkpoints = Checkpoints(str(workdir))
-        state = checkpoints.resume(abstract)
-        checkpoints.close()
+        state = _resume(workdir, abstract)
         step = int(state.step)
         where = f"bit {bit} of {path.relative_to(directory)}"
         assert step in good, where
