@@ -1,4 +1,4 @@
-"""Several runs on one page, from what their work directories hold: numbers, curves, and differences of configuration."""
+"""A page that compares runs by the files of their work directories: metrics, curves, and differences of configuration."""
 
 import os
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from cmd_jax.report.render import render
 
 
 class RunFiles(NamedTuple):
-    """What a work directory says of a run.
+    """Files of a run, as read from its work directory.
 
     Attributes:
         name: of the directory, made different from the other runs'.
@@ -67,7 +67,7 @@ def read_runs(workdirs: list[str]) -> list[RunFiles]:
 
 
 def different_names(paths: list[str]) -> list[str]:
-    """The last part of each path, or as many of the last parts as it takes to tell them apart."""
+    """Names runs by the last part of each path, or by as many last parts as tell them apart."""
     parts = [path.strip("/").split("/") for path in paths]
     for count in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-count:]) for part in parts]
@@ -77,7 +77,7 @@ def different_names(paths: list[str]) -> list[str]:
 
 
 def comparison_page(runs: list[RunFiles]) -> str:
-    """The HTML of the comparison."""
+    """Renders the comparison to HTML."""
     charts = curves_lib.charts([(run.name, run.curves) for run in runs])
     return render(
         "compare.html",
@@ -98,7 +98,7 @@ def comparison_page(runs: list[RunFiles]) -> str:
 
 
 def number_table(runs: list[RunFiles]) -> list[dict[str, Any]]:
-    """A row a number that any run has.
+    """Makes a row for each metric that any run has.
 
     Returns:
         For each key its title, whether all runs measured it by one protocol, the protocols, and a cell a run: value,
@@ -140,7 +140,7 @@ def _marks(key: str, runs: list[RunFiles]) -> list[str]:
 
 
 def differences(runs: list[RunFiles]) -> list[list[str]]:
-    """The keys that are not the same in all runs, each with every run's value."""
+    """Lists the keys that differ between runs, each with every run's value."""
     tables = [facts.flat(run.config) for run in runs]
     keys = list(dict.fromkeys(key for table in tables for key in table))
     rows = [[key, *(table.get(key, "") for table in tables)] for key in keys]

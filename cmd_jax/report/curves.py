@@ -1,4 +1,4 @@
-"""The numbers of `metrics.jsonl` over the steps, as plotly figures and tables."""
+"""The metrics of `metrics.jsonl` by step, as plotly figures and tables."""
 
 import json
 import math
@@ -13,7 +13,7 @@ ROWS = 30  # of a chart's table
 CHARTS = (
     ("Loss", "", ("loss",)),
     ("Loss terms, unweighted", "", ("loss_*",)),
-    ("Health of the teacher", "0 to 1", ("teacher_entropy", "marginal_entropy", "feature_std", "mil_entropy")),
+    ("Training health", "0 to 1", ("teacher_entropy", "marginal_entropy", "feature_std", "mil_entropy")),
     ("Gradient norm", "", ("grad_norm",)),
     ("Learning rate", "", ("learning_rate",)),
     ("Weight decay", "", ("weight_decay",)),
@@ -21,8 +21,8 @@ CHARTS = (
     ("Teacher temperature", "", ("teacher_temp",)),
     ("Throughput", "images/s", ("images_per_s",)),
     ("Waiting for data", "seconds so far", ("data_wait_s",)),
-    ("Steps and images left out", "count", ("bad_steps", "bad_images")),
-    ("Evaluations", "percent", ("eval_knn*_top1", "eval_rank1", "eval_map")),
+    ("Skipped steps and images", "count", ("bad_steps", "bad_images")),
+    ("Evaluation", "percent", ("eval_knn*_top1", "eval_rank1", "eval_map")),
     ("Effective rank of the features", "RankMe", ("eval_rankme",)),
 )
 HIDDEN = ("bad_steps_in_row",)  # the state of a rule, not a result
@@ -33,7 +33,7 @@ AXIS = {"gridcolor": "rgba(128,128,128,.25)", "zeroline": False, "automargin": T
 
 
 class Curve(NamedTuple):
-    """A number over the steps; None where it was not finite."""
+    """A metric by step; None where it was not finite."""
 
     steps: list[int]
     values: list[float | None]

@@ -1,4 +1,4 @@
-"""What a run was and what it reached, read from its work directory and from memory, as rows of text for the page."""
+"""Settings, results and versions of a run, as rows of text for the page."""
 
 import datetime
 import importlib.metadata
@@ -22,7 +22,7 @@ VERSIONS = ("jax", "jaxlib", "flax", "optax", "numpy", "pillow", "scikit-learn",
 
 
 class Number(NamedTuple):
-    """One number of an evaluation, as text for people.
+    """One metric of an evaluation as text.
 
     Attributes:
         key: in metrics.json.
@@ -44,7 +44,7 @@ class Number(NamedTuple):
 
 
 def numbers(content: dict[str, Any], before: dict[str, float] | None) -> list[Number]:
-    """The numbers of an evaluation.
+    """Formats the metrics of an evaluation.
 
     Args:
         content: of `eval/STEP/metrics.json`.
@@ -70,20 +70,20 @@ def numbers(content: dict[str, Any], before: dict[str, float] | None) -> list[Nu
 
 
 def headlines(found: list[Number]) -> list[Number]:
-    """The few numbers that stand at the top: the usual ones, else the first."""
+    """Selects the metrics at the top of the page: the usual ones, else the first."""
     usual = sorted((n for n in found if n.key in PREFERRED), key=lambda n: PREFERRED.index(n.key))
     return (usual or found)[:HEADLINES]
 
 
 def text(value: float | None, unit: str = "percent") -> str:
-    """A number with two decimals and its unit; "not finite" for None."""
+    """Formats a number with two decimals and its unit; "not finite" for None."""
     if value is None:
         return "not finite"
     return f"{value:.2f} %" if unit == "percent" else f"{value:.4g}"
 
 
 def evaluations(workdir: str) -> dict[int, dict[str, Any]]:
-    """Step -> content of `eval/STEP/metrics.json`, by step."""
+    """Reads every `eval/STEP/metrics.json`: step -> content, by step."""
     directory = os.path.join(workdir, "eval")
     steps = sorted(int(name) for name in files.names(directory) if name.isdigit())
     paths = {step: os.path.join(directory, str(step), "metrics.json") for step in steps}
@@ -91,7 +91,7 @@ def evaluations(workdir: str) -> dict[int, dict[str, Any]]:
 
 
 def read_config(workdir: str) -> ConfigDict:
-    """The resolved configuration of a run.
+    """Reads the resolved configuration of a run.
 
     Raises:
         ConfigError: the directory holds none.
@@ -103,7 +103,7 @@ def read_config(workdir: str) -> ConfigDict:
 
 
 def flat(config: ConfigDict) -> dict[str, str]:
-    """Every key with its value as text: {"train.batch_size": "64"}."""
+    """Lists every key with its value as text: {"train.batch_size": "64"}."""
     found = {}
     for name, section in config.to_dict().items():
         values = section if isinstance(section, dict) else {"": section}
@@ -112,7 +112,7 @@ def flat(config: ConfigDict) -> dict[str, str]:
 
 
 def changed(config: ConfigDict) -> list[tuple[str, str, str]]:
-    """(key, value, default) of the values that are not the default; an open default (null) counts as kept."""
+    """Lists (key, value, default) of the changed settings; a value in place of an open default (null) is no change."""
     defaults = flat(config_lib.default())
     return [
         (key, value, defaults[key]) for key, value in flat(config).items() if defaults.get(key) not in (value, "null", None)
@@ -120,7 +120,7 @@ def changed(config: ConfigDict) -> list[tuple[str, str, str]]:
 
 
 def run_facts(config: ConfigDict, curves: dict[str, Curve], step: int | None) -> list[tuple[str, str]]:
-    """What was run, as (title, text)."""
+    """Describes what was run, as (title, text)."""
     found = [
         ("Method", f"{config.method.name}, {config.head.prototypes:,} prototypes"),
         ("Backbone", f"{config.model.name}, patches of {config.model.patch_size} px, {config.model.dtype}"),
@@ -141,7 +141,7 @@ def run_facts(config: ConfigDict, curves: dict[str, Curve], step: int | None) ->
 
 
 def duration(seconds: float) -> str:
-    """Seconds, minutes or hours and minutes."""
+    """Formats a time in seconds, minutes, or hours and minutes."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -149,7 +149,7 @@ def duration(seconds: float) -> str:
 
 
 def versions() -> list[tuple[str, str]]:
-    """The programs that made the page, and the device, as (title, text); the commit where the package is in a checkout."""
+    """Lists device and package versions as (title, text), and the commit where the package is in a checkout."""
     import jax
 
     device = jax.devices()[0]
@@ -173,7 +173,7 @@ def _version(name: str) -> str:
 
 
 def source_commit(root: str | None = None) -> str:
-    """The commit of the checkout that the package lies in, and whether files differ from it; "" of an installed package.
+    """Finds the commit of the checkout that the package lies in, and whether files differ; "" of an installed package.
 
     Args:
         root: directory of the checkout; None: where the package lies.

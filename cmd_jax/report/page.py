@@ -1,4 +1,4 @@
-"""The report of a run: one page, `report/index.html`, about a teacher and what it has learned."""
+"""The report of a run: one page, `report/index.html`, about its teacher."""
 
 import os
 from typing import Any
@@ -43,7 +43,7 @@ def write_report(
 
 
 def run_page(evaluation: Evaluation, images: ReportImages, workdir: str, looks: dict[str, Any], patches: Patches) -> str:
-    """The HTML of a run's page; `looks` is of `panels.looks`, `patches` of the images in it."""
+    """Renders a run's page to HTML; `looks` is of `panels.looks`, `patches` of the images in it."""
     stored = facts.read_config(workdir)  # an evaluation may have been asked for other protocols than the run's
     curves = curves_lib.read_curves(workdir)
     charts = curves_lib.charts([("", curves)])

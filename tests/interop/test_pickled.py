@@ -16,41 +16,36 @@ from cmd_jax.errors import WeightsError
 from cmd_jax.models.build import make_network
 from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.weights.read import read_source
+from cmd_jax.weights.transfer import import_run
+from tests.conftest import quick
 from tests.interop.references import Head, dino_state, esvit_state, swin, tokens, vit
 
 ROOT = Path(__file__).parent.parent.parent
 MODELS = {
-    "vit": ["--config.model.name=vit_micro", "--config.model.patch_size=8", "--config.views.global_px=32"],
-    "swin": [
-        "--config.model.name=swin_micro",
-        "--config.method.mil_scorer=gated",  # a Swin has no class token
-        "--config.model.patch_size=4",
-        "--config.model.window=2",
-        "--config.views.global_px=64",
-    ],
+    "vit": {"model.name": "vit_micro", "model.patch_size": 8, "views.global_px": 32, "method.mil_scorer": "class_token"},
+    # a Swin has no class token
+    "swin": {"model.name": "swin_micro", "model.window": 2, "views.global_px": 64, "method.mil_scorer": "gated"},
 }
-HEADS = [
-    "--config.init.heads",
-    "--config.head.prototypes=24",
-    "--config.head.hidden_dim=16",
-    "--config.head.bottleneck_dim=8",
-    "--config.head.norm_last_layer=False",
-]
+HEADS = {
+    "init.heads": True,
+    "head.prototypes": 24,
+    "head.hidden_dim": 16,
+    "head.bottleneck_dim": 8,
+    "head.norm_last_layer": False,
+}
 
 
-def _import(source, kind, workdir, *arguments):
-    """Imports on the command line; returns what it said, and the network with its parameters."""
-    command = [sys.executable, "-m", "cmd_jax.convert", "import", str(source), "--config=configs/cub.py"]
-    command += [f"--workdir={workdir}", "--config.views.local_px=32", *MODELS[kind], *arguments]
-    done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    config = config_lib.load(str(workdir / "config.json"))
+def _import(source, kind, workdir, keys=None):
+    """Imports a checkpoint; returns what was noted, and a jitted function (images, method) of the network."""
+    config = config_lib.default()
+    config.update_from_flattened_dict({"views.local_px": 32, "init.weights": str(source), **MODELS[kind], **(keys or {})})
+    notes = import_run(config, str(workdir))
+    network = make_network(config_lib.load(str(workdir / "config.json")))
     checkpoints = Checkpoints(str(workdir), read_only=True)
     _, params = checkpoints.read_network("teacher")
     checkpoints.close()
-    return done.stdout, make_network(config), params
+    apply = lambda images, method=None: quick(lambda params: network.apply({"params": params}, images, method=method))(params)
+    return "\n".join(notes), apply
 
 
 def _images(image_px):
@@ -73,9 +68,9 @@ def _full(teacher, student):
 def test_a_backbone_of_dino(tmp_path):
     model, images = vit(), _images(32)
     torch.save(dino_state(model), tmp_path / "dino.pth")
-    said, network, params = _import(tmp_path / "dino.pth", "vit", tmp_path / "run")
-    assert "30 arrays of" in said
-    named = network.apply({"params": params}, images).backbone
+    notes, apply = _import(tmp_path / "dino.pth", "vit", tmp_path / "run")
+    assert "30 arrays of" in notes
+    named = apply(images).backbone
     expected = tokens(model, images)
     np.testing.assert_allclose(named["cls_token"], expected[:, 0], atol=1e-4)
     np.testing.assert_allclose(named["patch_tokens"], expected[:, 1:], atol=1e-4)
@@ -89,11 +84,9 @@ def test_a_full_checkpoint_of_dino_with_its_head(tmp_path, legacy):
     teacher |= {f"head.{name}": value for name, value in head.state_dict().items()}
     student = {name: value + 1 for name, value in teacher.items()}
     torch.save(_full(teacher, student), tmp_path / "checkpoint.pth", _use_new_zipfile_serialization=not legacy)
-    said, network, params = _import(
-        tmp_path / "checkpoint.pth", "vit", tmp_path / "run", "--config.method.image_pool=cls", *HEADS
-    )
-    assert "from the seed: region_head, region_last_layer" in said
-    encoded, (rows, _) = network.apply({"params": params}, images, method="initialise")
+    notes, apply = _import(tmp_path / "checkpoint.pth", "vit", tmp_path / "run", {"method.image_pool": "cls", **HEADS})
+    assert "from the seed: region_head, region_last_layer" in notes
+    encoded, (rows, _) = apply(images, "initialise")
     with torch.no_grad():
         expected = head(torch.from_numpy(tokens(model, images)[:, 0])).numpy()
     np.testing.assert_allclose(encoded.image_z @ rows.T, expected, atol=1e-4)
@@ -108,11 +101,9 @@ def test_a_full_checkpoint_of_esvit_with_both_heads(tmp_path):
     teacher |= {f"head.{name}": value for name, value in head.state_dict().items()}
     teacher |= {f"head_dense.{name}": value for name, value in dense.state_dict().items()}
     torch.save(_full({f"module.{name}": value for name, value in teacher.items()}, teacher), tmp_path / "checkpoint.pth")
-    said, network, params = _import(
-        tmp_path / "checkpoint.pth", "swin", tmp_path / "run", "--config.method.image_pool=mean", *HEADS
-    )
-    assert "backbone, image_head, image_last_layer, region_head, region_last_layer" in said
-    encoded, (image_rows, region_rows) = network.apply({"params": params}, images, method="initialise")
+    notes, apply = _import(tmp_path / "checkpoint.pth", "swin", tmp_path / "run", {"method.image_pool": "mean", **HEADS})
+    assert "backbone, image_head, image_last_layer, region_head, region_last_layer" in notes
+    encoded, (image_rows, region_rows) = apply(images, "initialise")
     expected = tokens(model, images)
     np.testing.assert_allclose(encoded.patch_tokens, expected, atol=1e-4)
     with torch.no_grad():
@@ -132,7 +123,7 @@ class _Runs:
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_a_pickle_that_runs_a_program_is_refused(tmp_path, legacy):
+def test_pickles_that_run_a_program_are_refused(tmp_path, legacy):
     trace = tmp_path / "trace"
     torch.save({"teacher": _Runs(trace)}, tmp_path / "a.pth", _use_new_zipfile_serialization=not legacy)
     with pytest.raises(WeightsError, match=r"a\.pth was not read: it asks to run \w+\.system; only arrays"):
@@ -140,7 +131,7 @@ def test_a_pickle_that_runs_a_program_is_refused(tmp_path, legacy):
     assert not trace.exists()
 
 
-def test_no_other_class_than_the_namespace_is_made(tmp_path):
+def test_other_classes_than_the_namespace_are_refused(tmp_path):
     torch.save({"teacher": dino_state(vit()), "args": Path("x")}, tmp_path / "a.pth")
     with pytest.raises(WeightsError, match=r"it asks to run pathlib\.\S+; only arrays"):
         read_source(str(tmp_path / "a.pth"), "teacher")

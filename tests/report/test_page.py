@@ -110,7 +110,7 @@ def test_what_the_scripts_read_agrees_with_the_evaluation(page, measured):
         assert [near["right"] for near in query["neighbours"]] == right.tolist()
         assert all(str(row) in data["explorer"]["images"] for row in found)
     titles = set(page.text_of("h3"))
-    assert {"Loss", "Loss terms, unweighted", "Health of the teacher", "Learning rate", "Throughput"} <= titles
+    assert {"Loss", "Loss terms, unweighted", "Training health", "Learning rate", "Throughput"} <= titles
 
 
 def test_names_of_classes_stay_text(measured, tmp_path):
