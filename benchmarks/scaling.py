@@ -6,9 +6,8 @@
 CMD, ViT-S/16, K = 65,536, 64 images a chip. For every mesh the real step is compiled in a process of its own and its
 collectives are read (`benchmarks.collectives`). Per chip and step:
 
-- FLOPs are those that the method needs (`training.arithmetic.model_flops`), times what the mesh repeats: all chips of one
-  row of prototypes run the networks on the same images. The compiler's own FLOPs and bytes count the body of a loop once;
-  they are printed as they are and not used.
+- FLOPs are those that the method needs (`training.flops.model_flops`). The compiler's own FLOPs and bytes count the body of a
+  loop once; they are printed as they are and not used.
 - Bytes on the wire are those of ring algorithms.
 - A step takes FLOPs / 197 TFLOP/s of v5e; the less time the products take, the harder is the target. `--utilization=0.4`
   says that they reach 40 % of it.
@@ -47,8 +46,8 @@ def parser() -> argparse.ArgumentParser:
         "--meshes",
         nargs="+",
         default=list(SIMULATED),
-        metavar="DEVICES[:MODEL]",
-        help="cpu:COUNT or v5e:SHAPE, mesh.model after another colon if it is not 1 (%(default)s)",
+        metavar="DEVICES",
+        help="cpu:COUNT or v5e:SHAPE (%(default)s)",
     )
     add("--images_per_chip", type=int, default=IMAGES_PER_CHIP, help="%(default)s")
     add("--utilization", type=float, default=1.0, help="share of a chip's peak that products reach (%(default)s)")
@@ -57,15 +56,9 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse_mesh(mesh: str) -> tuple[str, str, int]:
-    """("cpu" or a generation, count or shape, mesh.model) of DEVICES[:MODEL]."""
-    kind, shape, *model = mesh.split(":")
-    return kind, shape, int(model[0]) if model else 1
-
-
 def chips_of(mesh: str) -> int:
     """How many devices a mesh has."""
-    return math.prod(map(int, parse_mesh(mesh)[1].split("x")))
+    return math.prod(map(int, mesh.split(":")[1].split("x")))
 
 
 def measure(mesh: str, images_per_chip: int, extra: list[str]) -> dict:
@@ -76,17 +69,13 @@ def measure(mesh: str, images_per_chip: int, extra: list[str]) -> dict:
     from benchmarks.collectives import collectives
     from cmd_jax.training.flops import model_flops
 
-    kind, shape, model = parse_mesh(mesh)
-    devices = jax.devices() if kind == "cpu" else topology_devices(f"{kind}:{shape}")
+    devices = jax.devices() if mesh.startswith("cpu:") else topology_devices(mesh)
     batch = images_per_chip * len(devices)
     # What suits a TPU on simulated devices too: the same step on all.
-    run = build([*TASK, f"train.batch_size={batch}", f"mesh.model={model}", *extra], devices)
-    part = run.config.copy_and_resolve_references()
-    with part.unlocked():
-        part.head.prototypes //= model
+    run = build([*TASK, f"train.batch_size={batch}", *extra], devices)
     result = attempt(run)
-    row = {"mesh": mesh, "chips": len(devices), "model": model, "batch_size": batch, "compile_s": result.seconds}
-    row |= {"bytes_per_chip": result.needed_bytes, "flops": model_flops(part) * batch * model / len(devices)}
+    row = {"mesh": mesh, "chips": len(devices), "batch_size": batch, "compile_s": result.seconds}
+    row |= {"bytes_per_chip": result.needed_bytes, "flops": model_flops(run.config) * images_per_chip}
     if result.compiled is None:
         return row
     cost = result.compiled.cost_analysis()
@@ -101,21 +90,20 @@ def measure(mesh: str, images_per_chip: int, extra: list[str]) -> dict:
     }
 
 
-def predict(row: dict, alone_flops: float, utilization: float) -> dict:
-    """Seconds and efficiencies of a row of `measure`; alone_flops: of one chip that is by itself."""
+def predict(row: dict, utilization: float) -> dict:
+    """Seconds and efficiencies of a row of `measure`."""
     from benchmarks.ahead import CHIPS
 
     chip = CHIPS["v5e"]
     products = row["flops"] / chip.flops_per_s / utilization
-    alone = alone_flops / chip.flops_per_s / utilization
     hops = sum(2 * math.ceil(math.sqrt(one["group_size"])) * (one["executions"] or 0) for one in row["collectives"])
     one_axis, both_axes = (row["wire_bytes"] / (links * chip.link_bytes_per_s) for links in (2, 4))
     return {
         "products_s": products,
         "sending_s": {"pessimistic": one_axis + hops * HOP_S, "optimistic": both_axes},
         "efficiency": {
-            "pessimistic": alone / (products + one_axis + hops * HOP_S),
-            "optimistic": alone / max(products, both_axes),
+            "pessimistic": products / (products + one_axis + hops * HOP_S),
+            "optimistic": products / max(products, both_axes),
         },
     }
 
@@ -133,7 +121,7 @@ def by_kind(row: dict) -> dict[str, dict[str, float]]:
 
 def child(mesh: str, args: argparse.Namespace) -> dict:
     """`measure` in a process of its own, with its devices."""
-    kind, shape, _ = parse_mesh(mesh)
+    kind, shape = mesh.split(":")
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     if kind == "cpu":
         environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={shape} {QUICK}"
@@ -180,10 +168,7 @@ def main() -> None:
     for mesh in args.meshes:
         row = child(mesh, args)
         if "collectives" in row:
-            alone = row["flops"] if row["model"] == 1 else next((r["flops"] for r in rows if r["model"] == 1), None)
-            if alone is None:
-                sys.exit(f"error: {mesh} needs a mesh without a model axis before it, to compare with; add cpu:1")
-            row |= predict(row, alone, args.utilization)
+            row |= predict(row, args.utilization)
         rows.append(row)
         print("\n".join(lines(row)), flush=True)
     met = {

@@ -1,7 +1,7 @@
 """The real train step compiled for TPU slices that are not here: does it fit, and with which settings?
 
     make tpu-compile
-    python -m benchmarks.tpu_compile --topologies=v5e:2x4 --models=swin_tiny --settings="train.accumulate=8 mesh.model=4"
+    python -m benchmarks.tpu_compile --topologies=v5e:2x4 --models=swin_tiny --settings="train.accumulate=8"
 
 CMD with K = 65,536 prototypes and 1,024 images a step, compiled by libtpu's compiler, which refuses what does not fit its
 memory: more than ten minutes a case on two cores. Each line has the settings as `--config.SETTING` takes them, the memory on

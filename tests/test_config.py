@@ -13,7 +13,7 @@ from cmd_jax.config import default
 from cmd_jax.errors import ConfigError
 from cmd_jax.hardware import Hardware
 from cmd_jax.rules import RULES, keys
-from cmd_jax.training.sharding import mesh_shape
+from cmd_jax.training.sharding import check_mesh
 from cmd_jax.validation import validate
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -351,7 +351,7 @@ def test_precision_and_batch_that_are_left_open_follow_the_hardware(hardware, im
     config.update_from_flattened_dict(options)
     resolved = config_lib.resolve(config, images, hardware)
     assert (resolved.model.dtype, resolved.model.teacher_dtype, resolved.train.batch_size) == (dtype, dtype, batch)
-    mesh_shape(resolved, hardware.devices)
+    check_mesh(resolved, hardware.devices)
 
 
 def test_keys_of_earlier_versions_are_read(tmp_path):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from cmd_jax.method.chunks import DATA, MODEL, Normalizer, Streaming, for_chunks, put_chunk, take_chunk
+from cmd_jax.method.chunks import DATA, Normalizer, Streaming, for_chunks, put_chunk, take_chunk
 from cmd_jax.method.products import product
 
 Array = jax.Array
@@ -49,16 +49,15 @@ def sinkhorn_center(
         [K] float32.
     """
     z = teacher_z.reshape(-1, teacher_z.shape[-1]) / temp
-    images, of_prototypes = PartitionSpec(DATA), PartitionSpec(MODEL)
+    images, alike = PartitionSpec(DATA), PartitionSpec()
     solve = lambda z, prototypes: _scales(z, prototypes, streaming, iterations)
-    return temp * streaming.on_mesh(solve, (images, of_prototypes), of_prototypes)(z, teacher_prototypes)
+    return temp * streaming.on_mesh(solve, (images, alike), alike)(z, teacher_prototypes)
 
 
 def _scales(z: Array, prototypes: Array, streaming: Streaming, iterations: int) -> Array:
-    """Logarithms of the columns' scales of exp(W z): [n, d], [k, d] of a device -> [k]."""
+    """Logarithms of the columns' scales of exp(W z): [n, d] of a device, [K, d] -> [K]."""
     count, empty = prototypes.shape[0], Normalizer.start(z.shape[:1], jnp.float32)
-    rows, columns = streaming.total(z.shape[0], DATA), streaming.total(count, MODEL)
-    share = jnp.log(rows / columns)
+    share = jnp.log(streaming.total(z.shape[0]) / count)
 
     def logits(start: Array | int, size: int) -> Array:
         return product("nd,kd->nk", z, take_chunk(prototypes, start, size), streaming.dtype)
@@ -66,7 +65,7 @@ def _scales(z: Array, prototypes: Array, streaming: Streaming, iterations: int) 
     normalizer = for_chunks(count, streaming.chunk, lambda state, *at: state.add(logits(*at)), empty)
     scaled = jnp.zeros(count, jnp.float32)
     for _ in range(iterations):
-        of_rows = normalizer.finish(streaming)[:, None]
+        of_rows = normalizer.finish()[:, None]
 
         def scale_columns(carry: tuple[Array, Normalizer], start: Array | int, size: int, of_rows: Array = of_rows):
             scaled, normalizer = carry
@@ -81,7 +80,7 @@ def _scales(z: Array, prototypes: Array, streaming: Streaming, iterations: int) 
 
 def _log_sum_exp_of_images(x: Array, streaming: Streaming) -> Array:
     """[n, k] -> [k] over the rows of all devices."""
-    if not streaming.splits(DATA):
+    if streaming.devices == 1:
         return jax.nn.logsumexp(x, axis=0)
     largest = lax.pmax(jnp.max(x, axis=0), DATA)
     return largest + jnp.log(lax.psum(jnp.sum(jnp.exp(x - largest), axis=0), DATA))

@@ -11,7 +11,7 @@ Array = jax.Array
 Carry = TypeVar("Carry")
 
 Targets = Literal["expected", "gathered"]
-DATA, MODEL = "data", "model"  # axes of a mesh: images of a batch, prototypes
+DATA = "data"  # the axis of a mesh: images of a batch
 
 
 class Streaming(NamedTuple):
@@ -23,7 +23,7 @@ class Streaming(NamedTuple):
         targets: how L_R gets its matched targets. "expected" sums up M of every teacher patch and matches those d-vectors: two
             products more for the teacher, no gather of K-vectors, which suits TPUs and GPUs. "gathered" matches the teacher's
             probabilities inside a chunk, which CPUs read from their cache.
-        mesh: of axes DATA and MODEL, over which images, and prototypes and centers along K, are split; None: one device.
+        mesh: over whose axis DATA the images are split; None: one device.
     """
 
     chunk: int
@@ -31,13 +31,14 @@ class Streaming(NamedTuple):
     targets: Targets = "expected"
     mesh: jax.sharding.Mesh | None = None
 
-    def splits(self, axis: str) -> bool:
-        """Whether several devices share what lies along an axis of the mesh."""
-        return bool(self.mesh) and self.mesh.shape[axis] > 1
+    @property
+    def devices(self) -> int:
+        """Devices that share the images of a batch."""
+        return self.mesh.shape[DATA] if self.mesh else 1
 
-    def total(self, sums: Any, axis: str) -> Any:
-        """Sums over the devices along an axis of the mesh, inside of `on_mesh`."""
-        return lax.psum(sums, axis) if self.splits(axis) else sums
+    def total(self, sums: Any) -> Any:
+        """Sums over all devices, inside of `on_mesh`."""
+        return lax.psum(sums, DATA) if self.devices > 1 else sums
 
     def on_mesh(self, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
         """The function on the parts that each device holds; without a mesh the function itself."""
@@ -90,9 +91,6 @@ class Normalizer(NamedTuple):
         added = jnp.sum(jnp.exp(logits - largest[..., None]), axis=-1)
         return Normalizer(largest, self.total * jnp.exp(self.largest - largest) + added)
 
-    def finish(self, streaming: Streaming | None = None) -> Array:
-        """log-sum-exp [...]; inside of `streaming.on_mesh` over the prototypes of all devices."""
-        if not (streaming and streaming.splits(MODEL)):
-            return self.largest + jnp.log(self.total)
-        largest = lax.pmax(self.largest, MODEL)
-        return largest + jnp.log(lax.psum(self.total * jnp.exp(self.largest - largest), MODEL))
+    def finish(self) -> Array:
+        """log-sum-exp [...]."""
+        return self.largest + jnp.log(self.total)

@@ -33,7 +33,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from cmd_jax.method import bags
-from cmd_jax.method.chunks import DATA, MODEL, Normalizer, Streaming, for_chunks, put_chunk, take_chunk
+from cmd_jax.method.chunks import DATA, Normalizer, Streaming, for_chunks, put_chunk, take_chunk
 from cmd_jax.method.products import operand, product
 from cmd_jax.method.rows import Centers, Pairing, PrototypePair, StudentRows, TeacherRows, TermWeights
 
@@ -133,12 +133,12 @@ _distil.defvjp(_distil_forward, _distil_backward)
 def _run(plan, *arguments, with_gradients: bool):
     """((loss, terms, both entropies), gradients for (student, prototypes, scorer) or None), on one device or a mesh.
 
-    On a mesh each device passes over its images and its prototypes: along MODEL it is rows' sums over K that are added up,
-    along DATA the loss, the gradients of W and the use of each prototype, once each; nothing is gathered.
+    On a mesh each device passes over its images; the loss, the gradients of W and the use of each prototype are added up over
+    the devices, once each, and nothing is gathered.
     """
-    images, rows, alike = PartitionSpec(DATA), PartitionSpec(MODEL), PartitionSpec()
-    pair = PrototypePair(rows, rows)
-    of_teacher = TeacherRows(images, images, pair, Centers(rows, rows), alike)
+    images, alike = PartitionSpec(DATA), PartitionSpec()
+    pair = PrototypePair(alike, alike)
+    of_teacher = TeacherRows(images, images, pair, Centers(alike, alike), alike)
     of_pairings = tuple(Pairing(alike, images, images) for _ in arguments[-2])
     out = (alike, alike, images, alike), (images, pair, images) if with_gradients else None
     local = lambda *arguments: _Passes(plan, *arguments).run(with_gradients)
@@ -202,8 +202,7 @@ class _Passes:
             scaled(teacher.image_z, teacher.temp),
             scaled(teacher.region_z, teacher.temp) if self.teacher_regions else None,
         )
-        mesh = plan.streaming.mesh
-        batch = self.batch = teacher.image_z.shape[0] * (mesh.shape[DATA] if mesh else 1)  # images of all devices
+        batch = self.batch = teacher.image_z.shape[0] * plan.streaming.devices  # images of all devices
         self.image_weights = [jnp.sum(pairing.image_weights, axis=0) / batch for pairing in pairings]  # [V] each
         self.region_weights = [jnp.sum(pairing.region_weights, axis=1) / batch for pairing in pairings]  # [B, V, N] each
         patches = teacher.region_z.shape[2]
@@ -240,7 +239,7 @@ class _Passes:
         def add(states: _Tile, start: Array | int, size: int) -> _Tile:
             return jax.tree.map(lambda state, logits: state.add(logits), states, self.logits(start, size), is_leaf=is_state)
 
-        return jax.tree.map(lambda state: state.finish(self.streaming), self.loop(add, empty), is_leaf=is_state)
+        return jax.tree.map(lambda state: state.finish(), self.loop(add, empty), is_leaf=is_state)
 
     def log_probs(self, normalizers: _Tile, start: Array | int, size: int) -> _Tile:
         return jax.tree.map(lambda logits, lse: logits - lse[..., None], self.logits(start, size), normalizers)
@@ -309,7 +308,6 @@ class _Passes:
 
         marginal = zeros(self.prototypes.image.shape[0])  # [K] sums of the teacher's probabilities
         sums, marginal, gradients = self.loop(second_pass, (sums, marginal, gradients))
-        sums = self.streaming.total(sums, MODEL)
         if third:
             gradients = self.loop(
                 lambda gradients, start, size: self.add_student(
@@ -333,12 +331,12 @@ class _Passes:
         if w.inter_teacher:
             terms["inter_teacher"] = jnp.sum(sums.teacher_divergence) / (self.batch * self.scorer.shape[1])
         of_prototypes = gradients[2:] if with_gradients else ()
-        terms, of_prototypes, marginal = self.streaming.total((terms, of_prototypes, marginal), DATA)
+        terms, of_prototypes, marginal = self.streaming.total((terms, of_prototypes, marginal))
         loss = sum(
             weight * terms[name] for name, weight in self.weighted._asdict().items() if getattr(w, name) and name in terms
         )
         share = marginal / (self.batch * self.teacher.image_z.shape[1])
-        marginal_entropy = self.streaming.total(-jnp.sum(jax.scipy.special.xlogy(share, share)), MODEL)
+        marginal_entropy = -jnp.sum(jax.scipy.special.xlogy(share, share))
         out = (loss, terms, sums.entropy, marginal_entropy)
         return (out, self.finish(gradients, sums, PrototypePair(*of_prototypes)) if with_gradients else None)
 
@@ -422,7 +420,7 @@ class _Passes:
     def finish(self, gradients: _Gradients, sums: _Sums, of_prototypes: PrototypePair):
         """Gradients for (student, prototypes, scorer)."""
         w = self.weights
-        image_z, region_z = self.streaming.total((gradients.image_z, gradients.region_z), MODEL)
+        image_z, region_z = gradients.image_z, gradients.region_z
         student = []
         for index, group in enumerate(self.student):
             of_region, of_weights = jnp.zeros_like(group.region_z), jnp.zeros_like(group.mil_weights)

@@ -27,7 +27,7 @@ def summarize(run: Run, test: Source, weight_notes: Sequence[str] = ()) -> str:
     patches = lambda side: (-(-side // token_px)) ** 2
     model = f"{config.model.name}/{config.model.patch_size}"
     backbone, total = count_parameters(state.student["backbone"]), count_parameters(state.student)
-    gib, devices, precision = 2**30, run.shardings.mesh.devices, config.model.dtype  # devices: [data, model]
+    gib, devices, precision = 2**30, run.shardings.mesh.devices, config.model.dtype
     if config.model.teacher_dtype != config.model.dtype:
         precision += f", the teacher in {config.model.teacher_dtype}"
     lines = [
@@ -40,7 +40,7 @@ def summarize(run: Run, test: Source, weight_notes: Sequence[str] = ()) -> str:
         f"model       {model}: {backbone:,} parameters in the backbone, {total:,} with heads and "
         f"{config.head.prototypes:,} prototypes a level; computed in {precision}",
         *(f"init        {note}" for note in weight_notes),
-        f"run         {run.steps:,} steps of {count:,} images, {count // devices.shape[0]} on each of {devices.size} device(s) "
+        f"run         {run.steps:,} steps of {count:,} images, {count // devices.size} on each of {devices.size} device(s) "
         f"({devices.flat[0].device_kind}), {config.train.epochs:g} epochs",
         f"memory      {memory.argument_size_in_bytes / gib:.2f} GiB of state and batch, "
         f"{memory.temp_size_in_bytes / gib:.2f} GiB temporary on each device",

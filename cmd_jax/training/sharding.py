@@ -1,15 +1,11 @@
-"""Where arrays live: a mesh of `data` x `model`, and a rule for each array of a run.
+"""Where arrays live: a mesh of one axis, `data`, and a rule for each array of a run.
 
-Batches are split over `data` and every parameter lies on every device, unless
-
-- `mesh.model` is above 1: prototypes, their moments and the centers are split over `model` along K (method/prototypes.py says
-  how the objective runs on them), or
-- `mesh.shard_state` is on: every larger array of the state is split over `data` between steps. A step gathers the parameters of
-  both networks whole when it starts, and updates moments, parameters and teacher part by part. This is ZeRO's sharding of the
-  state and not FSDP (ZeRO-3), which would gather one block at a time; docs/distributed.md says what it saves.
+Batches are split over `data`, and every parameter lies on every device. With `mesh.shard_state` every larger array of the state
+is split over `data` between steps: a step gathers the parameters of both networks whole when it starts, and updates moments,
+parameters and teacher part by part. This is ZeRO's sharding of the state and not FSDP (ZeRO-3), which would gather one block at
+a time; docs/distributed.md says what it saves.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from cmd_jax.config import ConfigDict
 from cmd_jax.errors import ConfigError
 from cmd_jax.hardware import Hardware
-from cmd_jax.method.chunks import DATA, MODEL
+from cmd_jax.method.chunks import DATA
 from cmd_jax.models.build import Params
 from cmd_jax.training import processes
 from cmd_jax.training.state import TrainState
@@ -43,21 +39,19 @@ class Shardings(NamedTuple):
 
     def of_state(self, state: TrainState | Params) -> Any:
         """One sharding for every leaf of a state, or of a part of it, that is stored between steps."""
-        return jax.tree_util.tree_map_with_path(lambda path, leaf: self._place(path, leaf, self.shard_state), state)
+        return jax.tree.map(self._place if self.shard_state else lambda leaf: self.replicated, state)
 
     def in_use(self, params: Params) -> Any:
-        """One sharding for every parameter while a network runs: only prototypes stay split."""
-        return jax.tree_util.tree_map_with_path(lambda path, leaf: self._place(path, leaf, False), params)
+        """One sharding for every parameter while a network runs: whole on every device."""
+        return jax.tree.map(lambda leaf: self.replicated, params)
 
-    def _place(self, path: tuple, leaf: Any, split: bool) -> NamedSharding:
+    def _place(self, leaf: Any) -> NamedSharding:
+        """Splits a larger array along its longest axis that divides over the devices."""
         axes: list[str | None] = [None] * leaf.ndim
-        names = [str(getattr(part, "key", getattr(part, "name", part))) for part in path]
-        if leaf.ndim and any("last_layer" in name or name == "centers" for name in names) and "last_layer_count" not in names:
-            axes[0] = MODEL
-        if split and leaf.ndim >= 2 and leaf.size >= MIN_SPLIT_SIZE:
-            free = [axis for axis, name in enumerate(axes) if name is None and leaf.shape[axis] % self.mesh.shape[DATA] == 0]
-            if free:
-                axes[max(free, key=lambda axis: leaf.shape[axis])] = DATA
+        if leaf.ndim >= 2 and leaf.size >= MIN_SPLIT_SIZE:
+            fitting = [axis for axis in range(leaf.ndim) if leaf.shape[axis] % self.mesh.shape[DATA] == 0]
+            if fitting:
+                axes[max(fitting, key=lambda axis: leaf.shape[axis])] = DATA
         return NamedSharding(self.mesh, PartitionSpec(*axes))
 
 
@@ -69,42 +63,32 @@ def make_shardings(config: ConfigDict, devices: Sequence[jax.Device] | None = No
         devices: None: those that there are. Those of a topology that is elsewhere can be compiled for.
 
     Raises:
-        ConfigError: devices, batch or prototypes do not divide.
+        ConfigError: devices or batch do not divide.
     """
     devices = jax.devices() if devices is None else devices
-    data, model = mesh_shape(config, len(devices))
-    for count in Counter(device.process_index for device in devices).values():
-        if count % model:
-            raise ConfigError(
-                f"mesh.model is {model}, but a process has {count} devices; use a divisor of that, so that "
-                "the prototypes of one batch row stay within a process"
-            )
-    mesh = jax.make_mesh((data, model), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2, devices=devices)
-    return Shardings(mesh, config.mesh.shard_state)
+    check_mesh(config, len(devices))
+    return Shardings(make_mesh(devices), config.mesh.shard_state)
 
 
-def mesh_shape(config: ConfigDict, devices: int) -> tuple[int, int]:
-    """(data, model) of a configuration on a number of devices.
+def make_mesh(devices: Sequence[jax.Device]) -> Mesh:
+    """All devices along the axis DATA."""
+    return jax.make_mesh((len(devices),), (DATA,), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def check_mesh(config: ConfigDict, devices: int) -> None:
+    """Checks that a configuration fits a number of devices.
 
     Raises:
-        ConfigError: devices, batch or prototypes do not divide.
+        ConfigError: devices or batch do not divide.
     """
-    model, batch_size, accumulate = config.mesh.model, config.train.batch_size, config.train.accumulate
-    data = devices // model if config.mesh.data == -1 else config.mesh.data
-    if data * model != devices:
-        raise ConfigError(
-            f"a mesh of mesh.data={config.mesh.data} x mesh.model={model} does not fit {devices} devices; "
-            "use --config.mesh.data=-1 and a --config.mesh.model that divides them"
-        )
-    if batch_size is not None and batch_size % (data * accumulate):
-        unit = data * accumulate
+    batch_size, accumulate = config.train.batch_size, config.train.accumulate
+    if config.mesh.data not in (-1, devices):
+        raise ConfigError(f"mesh.data is {config.mesh.data}, but there are {devices} devices; use -1, which takes all")
+    if batch_size is not None and batch_size % (devices * accumulate):
+        unit = devices * accumulate
         fit = max(1, batch_size // unit) * unit
-        parts = f"{data} devices" + (f" x {accumulate} of train.accumulate" if accumulate > 1 else "")
+        parts = f"{devices} devices" + (f" x {accumulate} of train.accumulate" if accumulate > 1 else "")
         raise ConfigError(f"train.batch_size {batch_size} does not divide over {parts}; use {fit} or {fit + unit}")
-    prototypes = config.head.prototypes or 0
-    if prototypes % model:
-        raise ConfigError(f"head.prototypes is {prototypes}, which mesh.model={model} does not divide; use a multiple of it")
-    return data, model
 
 
 def all_hardware() -> Hardware:
@@ -118,7 +102,7 @@ def all_hardware() -> Hardware:
 
 def data_parallel(devices: list[jax.Device]) -> Shardings:
     """Plain data parallelism over some devices: of this process, or of all processes."""
-    return Shardings(jax.make_mesh((len(devices), 1), (DATA, MODEL), (AxisType.Auto,) * 2, devices=devices), shard_state=False)
+    return Shardings(make_mesh(devices), shard_state=False)
 
 
 def local_copy(params: Params, shardings: Shardings) -> Params:

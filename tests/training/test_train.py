@@ -24,7 +24,7 @@ from cmd_jax.training import train as loop
 from cmd_jax.training.metrics import Progress
 from cmd_jax.training.preemption import StopRequested
 from cmd_jax.training.run import Run, build_run
-from cmd_jax.training.sharding import mesh_shape
+from cmd_jax.training.sharding import check_mesh
 from cmd_jax.validation import validate
 from tests import runs
 from tests.conftest import quick
@@ -283,18 +283,15 @@ def test_batch_must_fit_images_and_devices(config):
         build_run(config, range(24), Hardware("gpu", 32))
     config.train.batch_size = 30
     with pytest.raises(ConfigError, match="batch_size 30 does not divide over 8 devices; use 24 or 32"):
-        mesh_shape(config, devices=8)
-    config.mesh.model = 3
-    with pytest.raises(ConfigError, match=r"mesh.data=-1 x mesh.model=3 does not fit 8 devices"):
-        mesh_shape(config, devices=8)
-    config.train.batch_size, config.train.accumulate, config.mesh.model = 24, 2, 1
+        check_mesh(config, devices=8)
+    config.train.batch_size, config.train.accumulate = 24, 2
     with pytest.raises(
         ConfigError, match=r"batch_size 24 does not divide over 8 devices x 2 of train.accumulate; use 16 or 32"
     ):
-        mesh_shape(config, devices=8)
-    config.train.accumulate, config.mesh.model, config.head.prototypes = 1, 8, 36
-    with pytest.raises(ConfigError, match=r"head.prototypes is 36, which mesh.model=8 does not divide"):
-        mesh_shape(config, devices=8)
+        check_mesh(config, devices=8)
+    config.mesh.data = 3
+    with pytest.raises(ConfigError, match=r"mesh\.data is 3, but there are 8 devices; use -1, which takes all"):
+        check_mesh(config, devices=8)
 
 
 def test_hosts_see_the_same_images_and_crops(config):
