@@ -50,7 +50,8 @@ def test_no_flipped_bit_goes_unnoticed(finished, tmp_path, record_property):
             noticed += 1
             aside[0].rename(directory)
         path.write_bytes(data)
-    gc.collect()  # reads that were given up are noticed here, where they are expected
+    for _ in range(5):  # reads that were given up are noticed here, where they are expected
+        gc.collect()
     assert noticed > FLIPS / 4
     counts = f"{FLIPS} over {len(files)} files: {noticed} noticed, {FLIPS - noticed} without effect, 0 silent"
     record_property("flips", counts)
