@@ -120,8 +120,8 @@ def train(
         train_step = run.compile() if first_step < run.steps else None
         metrics: Mapping[str, float | jax.Array] = {}
 
-        def measure(step: int) -> Mapping[str, float]:
-            log.flush()
+        def measure(step: int, state: TrainState) -> Mapping[str, float]:
+            log.flush()  # the lines of the steps before stand first
             with progress.paused():
                 values = evaluate(step, state.teacher, poll, before_write, progress.write_line)
             values = {f"eval_{name}": value for name, value in values.items()}
@@ -129,13 +129,13 @@ def train(
                 writer.write(step, values)
             return values
 
-        def save(step: int, numbers: Mapping[str, float | jax.Array]) -> None:
-            # What is saved has passed the checks of its numbers, and a run that goes on from it lacks no line. A step that was
-            # left out changed nothing, but it can be the first after numbers that grew too large.
+        def save(step: int, state: TrainState, metrics: Mapping[str, float | jax.Array]) -> None:
+            # A state is saved when its metrics are logged and finite: so a resumed run lacks no line, and starts before the
+            # numbers grew too large.
             if step != first_step and step not in checkpoints.steps() and log.flush():
                 before_write()
                 with progress.paused():
-                    best = float(numbers.get(best_metric, np.nan))
+                    best = float(metrics.get(best_metric, np.nan))
                     checkpoints.save(state, config, processes.broadcast_from_process_0(best))
 
         try:
@@ -144,28 +144,28 @@ def train(
                 checkpoints.check()
                 is_saved = step > first_step and step % save_every == 0
                 if step == 0 or (eval_every and step % eval_every == 0) or (is_saved and best_is_evaluated):
-                    metrics = {**metrics, **measure(step)}
+                    metrics = {**metrics, **measure(step, state)}
                 if is_saved:
-                    save(step, metrics)
+                    save(step, state, metrics)
                 batch = next(stream)
                 with jax.transfer_guard("disallow"):
                     state, metrics = train_step(state, batch)
                 log.add(step + 1, metrics)
             log.flush()
             if best_is_evaluated:
-                metrics = {**metrics, **measure(run.steps)}
-            save(run.steps, metrics)
-            measure(run.steps)
+                metrics = {**metrics, **measure(run.steps, state)}
+            save(run.steps, state, metrics)
+            measure(run.steps, state)
             processes.wait_for_all()
         except StopRequested:
             step = int(state.step)
-            save(step, metrics)
+            save(step, state, metrics)
             checkpoints.close()
             raise Preempted(f"stopped as asked at step {step} of {run.steps}; run again with --workdir={workdir}") from None
         finally:
             stream.close()
             progress.close()
-            if lock is None or lock.held():  # to close them is to write what is left
+            if lock is None or lock.held():  # closing them writes what is left
                 if writer:
                     writer.close()
                 checkpoints.close()
