@@ -1,13 +1,6 @@
 # A fresh machine with Python 3.11 or newer needs nothing but `make demo` and `make test`.
 PYTHON ?= $(shell for v in 3.12 3.11 3; do command -v python$$v >/dev/null 2>&1 && python$$v -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo python$$v && break; done)
-VENV := .venv
-RUN := $(VENV)/bin/python
-VENV_INTEROP := .venv-interop
-RUN_INTEROP := $(VENV_INTEROP)/bin/python
-VENV_LAUNCH := .venv-launch
-RUN_LAUNCH := $(VENV_LAUNCH)/bin/python
-VENV_TPU := .venv-tpu
-RUN_TPU := $(VENV_TPU)/bin/python
+RUN := .venv/bin/python
 
 # Python writes the bytecode of what is imported; that of everything else would be half of the time.
 INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
@@ -20,14 +13,27 @@ export GLIBC_TUNABLES
 
 .PHONY: setup demo smoke test test-browser test-faults test-interop test-launch benchmarks quality tpu-compile scaling lint lock clean
 
-setup: $(VENV)/.installed
+setup: .venv/.installed
 
-$(VENV)/.installed: requirements.lock setup.cfg pyproject.toml
+# $(call environment,DIRECTORY,LOCK FILE,ARGUMENTS OF PIP BEFORE IT): a virtual environment with this package.
+define environment
+$(1)/.installed: $(2) setup.cfg pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found; install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(RUN) $(INSTALL) --requirement requirements.lock
-	$(RUN) $(INSTALL) --no-deps --editable .
-	@touch $@
+	$(PYTHON) -m venv $(1)
+	$(if $(3),$(1)/bin/python $(INSTALL) $(3))
+	$(1)/bin/python $(INSTALL) --requirement $(2)
+	$(if $(4),$(1)/bin/python $(INSTALL) $(4))
+	$(1)/bin/python $(INSTALL) --no-deps --editable .
+	@touch $$@
+endef
+$(eval $(call environment,.venv,requirements.lock))
+# PyTorch, transformers and ONNX Runtime; the CPU build of PyTorch first, the one on PyPI would bring gigabytes of CUDA.
+TORCH_CPU = --no-deps --extra-index-url https://download.pytorch.org/whl/cpu $(shell grep '^torch==' requirements-interop.lock)
+$(eval $(call environment,.venv-interop,requirements-interop.lock,$(TORCH_CPU)))
+# SkyPilot, linters and schemas for the launch tests.
+$(eval $(call environment,.venv-launch,requirements-launch.lock))
+# libtpu, the compiler, is 140 MB; where it is installed JAX looks for a TPU.
+$(eval $(call environment,.venv-tpu,requirements.lock,,--constraint requirements.lock 'jax[tpu]'))
 
 # Trains on the embedded dataset and evaluates the teacher; a finished or interrupted runs/demo is continued.
 demo: setup
@@ -46,40 +52,25 @@ test-faults: setup
 	$(RUN) -m pytest -n $(WORKERS) --dist worksteal tests/faults
 
 # The report in a headless Chromium, which the system provides; the package that drives it goes into the same environment.
-test-browser: $(VENV)/.installed-browser
+test-browser: .venv/.installed-browser
 	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
 		echo "error: no Chromium found; install it, on Debian: apt-get install chromium"; exit 1
 	$(RUN) -m pytest tests/browser
 
-$(VENV)/.installed-browser: $(VENV)/.installed
+.venv/.installed-browser: .venv/.installed
 	$(RUN) $(INSTALL) --constraint requirements.lock --editable '.[browser]'
 	@touch $@
 
-# Weights in and out beside PyTorch, transformers and ONNX Runtime, in an environment of their own.
-test-interop: $(VENV_INTEROP)/.installed
-	$(RUN_INTEROP) -m pytest -n $(WORKERS) --dist worksteal tests/interop
+# Weights in and out beside PyTorch, transformers and ONNX Runtime.
+test-interop: .venv-interop/.installed
+	.venv-interop/bin/python -m pytest -n $(WORKERS) --dist worksteal tests/interop
 
-# The CPU build of PyTorch first and alone: the one on PyPI would bring gigabytes of CUDA.
-$(VENV_INTEROP)/.installed: requirements-interop.lock setup.cfg pyproject.toml
-	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found; install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; }
-	$(PYTHON) -m venv $(VENV_INTEROP)
-	$(RUN_INTEROP) $(INSTALL) --no-deps --extra-index-url https://download.pytorch.org/whl/cpu $$(grep '^torch==' requirements-interop.lock)
-	$(RUN_INTEROP) $(INSTALL) --requirement requirements-interop.lock
-	$(RUN_INTEROP) $(INSTALL) --no-deps --editable .
-	@touch $@
-
-# The files of launch/ without a cloud: a fake gcloud and Slurm, linters, schemas, SkyPilot; in an environment of their own.
-test-launch: $(VENV_LAUNCH)/.installed
-	$(RUN_LAUNCH) -m pytest -n $(WORKERS) --dist worksteal --confcutdir=tests/launch tests/launch
-
-$(VENV_LAUNCH)/.installed: requirements-launch.lock
-	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found; install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; }
-	$(PYTHON) -m venv $(VENV_LAUNCH)
-	$(RUN_LAUNCH) $(INSTALL) --requirement requirements-launch.lock
-	@touch $@
+# The files of launch/ without a cloud: a fake gcloud and Slurm, linters, schemas, SkyPilot.
+test-launch: .venv-launch/.installed
+	.venv-launch/bin/python -m pytest -n $(WORKERS) --dist worksteal --confcutdir=tests/launch tests/launch
 
 # Ours against what it replaces, on this machine, each with a JSON object as its last line.
-benchmarks: setup $(VENV_INTEROP)/.installed
+benchmarks: setup .venv-interop/.installed
 	$(RUN) -m benchmarks.region_loss
 	$(RUN) -m benchmarks.step
 	$(RUN) -m benchmarks.input_pipeline
@@ -91,34 +82,25 @@ quality: setup
 	$(RUN) -m benchmarks.quality $(QUALITY)
 
 # The train step compiled for TPU slices that are not here: does it fit their memory? Fails if it does not. More than ten minutes a case.
-tpu-compile: $(VENV_TPU)/.installed
-	$(RUN_TPU) -m benchmarks.tpu_compile
+tpu-compile: .venv-tpu/.installed
+	.venv-tpu/bin/python -m benchmarks.tpu_compile
 
 # What a step computes and sends on 1 to 256 chips, read from the compiled programs.
-scaling: $(VENV_TPU)/.installed
-	$(RUN_TPU) -m benchmarks.scaling --meshes cpu:1 cpu:2 cpu:4 cpu:8 v5e:1x1 v5e:2x2 v5e:2x4 v5e:16x16
-
-# libtpu, the compiler, is 140 MB; where it is installed JAX looks for a TPU, so it has an environment of its own.
-$(VENV_TPU)/.installed: requirements.lock setup.cfg pyproject.toml
-	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found; install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; }
-	$(PYTHON) -m venv $(VENV_TPU)
-	$(RUN_TPU) $(INSTALL) --requirement requirements.lock
-	$(RUN_TPU) $(INSTALL) --constraint requirements.lock 'jax[tpu]'
-	$(RUN_TPU) $(INSTALL) --no-deps --editable .
-	@touch $@
+scaling: .venv-tpu/.installed
+	.venv-tpu/bin/python -m benchmarks.scaling --meshes cpu:1 cpu:2 cpu:4 cpu:8 v5e:1x1 v5e:2x2 v5e:2x4 v5e:16x16
 
 lint: setup
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
 
 # Pins every dependency of the CPU set-up, and of the tests beside other projects, for Python 3.11 and newer.
-COMPILE := $(VENV)/bin/uv pip compile --quiet --python-version 3.11 --no-header --no-annotate --no-emit-index-url --extra dev setup.cfg
+COMPILE := .venv/bin/uv pip compile --quiet --python-version 3.11 --no-header --no-annotate --no-emit-index-url --extra dev setup.cfg
 lock: setup
 	$(RUN) -m pip install --quiet uv
 	$(COMPILE) --output-file requirements.lock
 	$(COMPILE) --extra hf --extra interop --extra onnx --constraint requirements.lock | grep -vE '^(cuda|nvidia|triton)' > requirements-interop.lock
-	$(VENV)/bin/uv pip compile --quiet --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
+	.venv/bin/uv pip compile --quiet --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
 		tests/launch/requirements.in --output-file requirements-launch.lock
 
 clean:
-	rm -rf $(VENV) $(VENV_INTEROP) $(VENV_LAUNCH) $(VENV_TPU) runs
+	rm -rf .venv .venv-interop .venv-launch .venv-tpu runs
