@@ -62,7 +62,7 @@ def test_every_chart_is_drawn_and_has_its_table(show, run_page):
     assert details.locator("tbody tr").count() == 6
 
 
-def test_clicking_a_query_shows_neighbours_and_clicking_one_shows_matches(show, run_page):
+def test_clicks_show_neighbours_and_matches(show, run_page):
     page = show(run_page).page
     data = page.evaluate("report.explorer")
     page.locator(".query").nth(5).click()
@@ -116,7 +116,7 @@ def test_the_keyboard_alone_reaches_everything(show, run_page):
     assert {"map-class", "map-search", "map-plot", "map-previous", "map-next", "0", "11"} <= set(seen)
 
 
-def test_the_map_shows_what_is_pointed_at_and_filters(show, run_page):
+def test_the_map_shows_and_filters_images(show, run_page):
     page = show(run_page).page
     plot = page.locator("#map-plot")
     plot.scroll_into_view_if_needed()
@@ -154,7 +154,7 @@ def test_names_of_data_are_text_everywhere(show, run_page):
     assert options == ["All classes", *NASTY]
 
 
-def test_the_policy_stops_what_is_no_part_of_the_page(chromium, run_page):
+def test_the_policy_blocks_foreign_scripts_and_images(chromium, run_page):
     page = chromium.new_page()
     said = []
     page.on("console", lambda message: said.append(message.text))

@@ -82,7 +82,7 @@ def test_damaged_weights(record_property, tmp_path):
     assert min(outcomes.values()) > 50
 
 
-def test_an_undamaged_file_is_read_as_it_was_written(tmp_path):
+def test_whole_files_are_read_as_written(tmp_path):
     path = str(tmp_path / "a.safetensors")
     write_safetensors(path, dino_vit())
     for name, array in read_safetensors(path).items():

@@ -23,7 +23,7 @@ def exported(finished, tmp_path_factory):
 
 
 @pytest.mark.parametrize("count", [1, 5])
-def test_the_card_gives_our_features_in_a_process_without_us(count, exported, finished, photo_folder, tmp_path):
+def test_the_code_of_the_card_gives_our_features(count, exported, finished, photo_folder, tmp_path):
     paths = sorted((photo_folder / "test").rglob("*.png"))[:count]
     found = run_card(f"{exported}.md", tmp_path / "out.npz", paths)
     model = cmd_jax.load(finished[0])
@@ -32,7 +32,7 @@ def test_the_card_gives_our_features_in_a_process_without_us(count, exported, fi
     np.testing.assert_allclose(found["weights"], model.mil_weights(paths).reshape(count, -1), atol=TOLERANCE)
 
 
-def test_a_file_says_how_images_are_prepared(exported, finished):
+def test_metadata_describe_how_images_are_prepared(exported, finished):
     model = onnx.load(str(exported))
     onnx.checker.check_model(model, full_check=True)
     facts = {entry.key: entry.value for entry in model.metadata_props}
@@ -66,7 +66,7 @@ def test_onnx_runtime_computes_the_same(network, tmp_path):
     assert np.std(expected["features"], axis=0).max() > 1e-2
 
 
-def test_what_the_converter_does_not_know_is_one_line(tmp_path):
+def test_unknown_conversions_are_refused(tmp_path):
     network = random_network("swin_micro", 96, model_window=5)  # maps of 24, 12, 6 and 3 are padded to windows
     with pytest.raises(WeightsError, match=r"jax2onnx cannot convert this swin_micro at 96 px \(.*; use --format=stablehlo"):
         write_onnx(str(tmp_path / "a.onnx"), network)

@@ -46,7 +46,7 @@ def three(finished, tmp_path_factory):
     ]
 
 
-def test_the_best_is_marked_and_what_its_interval_reaches(three):
+def test_the_best_and_overlapping_intervals_are_marked(three):
     table = {row["key"]: row for row in number_table(read_runs(three))}
     assert [mark for _, mark in table["rank1"]["cells"]] == ["tie", "best", ""]
     assert [mark for _, mark in table["map"]["cells"]] == ["best", "", ""]
@@ -55,7 +55,7 @@ def test_the_best_is_marked_and_what_its_interval_reaches(three):
     assert table["rank1"]["same"]
 
 
-def test_other_protocols_are_said(three, tmp_path):
+def test_different_protocols_are_named(three, tmp_path):
     shutil.copytree(three[0], tmp_path / "other")
     path = tmp_path / "other" / "eval" / "6" / "metrics.json"
     content = json.loads(path.read_text())
@@ -84,7 +84,7 @@ def test_the_page_shows_numbers_curves_and_differences(three, tmp_path):
     assert {len(chart["figure"]["data"]) for chart in page.data()["charts"]} == {3}
 
 
-def test_a_run_that_is_not_evaluated_or_lacks_newer_fields_is_shown(three, finished, tmp_path):
+def test_unevaluated_and_old_runs_are_shown(three, finished, tmp_path):
     shutil.copytree(three[0], tmp_path / "bare")
     shutil.rmtree(tmp_path / "bare" / "eval")
     shutil.copytree(three[0], tmp_path / "old")
@@ -98,12 +98,12 @@ def test_a_run_that_is_not_evaluated_or_lacks_newer_fields_is_shown(three, finis
     assert "40.00 %" in text
 
 
-def test_names_are_as_long_as_it_takes_to_tell_runs_apart():
+def test_run_names_differ():
     assert different_names(["/x/a", "/x/b"]) == ["a", "b"]
     assert different_names(["/x/demo", "/y/demo"]) == ["x/demo", "y/demo"]
 
 
-def test_what_is_no_run_is_refused(three, tmp_path):
+def test_directories_without_a_run_are_refused(three, tmp_path):
     with pytest.raises(ConfigError, match="is given twice; name each run once"):
         read_runs([three[0], three[0] + "/"])
     with pytest.raises(ConfigError, match=r"has no config.json; give the --workdir of a run of cmd_jax.main"):
@@ -121,7 +121,7 @@ def test_the_binary_compares(three, tmp_path):
     assert (out.returncode, out.stdout) == (0, f"wrote {tmp_path / 'out' / 'index.html'}\n"), out.stderr
 
 
-def test_the_binary_writes_the_page_of_a_run_anew(finished, tmp_path):
+def test_the_binary_rewrites_a_page(finished, tmp_path):
     workdir = shutil.copytree(finished[0], tmp_path / "run")
     shutil.rmtree(workdir / "report")
     out = _run(f"--workdir={workdir}")

@@ -38,7 +38,7 @@ def page(text):
     return Page(text)
 
 
-def test_it_needs_no_other_file_and_may_load_none(text, page):
+def test_the_page_is_self_contained(text, page):
     assert not page.all("link")
     assert all(attributes["src"].startswith("data:image/jpeg;base64,") for attributes in page.all("img"))
     scripts = [(attributes, content) for name, attributes, content in page.texts if name == "script"]
@@ -57,7 +57,7 @@ def test_it_needs_no_other_file_and_may_load_none(text, page):
     assert len(text) < 10e6
 
 
-def test_it_is_well_formed_and_can_be_walked_through(page):
+def test_the_page_is_well_formed(page):
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     links = [attributes["href"] for attributes in page.all("a")]
@@ -77,7 +77,7 @@ def test_it_is_well_formed_and_can_be_walked_through(page):
     assert all(attributes["type"] == "button" for attributes in page.all("button"))
 
 
-def test_its_numbers_are_those_of_metrics_json(page, finished):
+def test_metrics_equal_metrics_json(page, finished):
     workdir = finished[0]
     after, before = (json.loads((workdir / "eval" / step / "metrics.json").read_text()) for step in ("6", "0"))
     rows = re.findall(r"^tr$", "\n".join(name for name, attributes in page.tags if "data-key" in attributes), re.M)
@@ -96,7 +96,7 @@ def test_its_numbers_are_those_of_metrics_json(page, finished):
     assert 1 <= len(values) <= 4
 
 
-def test_what_the_scripts_read_agrees_with_the_evaluation(page, measured):
+def test_script_data_agrees_with_the_evaluation(page, measured):
     evaluation, data = measured[0], page.data()
     assert data["map"]["points"]["label"] == evaluation.queries.labels.tolist()
     assert set(data["map"]["points"]["class"]) == {"a class", "b.class", "<script>"}

@@ -52,7 +52,7 @@ def test_patches_of_one_kind_have_one_colour(rng):
     np.testing.assert_array_equal(patch_colours(np.ones((1, 4, 5)))[0], 0.5)
 
 
-def test_the_map_keeps_groups_together_and_is_the_same_every_time(rng):
+def test_the_map_groups_images_and_is_reproducible(rng):
     group = np.repeat([0, 1, 2], 20)
     features = np.eye(8)[group] + rng.normal(size=(60, 8)) * 0.05
     places, how = feature_map(features, seed=3)
@@ -64,7 +64,7 @@ def test_the_map_keeps_groups_together_and_is_the_same_every_time(rng):
 
 
 @pytest.mark.parametrize("features", [np.eye(4)[[0, 1, 2]], np.ones((30, 4)), np.ones((1, 4))])
-def test_a_map_of_few_or_equal_images_is_a_pca(features):
+def test_maps_of_few_images_are_a_pca(features):
     places, how = feature_map(features, seed=0)
     assert how == "PCA"
     assert places.shape == (len(features), 2)
@@ -78,7 +78,7 @@ def test_class_attention_leaves_itself_and_registers_out():
     np.testing.assert_allclose(class_attention(jnp.asarray(attention), 3), [[0.5, 0.25, 0.25]], rtol=1e-6)
 
 
-def test_the_inspector_agrees_with_the_network_and_with_the_evaluation(measured):
+def test_the_inspector_agrees_with_the_network(measured):
     evaluation, config, network, teacher, splits, _ = measured
     rows = list(range(BATCH + 2))
     patches = inspect_patches(make_inspector(config, network), teacher, splits.train, config, rows)
@@ -119,7 +119,7 @@ def test_an_image_matches_itself_and_not_its_opposite(rng):
     assert matches(tokens, weights, -tokens, weights) == []
 
 
-def test_nearest_is_in_order_and_skips_the_image_itself():
+def test_nearest_skips_the_image_itself():
     gallery = np.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
     np.testing.assert_array_equal(nearest(gallery[:1], gallery, 2), [[0, 1]])
     np.testing.assert_array_equal(nearest(gallery, gallery, 9, np.arange(3)), [[1, 2], [0, 2], [1, 0]])
@@ -157,7 +157,7 @@ def test_curves_have_gaps_and_lose_no_key(tmp_path):
     assert read_curves(str(tmp_path / "nothing")) == {}
 
 
-def test_long_curves_are_thinned_and_runs_are_laid_over_each_other():
+def test_long_curves_are_thinned_and_overlaid():
     long = {"loss": Curve(list(range(5000)), [1.0] * 5000), "grad_norm": Curve([1], [None])}
     found = charts([("a", long), ("b", {"loss": Curve([7], [2.0])})])
     loss, norm = found
