@@ -11,8 +11,7 @@ from typing import NamedTuple
 import jax
 
 from cmd_jax import config as config_lib
-from cmd_jax.config import ConfigDict
-from cmd_jax.hardware import Hardware
+from cmd_jax.config import ConfigDict, Hardware
 from cmd_jax.training.run import Run, build_run
 
 IMAGES = 100_000  # of the imagined data set: schedules alone depend on it

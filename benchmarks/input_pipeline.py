@@ -30,11 +30,11 @@ from PIL import Image
 
 from benchmarks import classical
 from cmd_jax import config as config_lib
+from cmd_jax.config.presets import fine_grained
 from cmd_jax.data.augment import multi_crop
 from cmd_jax.data.cache import Batch
 from cmd_jax.data.loader import CanvasCache, Prefetch, batches
 from cmd_jax.data.sources import NO_BOXES, FolderSource, Record
-from cmd_jax.presets import fine_grained
 from cmd_jax.training.run import build_run
 from cmd_jax.training.sharding import all_hardware
 
@@ -206,7 +206,7 @@ def main() -> None:
         encoded = photographs(arguments.images)
     if arguments.images % arguments.batch_size or len(encoded) < arguments.images:
         parser.error(f"{len(encoded)} pictures and --images={arguments.images} must fill batches of {arguments.batch_size}")
-    config = fine_grained("configs/cub.py", "vit_s16")
+    config = fine_grained("cub", "vit_s16")
     config.data.cache = "ram"
     config.model.dtype = config.views.dtype = arguments.dtype
     costs, cache = pipelines(arguments, encoded, config)

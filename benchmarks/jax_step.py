@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks import timing
 from cmd_jax import config as config_lib
-from cmd_jax.config import ConfigDict
+from cmd_jax.config import ConfigDict, validate
 from cmd_jax.models.build import count_parameters, make_network
 from cmd_jax.training.flops import model_flops
 from cmd_jax.training.memory import return_free_memory
@@ -21,7 +21,6 @@ from cmd_jax.training.schedules import make_schedules
 from cmd_jax.training.sharding import all_hardware
 from cmd_jax.training.state import TrainState, init_state
 from cmd_jax.training.step import Crops, make_apply, make_gradients, make_teach
-from cmd_jax.validation import validate
 
 IMAGES = 100_000  # size of the imagined data set, on which schedules alone depend
 

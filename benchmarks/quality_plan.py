@@ -15,16 +15,14 @@ from typing import Any, NamedTuple
 
 from benchmarks.timing import parse_value
 from cmd_jax import config as config_lib
-from cmd_jax.config import METHODS, ConfigDict, is_swin
+from cmd_jax.config import METHODS, ConfigDict, flatten, is_swin, validate
+from cmd_jax.config.presets import PAPER
 from cmd_jax.data.sources import open_source
 from cmd_jax.errors import ConfigError
 from cmd_jax.evaluation.evaluate import load_metrics
 from cmd_jax.evaluation.splits import Part, Splits, open_labelled_splits, spread
-from cmd_jax.presets import PAPER
-from cmd_jax.rules import keys
 from cmd_jax.training.resume import config_differences
 from cmd_jax.training.schedules import total_steps
-from cmd_jax.validation import validate
 
 ROOT = Path(__file__).parents[1]
 BASELINES, OURS = ("dino", "esvit"), "cmd"
@@ -193,7 +191,7 @@ def make_plan(
         if len(set(values)) < len(values):
             raise ConfigError(f"{option} has a value twice: {' '.join(map(str, values))}; give each once")
     base, config = base_config(folder)
-    common = {key: value for key, value in PRESETS[preset].settings.items() if key in keys(config)}
+    common = {key: value for key, value in PRESETS[preset].settings.items() if key in flatten(config)}
     common |= _settings(settings, config)
     if folder is not None:
         common = {"data.folder": os.path.abspath(os.path.expanduser(folder)), **common}
@@ -244,7 +242,7 @@ def _settings(settings: Sequence[str], config: ConfigDict) -> dict[str, Any]:
             raise ConfigError(f"--set {item} must be section.key=value, for example --set train.epochs=5")
         if key == "method.name":
             raise ConfigError(f"--set {item}: the methods are what is compared; leave it out, or change another key")
-        values[key] = text if isinstance(keys(config).get(key), str) else parse_value(text)
+        values[key] = text if isinstance(flatten(config).get(key), str) else parse_value(text)
     return values
 
 
@@ -279,7 +277,7 @@ def method_values(name: str, config: ConfigDict) -> dict[str, Any]:
         "method.intra_region_weight": method["intra_region"],
         "method.inter_student_weight": method["inter"],
         "method.inter_teacher_weight": method["inter"],
-        **{key: value for key, value in ONLY_CMD.items() if key in keys(config)},
+        **{key: value for key, value in ONLY_CMD.items() if key in flatten(config)},
     }
 
 

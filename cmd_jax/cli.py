@@ -1,4 +1,4 @@
-"""What every binary shares: a user's mistake ends with one clear line and an exit code, not with a traceback."""
+"""What every binary shares: flags, and one line with an exit code instead of a traceback for a user's mistake."""
 
 import errno
 import functools
@@ -12,35 +12,11 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from cmd_jax import files, tuple_flag
-from cmd_jax.config import ConfigDict
-from cmd_jax.errors import (
-    BadImage,
-    CheckpointError,
-    Collapsed,
-    ConfigError,
-    DatasetError,
-    NonFinite,
-    Preempted,
-    SaveError,
-    WeightsError,
-)
+from cmd_jax import errors, files
+from cmd_jax.config import ConfigDict, validate
+from cmd_jax.errors import ConfigError
 from cmd_jax.text import printable
-from cmd_jax.validation import validate
 
-# 0 is success; launchers retry on any other code, a crash of the machine for example.
-BAD_CONFIG, BAD_DATA, SICK_RUN, PREEMPTED, INTERRUPTED = 64, 65, 70, 75, 130
-EXIT_CODES: dict[type[Exception], int] = {
-    ConfigError: BAD_CONFIG,
-    BadImage: BAD_DATA,
-    DatasetError: BAD_DATA,
-    CheckpointError: BAD_DATA,
-    SaveError: BAD_DATA,
-    WeightsError: BAD_DATA,
-    NonFinite: SICK_RUN,
-    Collapsed: SICK_RUN,
-    Preempted: PREEMPTED,
-}
 LESS_MEMORY = (
     "raise train.accumulate, set model.remat=full or model.dtype=bfloat16, lower method.prototype_chunk, views.local_count or "
     "train.batch_size (in an evaluation eval.batch_size, in cmd_jax.embed --batch_size)"
@@ -58,7 +34,40 @@ _PATH = {  # errors of the system that a path on the command line or in the conf
     errno.ELOOP: "its links lead in a circle; choose another path",
 }
 
-tuple_flag.register()
+
+class TupleParser(flags.ArgumentParser):
+    """Text -> tuple: elements separated by commas, in parentheses, brackets or neither.
+
+    An element is a number, or a word with or without quotes. The last of several flags counts, as for flags of other types;
+    the parser of ml_collections wants quotes, and joins the flags.
+    """
+
+    syntactic_help = "elements separated by commas"
+
+    def parse(self, argument: str | tuple) -> tuple[int | float | str, ...]:
+        if isinstance(argument, tuple):  # a default
+            return argument
+        text = argument.strip()
+        if text[:1] + text[-1:] in ("()", "[]"):
+            text = text[1:-1].strip()
+        elements = text.removesuffix(",").split(",")  # Python writes a tuple of one as (5,)
+        return tuple(_element(element.strip()) for element in elements) if text else ()
+
+    def flag_type(self) -> str:
+        return "tuple"
+
+
+def _element(text: str) -> int | float | str:
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    return text[1:-1] if quoted else text
+
+
+config_flags.register_flag_parser_for_type(tuple, TupleParser())
 _DEBUG = flags.DEFINE_bool("debug", False, "show the traceback of an error")
 _COMPILE_CACHE = flags.DEFINE_string(
     "compile_cache",
@@ -157,11 +166,11 @@ def _parse(arguments: list[str], words: int) -> list[str]:
         if len(rest) > 1 + words:
             raise ConfigError(f"unexpected argument {rest[1 + words]!r}; every option starts with --")
     except (flags.Error, KeyError, AttributeError, ValueError, OSError) as error:
-        _stop(BAD_CONFIG, _one_line(error), debug)
+        _stop(errors.BAD_CONFIG, _one_line(error), debug)
     except Exception as error:  # a configuration is a program of the user's
         where = traceback.extract_tb(error.__traceback__)[-1]
         place = "" if isinstance(error, SyntaxError) else f" ({where.filename}, line {where.lineno})"
-        _stop(BAD_CONFIG, f"{type(error).__name__}: {error}{place}", debug)
+        _stop(errors.BAD_CONFIG, f"{type(error).__name__}: {error}{place}", debug)
     except SystemExit:  # absl ends with 1 after printing a --help
         sys.exit(0)
     logging.set_verbosity(logging.ERROR)
@@ -177,21 +186,20 @@ def _guarded(main: Callable[[], None]) -> None:
             raise
         _stop(*judged, debug=_DEBUG.value)
     except KeyboardInterrupt:
-        _stop(INTERRUPTED, "interrupted", debug=_DEBUG.value)
+        _stop(errors.INTERRUPTED, "interrupted", debug=_DEBUG.value)
 
 
 def _judge(error: Exception) -> tuple[int, str] | None:
     """Exit code and message of an error that running again does not cure; None of any other."""
-    for kind, code in EXIT_CODES.items():
-        if isinstance(error, kind):
-            return code, _one_line(error)
+    if hasattr(error, "exit_code"):
+        return error.exit_code, _one_line(error)
     if _is_memory(error):  # the same program takes the same memory the next time
-        return BAD_CONFIG, f"out of memory ({_one_line(error)}); {LESS_MEMORY}"
+        return errors.BAD_CONFIG, f"out of memory ({_one_line(error)}); {LESS_MEMORY}"
     if isinstance(error, OSError) and error.errno in _FULL:
         place = os.fspath(error.filename or ".")
-        return BAD_DATA, f"{place}: {error.strerror}, {_free_gib(place):.2f} GiB are free; make room and run again"
+        return errors.BAD_DATA, f"{place}: {error.strerror}, {_free_gib(place):.2f} GiB are free; make room and run again"
     if isinstance(error, OSError) and error.errno in _PATH and error.filename is not None:
-        return BAD_CONFIG, f"{os.fsdecode(error.filename)}: {error.strerror}; {_PATH[error.errno]}"
+        return errors.BAD_CONFIG, f"{os.fsdecode(error.filename)}: {error.strerror}; {_PATH[error.errno]}"
     return None
 
 
@@ -211,7 +219,7 @@ def _stop(code: int, message: str, debug: bool) -> NoReturn:
     """Ends the process from inside an `except`."""
     if debug:
         traceback.print_exc()
-    word = {INTERRUPTED: "", PREEMPTED: "preempted: "}.get(code, "error: ")
+    word = {errors.INTERRUPTED: "", errors.PREEMPTED: "preempted: "}.get(code, "error: ")
     print(f"{word}{printable(message)}", file=sys.stderr)
     sys.exit(code)
 

@@ -4,7 +4,6 @@ from absl import flags
 
 from cmd_jax import cli
 from cmd_jax.errors import ConfigError
-from cmd_jax.tuple_flag import TupleParser
 
 USAGE = """Writes the features of all images below a folder to one file, and searches in it.
 
@@ -33,7 +32,7 @@ _PATCHES = flags.DEFINE_bool("patches", False, "patch level: write patch tokens 
 _QUERY = flags.DEFINE_string("query", None, "image to search for in --out")
 _TOP = flags.DEFINE_integer("top", 10, "matches to print (--query)", lower_bound=1, upper_bound=10_000)
 _PATCH = flags.DEFINE(
-    TupleParser(), "patch", None, "ROW,COLUMN of the query's patch, from 0; its most weighted one (--query --patches)"
+    cli.TupleParser(), "patch", None, "ROW,COLUMN of the query's patch, from 0; its most weighted one (--query --patches)"
 )
 _SHEET = flags.DEFINE_string("sheet", None, "picture.png of the matches to draw; needs --images (--query)")
 

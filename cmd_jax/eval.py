@@ -7,7 +7,6 @@ from absl import flags
 from cmd_jax import cli, files
 from cmd_jax.config import EVAL_PROTOCOLS
 from cmd_jax.errors import ConfigError
-from cmd_jax.tuple_flag import TupleParser
 
 USAGE = """Evaluates the teacher of a run: k-NN, retrieval, linear probes, label-free quality, accuracy of every class, the
 pairs of classes that are confused most, and pointing where parts are known.
@@ -29,7 +28,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run")
 _STEP = flags.DEFINE_integer("step", None, "step of the checkpoint; the newest by default", lower_bound=0)
 _BEST = flags.DEFINE_bool("best", False, "take the best step by the run's train.best_metric")
 _PROTOCOLS = flags.DEFINE(
-    TupleParser(), "protocols", None, f"some of {','.join(EVAL_PROTOCOLS)}; by default the run's eval.protocols"
+    cli.TupleParser(), "protocols", None, f"some of {','.join(EVAL_PROTOCOLS)}; by default the run's eval.protocols"
 )
 _SOURCE = flags.DEFINE_string("source", None, "labelled data to evaluate on, as data.source; by default the run's")
 _FOLDER = flags.DEFINE_string("folder", None, "other images, train/CLASS/* and test/CLASS/*, or the run's own, moved")

@@ -14,24 +14,16 @@ as in configs/cub.py: for a GPU or TPU; not measured).
 
 from ml_collections import ConfigDict
 
-from cmd_jax.config import default
-from cmd_jax.errors import ConfigError
-from cmd_jax.presets import MEASURED, PAPER, fine_grained, two_cores
+from cmd_jax.config import presets
+
+SMALL = presets.TWO_CORES | {"data.canvas_px": 160}
+PRESETS = {
+    "": presets.MEASURED,
+    "small": SMALL,
+    "small_paper_objective": SMALL | presets.PAPER,
+    "paper": presets.FINE_GRAINED | presets.PRESETS["paper"],
+}
 
 
 def get_config(preset: str = "") -> ConfigDict:
-    config = default()
-    if preset in ("small", "small_paper_objective"):
-        two_cores(config)
-        config.data.canvas_px = 160
-        if preset == "small_paper_objective":
-            config.update_from_flattened_dict(PAPER)
-    elif preset == "paper":
-        config = fine_grained("configs/folder.py", preset)
-    elif not preset:
-        config.update_from_flattened_dict(MEASURED)
-    else:
-        raise ConfigError(f"configs/folder.py has no preset {preset!r}; use none, small, small_paper_objective or paper")
-    config.data.source = "folder"
-    config.data.folder = ""  # --config.data.folder=DIR
-    return config
+    return presets.choose(PRESETS, preset, {"data.source": "folder", "data.folder": ""})  # --config.data.folder=DIR

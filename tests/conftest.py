@@ -112,7 +112,7 @@ def quick_runs():
     What tests compare of them are files, and numbers of one program with numbers of the same one. A run with all optimizations
     is in `tests/test_cli.py`; in `tests/faults` each process has a program of its own, and goes on bit for bit from another's.
     """
-    from cmd_jax.rules import keys
+    from cmd_jax.config import flatten
     from cmd_jax.training.run import Run
 
     compile, first_state, programs = Run.compile, Run.first_state, {}
@@ -124,7 +124,7 @@ def quick_runs():
             return build(run)
 
     def compile_once(run):
-        read = {name: value for name, value in keys(run.config).items() if not BESIDE_THE_STEP.fullmatch(name)}
+        read = {name: value for name, value in flatten(run.config).items() if not BESIDE_THE_STEP.fullmatch(name)}
         key = repr(read), len(run.source), run.shardings.mesh
         if key not in programs:
             programs[key] = quickly(compile, run)

@@ -156,13 +156,13 @@ def test_a_folder_is_embedded_and_searched(run, finished, photo_folder, tmp_path
         ("main", (), "--config is missing"),
         ("main", ("--config=configs/demo.py",), "--workdir is missing"),
         ("main", ("--config=configs/none.py", "--workdir=x"), "configs/none.py"),
-        ("main", ("--config=configs/demo.py:typo", "--workdir=x"), "no preset 'typo'"),
+        ("main", ("--config=configs/demo.py:typo", "--workdir=x"), "unknown preset 'typo'"),
         ("main", ("--config=configs/demo.py", "--workdir=x", "--config.optim.lrr=1"), 'Did you mean "lr"'),
         ("main", ("--config=configs/demo.py", "--workdir=x", "--config.train.batch_size=many"), "many"),
         (
             "main",
             ("--config=configs/demo.py", "--workdir=x", "--config.method.name=moco"),
-            "method.name is 'moco'; choose one of",
+            "method.name is 'moco'; it must be one of",
         ),
         ("main", ("--config=configs/demo.py", "--wordkir=x"), "wordkir"),
         ("main", ("--config=configs/demo.py", "--workdir=x", "word"), "unexpected argument 'word'"),
@@ -251,7 +251,7 @@ def test_a_work_directory_that_cannot_be_one_is_refused_before_any_work(run, tmp
         ("seed = 0", "has no attribute 'get_config'"),
         (
             "from cmd_jax.config import default\ndef get_config(preset=''):\n  c = default(); c.optim.lrr = 1.0; return c",
-            "optim.lrr is no key of the configuration; did you mean optim.lr?",
+            "unknown config key optim.lrr; did you mean optim.lr?",
         ),
         (
             "from cmd_jax.config import default\ndef get_config(preset=''):\n  c = default(); c.train.epochs = 'ten'; return c",
@@ -357,7 +357,10 @@ def test_an_interrupted_run_ends_with_one_line():
 
 
 def test_a_config_json_that_was_edited_wrongly_is_refused_by_the_evaluation(run, tmp_path):
-    for text, message in (("{", "is no JSON"), ('{"eval": {"batch_size": "many"}}', "eval.batch_size is 'many'; it must be a")):
+    for text, message in (
+        ("{", "is not JSON"),
+        ('{"eval": {"batch_size": "many"}}', "eval.batch_size is 'many'; it must be a"),
+    ):
         (tmp_path / "config.json").write_text(text)
         out = run("eval", f"--workdir={tmp_path}")
         assert (out.returncode, out.stderr.count("\n")) == (64, 1), out.stderr

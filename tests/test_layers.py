@@ -9,10 +9,10 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / "cmd_jax"
 # From the bottom up; a module imports from its own layer and from those above it in this list.
 LAYERS = (
-    ("__init__", "errors", "files", "hardware", "normalization", "progress", "text"),
+    ("__init__", "errors", "files", "normalization", "progress", "text"),
     ("method",),
     ("models",),
-    ("config", "presets", "rules", "validation", "tuple_flag"),
+    ("config",),
     ("data",),
     ("training",),
     ("datasets",),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax
 
 from cmd_jax import config as config_lib
-from cmd_jax.config import ConfigDict
+from cmd_jax.config import ConfigDict, validate
 from cmd_jax.data import identity
 from cmd_jax.data.sources import eval_section
 from cmd_jax.errors import ConfigError, NoLabels
@@ -19,7 +19,6 @@ from cmd_jax.report.page import write_report
 from cmd_jax.training import processes
 from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.sharding import all_hardware, data_parallel, local_copy
-from cmd_jax.validation import validate
 
 MAX_NAME = 100  # characters of the folder for other data; those of its end say most
 

@@ -9,14 +9,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cmd_jax import config as config_lib
 from cmd_jax import files
-from cmd_jax.config import ConfigDict
+from cmd_jax.config import ConfigDict, validate
 from cmd_jax.errors import ConfigError, WeightsError
 from cmd_jax.models.build import Params, init_params, make_network
 from cmd_jax.models.sizes import SWIN_SIZES
 from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.fingerprint import array_differences
 from cmd_jax.training.sharding import all_hardware
-from cmd_jax.validation import validate
 from cmd_jax.weights.fit import check_numbers, fit
 from cmd_jax.weights.names import Arrays, detect_layout, strip_prefixes, to_ours
 from cmd_jax.weights.read import follow, read_source

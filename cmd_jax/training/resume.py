@@ -7,11 +7,10 @@ from ml_collections import ConfigDict
 
 from cmd_jax import config as config_lib
 from cmd_jax import files
-from cmd_jax.config import BY_HARDWARE, BY_WEIGHTS
+from cmd_jax.config import BY_HARDWARE, BY_WEIGHTS, flatten
 from cmd_jax.data import identity
 from cmd_jax.data.identity import Split
 from cmd_jax.errors import ConfigError
-from cmd_jax.rules import keys
 
 # Keys that may change between two starts of a run: they change its speed, the place of its data, its output and the choice of
 # protocols, but no value that is learned or measured.
@@ -30,7 +29,6 @@ RESUMABLE_KEYS = frozenset(
         "data.cache_dir",
         "data.prefetch_batches",
         "mesh.data",
-        "mesh.model",
         "mesh.shard_state",
         "train.log_every_steps",
         "train.checkpoint_every_epochs",
@@ -57,7 +55,7 @@ def config_differences(stored: dict[str, Any], config: ConfigDict, free: frozens
         config: resolved.
         free: keys that may differ.
     """
-    before, now = keys(ConfigDict(stored)), keys(config)
+    before, now = flatten(ConfigDict(stored)), flatten(config)
     across_images = config.method.koleo_weight or config.method.centering == "sinkhorn" or config.head.batch_norm
     free = free if across_images else free | {"train.accumulate"}  # what looks across images sees a part at a time
     plain = lambda value: list(value) if isinstance(value, tuple | list) else value
@@ -87,7 +85,7 @@ def with_stored_values(config: ConfigDict, workdir: str) -> ConfigDict:
         A copy in which values of BY_HARDWARE and BY_WEIGHTS that were None are those of the `config.json`.
     """
     config = config.copy_and_resolve_references()
-    stored = keys(ConfigDict(config_lib.read_json(os.path.join(workdir, "config.json"))))
+    stored = flatten(ConfigDict(config_lib.read_json(os.path.join(workdir, "config.json"))))
     with config.ignore_type():
         for key in BY_HARDWARE + BY_WEIGHTS:
             section, name = key.split(".")

@@ -9,11 +9,10 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cmd_jax import config as config_lib
-from cmd_jax.config import ConfigDict
+from cmd_jax.config import ConfigDict, Hardware, validate
 from cmd_jax.data.loader import Batch
 from cmd_jax.data.record import Source
 from cmd_jax.errors import ConfigError
-from cmd_jax.hardware import Hardware
 from cmd_jax.models.build import Params, make_network
 from cmd_jax.models.network import Network
 from cmd_jax.training.memory import return_free_memory
@@ -23,7 +22,6 @@ from cmd_jax.training.schedules import make_schedules, steps_per_epoch, total_st
 from cmd_jax.training.sharding import Shardings, all_hardware, make_shardings
 from cmd_jax.training.state import TrainState, init_state
 from cmd_jax.training.step import make_train_step
-from cmd_jax.validation import validate
 
 # For the step on GPUs, so that a run continues bit for bit. XLA then excludes operations that add up in no fixed order, the
 # backward pass of cuDNN's attention among them, and does not time kernels to choose one, which can end differently in each

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from cmd_jax.config import ConfigDict
+from cmd_jax.config import ConfigDict, Hardware
 from cmd_jax.errors import ConfigError
-from cmd_jax.hardware import Hardware
 from cmd_jax.method.chunks import DATA
 from cmd_jax.models.build import Params
 from cmd_jax.training import processes

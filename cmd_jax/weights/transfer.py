@@ -7,7 +7,7 @@ from flax.traverse_util import flatten_dict
 
 from cmd_jax import config as config_lib
 from cmd_jax import files
-from cmd_jax.config import ConfigDict
+from cmd_jax.config import ConfigDict, validate
 from cmd_jax.errors import CheckpointError
 from cmd_jax.models.build import Params, init_params, make_network
 from cmd_jax.models.network import Network
@@ -15,7 +15,6 @@ from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.lock import hold
 from cmd_jax.training.run import replace_arrays
 from cmd_jax.training.sharding import all_hardware
-from cmd_jax.validation import validate
 from cmd_jax.weights.fit import Fitted, fit
 from cmd_jax.weights.read import Facts, follow, read_source, read_source_facts
 

@@ -15,16 +15,14 @@ from scipy import stats
 
 from benchmarks import quality, quality_measure, quality_plan, quality_table
 from cmd_jax import config as config_lib
-from cmd_jax.config import METHODS
+from cmd_jax.config import METHODS, Hardware, flatten
 from cmd_jax.data.cache import CanvasCache
 from cmd_jax.data.loader import batches
 from cmd_jax.data.sources import open_source
 from cmd_jax.errors import ConfigError
 from cmd_jax.evaluation.evaluate import load_metrics
 from cmd_jax.evaluation.knn import knn_classify, nearest
-from cmd_jax.hardware import Hardware
 from cmd_jax.models.build import init_params, make_network
-from cmd_jax.rules import keys
 from cmd_jax.train_and_evaluate import train_and_evaluate
 from cmd_jax.training.resume import RESUMABLE_KEYS, config_differences
 from tests.conftest import quick
@@ -58,7 +56,7 @@ def planned(photo_folder, tmp_path_factory):
 
 
 def test_rows_differ_in_the_method_alone(planned):
-    tables = {name: keys(runs[0].config) for name, runs in planned.rows.items()}
+    tables = {name: flatten(runs[0].config) for name, runs in planned.rows.items()}
     assert list(tables) == ["dino", "esvit", "cmd", "prototypes_64"]
     differing = lambda a, b: {key for key in tables[a] if tables[a][key] != tables[b][key]} - RESUMABLE_KEYS
     of_method = {f"method.{key}" for key in ("name", "image_pool", "region_matching", "region_weights")}
@@ -81,7 +79,7 @@ def test_rows_of_a_seed_share_weights_and_images(planned):
         stream = batches(CanvasCache(source, run.config.data), len(source), 8, run.config.seed, 0, 1)
         found = [next(stream) for _ in range(run.steps + 1)]
         stream.close()
-        return found, {key: value for key, value in keys(run.config).items() if key.startswith(("views.", "data."))}
+        return found, {key: value for key, value in flatten(run.config).items() if key.startswith(("views.", "data."))}
 
     weights, read = ({name: of(planned.rows[name][0]) for name in planned.rows} for of in (start, images))
     for name in planned.rows:

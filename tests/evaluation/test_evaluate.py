@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 
 from cmd_jax import config as config_lib
-from cmd_jax.config import EVAL_PROTOCOLS, default
+from cmd_jax.config import EVAL_PROTOCOLS, default, validate
 from cmd_jax.errors import ConfigError
 from cmd_jax.evaluation import announce
 from cmd_jax.evaluation import evaluate as evaluation_lib
 from cmd_jax.evaluation.evaluate import PROTOCOLS, Evaluation, protocols_at, save, table
 from cmd_jax.evaluation.protocol import Row
 from cmd_jax.evaluation.restore import evaluate_run
-from cmd_jax.validation import validate
 
 ROOT = Path(__file__).parents[2]
 
@@ -128,7 +127,7 @@ def test_other_data_have_a_place_of_their_own_and_leave_the_run_as_it_is(workdir
         ({"protocols": ()}, r"eval.protocols is \(\); it must be one or more of"),
         ({"protocols": ("knn", "knn")}, "each once"),
         ({"protocols": ("pointing",)}, "cannot measure pointing: .* has no part boxes; or choose --protocols=label_free"),
-        ({"source": "birds"}, "data.eval_source is 'birds'; choose one of"),
+        ({"source": "birds"}, "data.eval_source is 'birds'; it must be one of"),
         ({"folder": "/nowhere"}, "data.folder '/nowhere' is not a directory"),
     ],
 )

@@ -11,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ml_collections import ConfigDict, config_flags
 
-from cmd_jax import tuple_flag
-from cmd_jax.config import SOURCES, default, resolve
+import cmd_jax.cli  # noqa: F401 (it registers the parser of tuples)
+from cmd_jax.config import SOURCES, default, resolve, validate
 from cmd_jax.errors import ConfigError
-from cmd_jax.validation import validate
 from tests.fuzz.mutations import cases, report
 
 CASES = 1000
@@ -33,7 +32,6 @@ WORDS = (
 
 def _parse(arguments):
     """What a binary reads whose --config names a file that changes nothing."""
-    tuple_flag.register()
     values = flags.FlagValues()
     with mock.patch.object(sys, "argv", ["main", *arguments]):  # where ml_collections looks
         config_flags.DEFINE_config_dict("config", default(), flag_values=values, lock_config=True)

@@ -177,7 +177,7 @@ def _changed(exported, path, change=None, **about):
         (lambda arrays, about: about.update(schema=2), "has format 2, and this version reads 1"),
         (lambda arrays, about: about.update(step=-1), "says step -1 of 'teacher'"),
         (lambda arrays, about: about["config"]["optim"].update(lr="fast"), r"optim\.lr is 'fast'; it must be a number"),
-        (lambda arrays, about: about["config"]["optim"].update(lrr=1.0), r"optim\.lrr is no key of the configuration"),
+        (lambda arrays, about: about["config"]["optim"].update(lrr=1.0), r"unknown config key optim\.lrr"),
         (lambda arrays, about: about["config"].update(optim=3), "configuration that is none|optim"),
         (lambda arrays, about: about["config"].update(note="x" * 2**20), "characters of metadata"),
     ],
@@ -224,7 +224,7 @@ def test_a_backbone_of_another_project(finished, pictures, encoded, tmp_path):
         cmd_jax.load(path, model="vit_micro", image_px=16, features="mil")
     with pytest.raises(WeightsError, match="does not fit the model"):
         cmd_jax.load(path, model="vit_tiny", image_px=16)
-    with pytest.raises(ConfigError, match=r"model\.name is 'resnet50'; choose one of"):
+    with pytest.raises(ConfigError, match=r"model\.name is 'resnet50'; it must be one of"):
         cmd_jax.load(path, model="resnet50")
 
 
@@ -254,7 +254,7 @@ def test_arguments_that_do_not_fit_are_refused(finished, exported, tmp_path):
         cmd_jax.load(exported, step=3)
     with pytest.raises(ConfigError, match="knows its model; leave image_px=32 out"):
         cmd_jax.load(exported, image_px=32)
-    with pytest.raises(ConfigError, match=r"eval\.features is 'best'; choose one of"):
+    with pytest.raises(ConfigError, match=r"eval\.features is 'best'; it must be one of"):
         cmd_jax.load(finished[0], features="best")
     with pytest.raises(ConfigError, match="batch_size is 0; it must be a whole number from 1 on"):
         cmd_jax.load(finished[0], batch_size=0)

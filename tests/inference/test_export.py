@@ -15,15 +15,14 @@ from PIL import Image
 
 import cmd_jax
 from cmd_jax import config as config_lib
+from cmd_jax.config import ONE_CPU, validate
 from cmd_jax.errors import ConfigError, DatasetError
-from cmd_jax.hardware import ONE_CPU
 from cmd_jax.inference import programs
 from cmd_jax.inference.encode import encode, grid_side
 from cmd_jax.inference.export import FORMATS, card_path, export_run
 from cmd_jax.inference.load import Trained
 from cmd_jax.inference.programs import inference, write_stablehlo
 from cmd_jax.models.build import init_params, make_backbone, make_network
-from cmd_jax.validation import validate
 from tests.conftest import quick
 
 # Runs the Python of a card beside the file, with several images in the place of one, and keeps what it computed.

@@ -7,10 +7,10 @@ from flax.traverse_util import unflatten_dict
 from transformers import SwinForImageClassification, SwinModel, ViTForImageClassification, ViTModel
 
 from cmd_jax import config as config_lib
+from cmd_jax.config import validate
 from cmd_jax.inference.export import export_run
 from cmd_jax.models.build import init_params, make_backbone, make_network
 from cmd_jax.training.checkpoint import Checkpoints
-from cmd_jax.validation import validate
 from cmd_jax.weights.transfer import initial_weights
 from tests.interop.references import swin, tokens, vit
 

@@ -5,10 +5,8 @@ import json
 import pytest
 
 from cmd_jax import config as config_lib
-from cmd_jax.config import BY_HARDWARE, default
+from cmd_jax.config import BY_HARDWARE, Hardware, default, flatten
 from cmd_jax.errors import ConfigError
-from cmd_jax.hardware import Hardware
-from cmd_jax.rules import keys
 from cmd_jax.training.resume import RESUMABLE_KEYS, check_unchanged, config_differences, has_steps, with_stored_values
 
 
@@ -30,7 +28,7 @@ def _with(stored, key, value):
 def test_every_key_is_compared_unless_it_is_resumable():
     config = _resolved()
     assert config_differences(_stored(config), config) == []
-    for key, value in keys(config).items():
+    for key, value in flatten(config).items():
         found = config_differences(_with(_stored(config), key, "another"), config)
         # the parts of a batch change no number here: nothing looks across images
         is_free = key in RESUMABLE_KEYS or key == "train.accumulate"
@@ -77,7 +75,7 @@ def test_open_keys_keep_the_values_of_the_first_start(tmp_path):
     for hardware in (Hardware("cpu"), Hardware("gpu", 4, 60 * 2**30)):
         continued = config_lib.resolve(with_stored_values(default(), str(tmp_path)), 5994, hardware)
         check_unchanged(continued, str(tmp_path), {})
-        assert [keys(continued)[key] for key in BY_HARDWARE] == ["bfloat16", "bfloat16", 1024]
+        assert [flatten(continued)[key] for key in BY_HARDWARE] == ["bfloat16", "bfloat16", 1024]
     given = default()
     given.train.batch_size = 64
     continued = config_lib.resolve(with_stored_values(given, str(tmp_path)), 5994)
@@ -91,7 +89,7 @@ def test_hardware_changes_no_compared_key():
     assert {phrase.split()[0] for phrase in config_differences(_stored(cpu), gpus)} == set(BY_HARDWARE)
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "is no JSON"), ("[]", "is no configuration but a list")])
+@pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("[]", "is not a configuration but a list")])
 def test_damaged_config_json_is_named(tmp_path, text, message):
     path = tmp_path / "config.json"
     path.write_text(text)

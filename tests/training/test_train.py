@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from cmd_jax import config as config_lib
+from cmd_jax.config import Hardware, validate
 from cmd_jax.data.augment import multi_crop
 from cmd_jax.data.cache import Batch, CanvasCache
 from cmd_jax.data.loader import batches
@@ -18,14 +19,12 @@ from cmd_jax.errors import CheckpointError, ConfigError, Preempted
 from cmd_jax.evaluation import agreement
 from cmd_jax.evaluation.restore import evaluate_run
 from cmd_jax.evaluation.splits import open_splits
-from cmd_jax.hardware import Hardware
 from cmd_jax.train_and_evaluate import describe_run, evaluation_of, prepare, train_and_evaluate
 from cmd_jax.training import train as loop
 from cmd_jax.training.metrics import Progress
 from cmd_jax.training.preemption import StopRequested
 from cmd_jax.training.run import Run, build_run
 from cmd_jax.training.sharding import check_mesh
-from cmd_jax.validation import validate
 from tests import runs
 from tests.conftest import quick
 

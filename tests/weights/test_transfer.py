@@ -177,7 +177,7 @@ def test_mistakes(config, tmp_path):
     with pytest.raises(ConfigError, match="--format=hf writes a directory"):
         export_run(str(tmp_path), None, "teacher", "hf", "a.safetensors")
     config.init.network = "both"
-    with pytest.raises(ConfigError, match=r"init\.network is 'both'; choose one of teacher, student"):
+    with pytest.raises(ConfigError, match=r"init\.network is 'both'; it must be one of teacher, student"):
         import_run(config, str(tmp_path / "run"))
 
 

@@ -1,40 +1,30 @@
-"""Checks of a configuration, each with a remedy: everything that can be checked without data or devices."""
+"""Checks of a configuration that need neither data nor devices; each error names value, rule and remedy."""
+
+import difflib
 
 from ml_collections import ConfigDict
 
-from cmd_jax.config import METHODS, SOURCES, TFDS_PREFIX, is_swin, patch_px, token_px
+from cmd_jax.config.keys import KEYS, METHODS, SOURCES, TFDS_PREFIX, flatten, is_swin, patch_px, token_px
 from cmd_jax.errors import ConfigError
 from cmd_jax.models.sizes import SWIN_PATCH_PX, UNLEARNED
-from cmd_jax.rules import check_values
 
 
 def validate(config: ConfigDict) -> None:
-    """Checks every value that can be checked without data or devices, by itself (`rules`) and beside the others.
+    """Checks every value, by its own rule and beside the other values.
 
     Raises:
         ConfigError: naming the first key that breaks a rule.
     """
     check_values(config)
-    if config.model.attention == "cudnn" and config.model.dtype == "float32":
-        raise ConfigError(
-            "model.attention is 'cudnn', which takes no float32; pass --config.model.dtype=bfloat16 or "
-            "--config.model.attention=xla"
-        )
-    _data_source("data.source", config.data.source, "data.folder", config.data.folder)
+    _check_source("data.source", config.data.source, "data.folder", config.data.folder)
     if config.data.eval_source or config.data.eval_folder:
-        _data_source("data.eval_source", config.data.eval_source or "folder", "data.eval_folder", config.data.eval_folder)
-    for key in ("views.global_scale", "views.local_scale"):
-        section, name = key.split(".")
-        low, high = config[section][name]
+        _check_source("data.eval_source", config.data.eval_source or "folder", "data.eval_folder", config.data.eval_folder)
+    for key, unit in (("global_scale", "a share"), ("local_scale", "a share"), ("blur_sigma", "in pixels")):
+        low, high = config.views[key]
         if low > high:
             raise ConfigError(
-                f"{key} is ({low}, {high}); it needs 0 < low <= high <= 1, a share of the image's area, for example (0.4, 1.0)"
+                f"views.{key} is ({low}, {high}); it needs low <= high, {unit}, for example {KEYS[f'views.{key}'].default}"
             )
-    low, high = config.views.blur_sigma
-    if low > high:
-        raise ConfigError(f"views.blur_sigma is ({low}, {high}); it needs low <= high, in pixels, for example (0.1, 2.0)")
-    for name in (config.eval.features or "mil").split("+"):
-        _choice("eval.features", name, ("cls", "mean", "mil", "blocks"))
     if (config.train.best_metric or "").startswith("eval_"):
         for key in ("protocols", "protocols_between"):
             if "retrieval" not in config.eval[key]:
@@ -42,11 +32,17 @@ def validate(config: ConfigDict) -> None:
                     f"train.best_metric is {config.train.best_metric!r}, but eval.{key} is {tuple(config.eval[key])}; add "
                     "'retrieval' to it, or set train.best_metric to feature_std"
                 )
-    _check_backbone(config)
+    if config.model.attention == "cudnn" and config.model.dtype == "float32":
+        raise ConfigError(
+            "model.attention is 'cudnn', which takes no float32; pass --config.model.dtype=bfloat16 or "
+            "--config.model.attention=xla"
+        )
+    if is_swin(config):
+        _check_swin(config)
     _check_mil(config)
+    patch = patch_px(config)
     for key in ("views.global_px", "views.local_px", "eval.crop_px"):
-        section, name = key.split(".")
-        side, patch = config[section][name], patch_px(config)
+        side = flatten(config)[key]
         if side is not None and side % patch:
             near = " or ".join(str(count * patch) for count in (side // patch, side // patch + 1) if count)
             raise ConfigError(f"{key} is {side}; it must be a multiple of model.patch_size={patch}; use {near}")
@@ -54,35 +50,24 @@ def validate(config: ConfigDict) -> None:
         raise ConfigError(
             f"eval.resize_px is {config.eval.resize_px}, less than eval.crop_px={config.eval.crop_px}; raise it to that"
         )
-    if config.optim.warmup_epochs > config.train.epochs:
-        raise ConfigError(
-            f"optim.warmup_epochs is {config.optim.warmup_epochs}, longer than train.epochs={config.train.epochs}; "
-            "use a tenth of the epochs"
-        )
-    if config.method.mil_warmup_epochs > config.train.epochs:
-        raise ConfigError(
-            f"method.mil_warmup_epochs is {config.method.mil_warmup_epochs}, longer than train.epochs={config.train.epochs}; "
-            "use a tenth of the epochs, or 0 for none"
-        )
+    for key, remedy in (("optim.warmup_epochs", ""), ("method.mil_warmup_epochs", ", or 0 for none")):
+        epochs = flatten(config)[key]
+        if epochs > config.train.epochs:
+            raise ConfigError(
+                f"{key} is {epochs}, longer than train.epochs={config.train.epochs}; use a tenth of the epochs{remedy}"
+            )
     if config.train.batch_size is not None and config.train.batch_size % config.train.accumulate:
         raise ConfigError(
             f"train.accumulate is {config.train.accumulate}, which does not divide train.batch_size={config.train.batch_size}; "
             "use a divisor of it"
-        )
-    released = METHODS[config.method.name].get("released", 0.0)
-    if config.mesh.model > 1 and (config.method.released_weight if config.method.released_weight is not None else released):
-        raise ConfigError(
-            f"mesh.model is {config.mesh.model}, but the released term needs all prototypes on every device; use 1"
         )
     terms = ("intra_image", "intra_region", "inter_student", "inter_teacher", "released")
     if all(config.method[f"{term}_weight"] == 0 for term in terms):
         raise ConfigError("all weights of the objective are 0; set method.intra_image_weight or another above 0")
 
 
-def _check_backbone(config: ConfigDict) -> None:
-    """What a ViT has and a Swin has not."""
-    if not is_swin(config):
-        return
+def _check_swin(config: ConfigDict) -> None:
+    """Refuses what a Swin does not have."""
     name = config.model.name
     if config.model.attention == "cudnn":
         raise ConfigError(f"model.attention is 'cudnn', but {name} adds a bias to its attention; set it to xla or choose a ViT")
@@ -107,7 +92,7 @@ def _check_backbone(config: ConfigDict) -> None:
 
 
 def _check_mil(config: ConfigDict) -> None:
-    """What the scorer and the terms of the MIL weights need."""
+    """Refuses what the MIL scorer cannot do."""
     scorer, heads, weight = config.method.mil_scorer, config.method.mil_heads, config.method.mil_entropy_weight
     if scorer == "class_token" and is_swin(config):
         raise ConfigError(
@@ -129,19 +114,32 @@ def _check_mil(config: ConfigDict) -> None:
         )
 
 
-def _data_source(key: str, source: str, folder_key: str, folder: str | None) -> None:
-    """A source by name, with its folder where it needs one."""
-    if source.startswith(TFDS_PREFIX):
-        if source == TFDS_PREFIX:
-            raise ConfigError(f"{key} is {source!r}, without a name; use {TFDS_PREFIX}NAME, for example tfds:oxford_flowers102")
-        return
-    _choice(key, source, (*SOURCES, f"{TFDS_PREFIX}NAME"))
+def _check_source(key: str, source: str, folder_key: str, folder: str | None) -> None:
+    """Checks a source by its name, and its folder where it needs one."""
+    if source == TFDS_PREFIX:
+        raise ConfigError(f"{key} is {source!r}, without a name; use {TFDS_PREFIX}NAME, for example tfds:oxford_flowers102")
+    if source not in SOURCES and not source.startswith(TFDS_PREFIX):
+        raise ConfigError(f"{key} is {source!r}; it must be one of {', '.join(SOURCES)}, {TFDS_PREFIX}NAME")
     if source == "folder" and not folder:
         raise ConfigError(
             f"{key}=folder needs {folder_key}; pass --config.{folder_key}=DIR with train/CLASS/* or flat images in it"
         )
 
 
-def _choice(key: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{key} is {value!r}; choose one of {', '.join(choices)}")
+def check_values(config: ConfigDict) -> None:
+    """Checks that a configuration has every key and no other, and each value by its own rule.
+
+    Raises:
+        ConfigError: naming the first key that breaks a rule.
+    """
+    given = flatten(config)
+    for key in given:
+        if key not in KEYS:
+            near = difflib.get_close_matches(key, KEYS, n=1)
+            raise ConfigError(f"unknown config key {key}; {f'did you mean {near[0]}?' if near else 'see docs/configs.md'}")
+    for key, (usual, rule, _) in KEYS.items():
+        if key not in given:
+            raise ConfigError(f"config key {key} is missing; set it, its default is {usual!r}")
+        value = given[key]
+        if not (value is None and usual is None) and not rule.accepts(value):
+            raise ConfigError(f"{key} is {value!r}; it must be {rule.allowed}")

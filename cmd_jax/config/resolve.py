@@ -1,0 +1,262 @@
+"""Fills the open values of a configuration from its method, the data and the hardware; config.json."""
+
+import json
+import os
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from cmd_jax import files
+from cmd_jax.config.keys import KEYS, METHODS, default, is_swin, patch_px, token_px
+from cmd_jax.errors import ConfigError
+from cmd_jax.method.chunk_size import default_chunk
+
+# Open values that a run learns with and that `resolve` takes from the hardware. A run that is continued keeps its own, whatever
+# hardware it is continued on (training/resume.py).
+BY_HARDWARE = ("model.dtype", "model.teacher_dtype", "train.batch_size")
+
+# Open values that follow the files beside `init.weights` (weights/read.py), kept in the same way.
+BY_WEIGHTS = ("model.num_heads", "model.layer_norm_eps", "data.normalization")
+
+# Keys of earlier versions, whose config.json files and exports are still read.
+RENAMED = {"mesh.fsdp": "mesh.shard_state"}
+
+# Keys of earlier versions that are gone, with the value that meant what is done today.
+REMOVED = {"mesh.model": 1}
+
+# Below this many images the field uses fewer prototypes, a colder teacher and a faster EMA (see `resolve`).
+SMALL_DATASET = 20_000
+
+# Of an open train.batch_size. DINO trains with 64 images on each of 16 GPUs; with more in all its learning rate is untested.
+IMAGES_PER_DEVICE = 64
+MAX_BATCH_SIZE = 1024
+MIN_STEPS_PER_EPOCH = 5
+# What a step needs for an image, at most: of Swin-T at K = 65,536, in bfloat16 on a TPU, the compiler says 0.40 GiB
+# (docs/performance.md); a ViT-S/16 needs less.
+BYTES_PER_IMAGE = int(0.45 * 2**30)
+
+
+class Hardware(NamedTuple):
+    """What the open values of precision, batch and speed depend on.
+
+    Attributes:
+        platform: of the devices: "cpu", "gpu" or "tpu".
+        devices: of all processes together.
+        memory_bytes: of the device that has the least; None where it does not say.
+        cuda: whether the devices are NVIDIA's; other GPUs are "gpu" too.
+    """
+
+    platform: str
+    devices: int = 1
+    memory_bytes: int | None = None
+    cuda: bool = False
+
+
+ONE_CPU = Hardware("cpu")
+
+
+def default_batch_size(train_images: int, hardware: Hardware, accumulate: int = 1) -> int:
+    """The batch of a run that names none, of all devices together.
+
+    On CPUs 64 images. On accelerators 64 for each device, or the power of two that its memory holds; at most 1,024, and no more
+    than leaves five steps in an epoch unless that is fewer than 64.
+
+    Args:
+        train_images: number of training images; 0 where it is not known. The batch is not larger.
+        hardware: that the run is on.
+        accumulate: parts of the batch that go through one after the other. They make no batch larger, so that they save memory;
+            devices x accumulate divides it.
+    """
+    if hardware.platform == "cpu":
+        batch = IMAGES_PER_DEVICE
+    else:
+        fits = hardware.memory_bytes // BYTES_PER_IMAGE if hardware.memory_bytes else IMAGES_PER_DEVICE
+        on_device = min(IMAGES_PER_DEVICE, 2 ** (max(1, fits).bit_length() - 1))  # the power of two that fits
+        batch = min(on_device * hardware.devices, MAX_BATCH_SIZE)
+        if train_images:
+            batch = min(batch, max(IMAGES_PER_DEVICE, train_images // MIN_STEPS_PER_EPOCH))
+    if train_images:
+        batch = min(batch, train_images)
+    unit = hardware.devices * accumulate
+    return max(1, batch // unit) * unit
+
+
+def resolve(config: ConfigDict, train_images: int, hardware: Hardware = ONE_CPU) -> ConfigDict:
+    """Fills every open value.
+
+    Args:
+        config: as given.
+        train_images: number of training images.
+        hardware: that the run is on; of the values that depend on it, those of BY_HARDWARE change what is learned.
+
+    Returns:
+        A copy without None among the learning values; frozen against unknown keys.
+    """
+    config = config.copy_and_resolve_references()
+    _write_as_floats(config)
+    small = train_images < SMALL_DATASET
+    method = METHODS[config.method.name]
+    rules: dict[str, Any] = {
+        "model.patch_size": patch_px(config),
+        "model.layer_norm_eps": 1e-6,
+        "data.normalization": "imagenet",
+        "method.image_pool": method["image_pool"],
+        "method.region_matching": method["region_matching"],
+        "method.region_weights": method["region_weights"],
+        "method.intra_image_weight": method["intra_image"],
+        "method.intra_region_weight": method["intra_region"],
+        "method.inter_student_weight": method["inter"],
+        "method.inter_teacher_weight": method["inter"],
+        "method.released_weight": method["released"],
+        # Few images cannot fill 65,536 prototypes: most would never be the teacher's choice, and each costs memory.
+        "head.prototypes": 4096 if small else 65_536,
+        # With few prototypes and few images the teacher's distribution stays flat for long; a colder one sharpens it.
+        "method.teacher_temp": 0.02 if small else 0.04,
+        # Short runs: with 0.996 the teacher averages over 250 steps, a large share of all the steps there are.
+        "method.teacher_momentum": 0.99 if small else 0.996,
+        "eval.crop_px": config.views.global_px,
+    }
+    for key, value in rules.items():
+        _fill(config, key, value)
+    _fill(config, "method.warmup_teacher_temp", config.method.teacher_temp)
+    _fill(config, "eval.resize_px", round(config.eval.crop_px * 8 / 7))
+    # The references read their own pool. For CMD what leave-one-out k-NN found best on the training images of the embedded data
+    # (docs/results.md): with the class token's attention mil 77.4, beside cls+mean+mil 77.2, cls+mil 75.0, cls+mean 71.2, mean
+    # 65.7, cls 57.8; with the gated scorer cls+mean+mil. A Swin has no class token, and was not measured.
+    best = "mil" if config.method.mil_scorer == "class_token" else "mean+mil" if is_swin(config) else "cls+mean+mil"
+    _fill(config, "eval.features", best if "mil" in method["image_pool"].split("+") else config.method.image_pool)
+    _fill(config, "model.dtype", "float32" if hardware.platform == "cpu" else "bfloat16")
+    _fill(config, "model.teacher_dtype", config.model.dtype)
+    _fill(config, "train.batch_size", default_batch_size(train_images, hardware, config.train.accumulate))
+    is_vit, cpu = not is_swin(config), hardware.platform == "cpu"
+    images = -(-config.train.batch_size // (hardware.devices * config.train.accumulate))  # at a time on a device
+    chunk = default_chunk(region_rows(config) * images, config.head.prototypes, hardware.platform, hardware.memory_bytes)
+    _fill(config, "method.prototype_chunk", chunk)
+    # On a CPU, the sign of a problem that is large for its memory; tiles then stay in the cache.
+    chunked = cpu and config.method.prototype_chunk < config.head.prototypes
+    _fill(config, "method.matched_targets", "gathered" if chunked else "expected")
+    _fill(config, "model.packed_views", is_vit and hardware.platform != "tpu")
+    _fill(config, "model.remat", "dots" if is_vit and chunked else "none")
+    _fill(config, "model.scan_blocks", is_vit and (cpu or config.model.remat != "none"))
+    _fill(config, "model.attention", "cudnn" if hardware.cuda and is_vit and config.model.dtype == "bfloat16" else "xla")
+    config.lock()
+    return config
+
+
+def check_attention(config: ConfigDict, hardware: Hardware) -> None:
+    """Checks that the attention of a resolved configuration can be computed on the hardware of its run.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if config.model.attention == "cudnn" and not hardware.cuda:
+        raise ConfigError(
+            f"model.attention is 'cudnn', which needs NVIDIA GPUs, but the devices are {hardware.platform}; pass "
+            "--config.model.attention=xla or leave it out"
+        )
+
+
+def for_inference(config: ConfigDict, hardware: Hardware) -> ConfigDict:
+    """A run's resolved configuration, changed to what computes the same on the hardware at hand: XLA's attention where that of
+    cuDNN is missing."""
+    config = config.copy_and_resolve_references()
+    if config.model.attention == "cudnn" and not hardware.cuda:
+        config.model.attention = "xla"
+    return config
+
+
+def start_name(config: ConfigDict) -> str:
+    """What a run starts from, in words."""
+    return f"weights of {config.init.weights}" if config.init.weights else "random weights"
+
+
+def region_rows(config: ConfigDict) -> int:
+    """Patches of all views of one image, student's and teacher's: the rows of the objective's logits."""
+    patches = lambda side: (-(-side // token_px(config))) ** 2
+    return 4 * patches(config.views.global_px) + config.views.local_count * patches(config.views.local_px)
+
+
+def _write_as_floats(config: ConfigDict) -> None:
+    """Writes the numbers of a tuple as floats where its default has floats; ConfigDict does so for a single number."""
+    for key, (usual, _, _) in KEYS.items():
+        if isinstance(usual, tuple) and isinstance(usual[0], float):
+            section, name = key.split(".")
+            config[section][name] = tuple(map(float, config[section][name]))
+
+
+def _fill(config: ConfigDict, key: str, value: Any) -> None:
+    section, name = key.split(".")
+    if config[section][name] is None:
+        config[section][name] = value
+
+
+def absolute_paths(config: ConfigDict) -> ConfigDict:
+    """The configuration with local paths of the section `data` that mean the same from any directory.
+
+    A leading ~ is expanded in the folders of images. It stays in the other keys: `data_dir` is everyone's own by default.
+    """
+    config = config.copy_and_resolve_references()
+    for key in ("folder", "eval_folder", "data_dir", "manual_dir", "cache_dir"):
+        path = config.data[key]
+        if path and not files.is_remote(path):
+            path = os.path.expanduser(path) if key.endswith("folder") else path
+            config.data[key] = path if path.startswith("~") else os.path.abspath(path)
+    return config
+
+
+def save(config: ConfigDict, path: str) -> None:
+    """Writes the resolved configuration as JSON, whole or not at all."""
+    files.write(path, json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")
+
+
+def load(path: str) -> ConfigDict:
+    """Reads a configuration that `save` wrote; keys that it lacks get their default.
+
+    Raises:
+        ConfigError: the file is not a configuration.
+    """
+    return from_dict(read_json(path))
+
+
+def from_dict(stored: dict[str, Any]) -> ConfigDict:
+    """A configuration from its values by section; keys that it lacks get their default, unknown ones are kept.
+
+    Raises:
+        ConfigError, ValueError, TypeError or another: a section is no mapping, or a key is gone.
+    """
+    config = default()
+    with config.unlocked(), config.ignore_type():
+        config.update(_current(stored))
+    config.lock()
+    return config
+
+
+def read_json(path: str) -> dict[str, Any]:
+    """The values of a config.json by section, under the keys of today.
+
+    Raises:
+        ConfigError: the file is not a configuration.
+    """
+    try:
+        stored = json.loads(files.read(path))
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON ({error}); restore it, or give another --workdir") from error
+    if not isinstance(stored, dict):
+        raise ConfigError(f"{path} is not a configuration but a {type(stored).__name__}; restore it, or give another --workdir")
+    return _current(stored)
+
+
+def _current(stored: dict[str, Any]) -> dict[str, Any]:
+    """The values of an earlier version under the keys of today."""
+    stored = {section: dict(values) if isinstance(values, dict) else values for section, values in stored.items()}
+    for old, new in (RENAMED | REMOVED).items():
+        section, name = old.split(".")
+        values = stored.get(section)
+        if not isinstance(values, dict) or name not in values:
+            continue
+        value = values.pop(name)
+        if old in RENAMED:
+            values[new.split(".")[1]] = value
+        elif value != new:
+            raise ConfigError(f"{old} is {value!r}, but this key is gone; only runs with {old}={new} can be read")
+    return stored
