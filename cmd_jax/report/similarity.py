@@ -34,7 +34,7 @@ def nearest(features: np.ndarray, gallery: np.ndarray, count: int, skip: np.ndar
         features: [Q, F], l2-normalised.
         gallery: [M, F], l2-normalised.
         count: how many.
-        skip: [Q] row of the gallery that is the image itself; None: none is.
+        skip: [Q] row of the gallery that is the image itself; None: it is not in the gallery.
 
     Returns:
         [Q, min(count, those that are left)] int64.

@@ -1,4 +1,4 @@
-"""Weights out: a backbone under timm's names, or as a Hugging Face directory that `transformers` loads."""
+"""Writes a backbone under timm's names, or as a Hugging Face directory that `transformers` loads."""
 
 import json
 import math
@@ -60,7 +60,7 @@ def write_hugging_face(directory: str, arrays: Arrays, backbone: ViT | Swin, pre
 
 
 def preprocessor_config(config: ConfigDict) -> dict[str, Any] | None:
-    """What a resolved configuration does to an image, for transformers; None if normalisation is by local contrast or luma."""
+    """Describes preprocessing as transformers does; None for local contrast and luma, which it lacks."""
     statistics = statistics_of(config.data.normalization)
     if statistics is None or config.data.grayscale:
         return None
@@ -123,7 +123,7 @@ def _common_config(backbone: ViT | Swin) -> dict[str, Any]:
 
 
 def _common_window(arrays: Arrays, backbone: Swin) -> int:
-    """The one window of all stages; transformers knows no other Swin and pads no map between its stages."""
+    """Returns the window of all stages: transformers has no Swin with several, and does not pad between stages."""
     tables = [array for name, array in arrays.items() if name.endswith("relative_position_bias_table")]
     windows = sorted({(math.isqrt(table.shape[0]) + 1) // 2 for table in tables})
     step = backbone.patch_size * 2 ** (len(backbone.depths) - 1)

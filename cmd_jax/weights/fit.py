@@ -122,7 +122,7 @@ def _without_ignored(given: Arrays, heads: bool, notes: list[str]) -> Arrays:
     ignored = [name for name in given if _IGNORED.fullmatch(name)]
     projection = [name for name in given if name.partition(".")[0] in HEADS and name not in ignored]
     if ignored:
-        notes.append(f"ignored, of no use here: {', '.join(ignored)}")
+        notes.append(f"ignored, not a part of the networks here: {', '.join(ignored)}")
     if projection and not heads:
         notes.append(f"not used: {len(projection)} arrays of projection heads; init.heads=True continues with them")
         ignored += projection
@@ -130,7 +130,7 @@ def _without_ignored(given: Arrays, heads: bool, notes: list[str]) -> Arrays:
 
 
 def _without_unit_gain(ours: Arrays, model: Shapes, source: str) -> Arrays:
-    """Takes out gains that are all 1, which DINO stores and a model of unit rows has no place for."""
+    """Drops gains that are all 1: DINO stores them, a model of unit rows has none."""
     kept = dict(ours)
     for _, last_layer in HEADS.values():
         name = f"{last_layer}/weight_g"
@@ -161,7 +161,7 @@ def resample_relative_positions(table: np.ndarray, positions: int) -> np.ndarray
 
 
 def _resample(ours: Arrays, wanted: Shapes, notes: list[str]) -> Arrays:
-    """Fits the tables whose side alone differs; what cannot be fitted stays for `_check`."""
+    """Resamples the tables that differ in their side alone; `_check` refuses other differences."""
     fitted = dict(ours)
     windows: dict[tuple[int, int], int] = {}
     for name, table in ours.items():
@@ -183,7 +183,7 @@ def _resample(ours: Arrays, wanted: Shapes, notes: list[str]) -> Arrays:
 
 
 def _check(ours: Arrays, wanted: Shapes, layout: Layout, unknown: list[str], source: str) -> None:
-    """Compares under the file's own names, which its owner knows."""
+    """Compares names and shapes under the file's own names, which its owner knows."""
     theirs, more = to_theirs(ours, layout)
     given = {name: array.shape for name, array in theirs.items()}
     # A scalar stretched to the shape: names and layouts without memory.

@@ -1,4 +1,4 @@
-"""What a user names (a file, a directory, a model on Hugging Face) -> arrays under that project's names, and facts.
+"""Reads a file, a directory or a model on Hugging Face: arrays under that project's names, and facts.
 
 Facts are what shapes cannot show: `config.json` and `preprocessor_config.json` of transformers and timm hold them.
 """

@@ -84,6 +84,8 @@ def test_what_transformers_saves_is_read(make, wrapper, config, tmp_path):
     for name in ("backbone", "classifier"):
         config.init.weights = str(tmp_path / name)
         fitted = initial_weights(config, make_network(config))
-        assert any("ignored, of no use here: classifier" in note for note in fitted.notes) == (name == "classifier")
+        assert any("ignored, not a part of the networks here: classifier" in note for note in fitted.notes) == (
+            name == "classifier"
+        )
         backbone = unflatten_dict(fitted.arrays, sep="/")["backbone"]
         np.testing.assert_allclose(_features(config, backbone, images), expected, atol=TOLERANCE)

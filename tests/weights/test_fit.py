@@ -89,7 +89,7 @@ def test_classifiers_are_ignored_with_a_note():
     }
     fitted = fit(dino_vit() | extra, VIT, "x", heads=False)
     assert set(fitted.arrays) == set(VIT)
-    assert f"ignored, of no use here: {', '.join(extra)}" in fitted.notes
+    assert f"ignored, not a part of the networks here: {', '.join(extra)}" in fitted.notes
 
 
 def test_position_tables_are_resampled():
