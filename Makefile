@@ -85,9 +85,9 @@ quality: setup
 tpu-compile: .venv-tpu/.installed
 	.venv-tpu/bin/python -m benchmarks.tpu_compile
 
-# What a step computes and sends on 1 to 256 chips, read from the compiled programs.
-scaling: .venv-tpu/.installed
-	.venv-tpu/bin/python -m benchmarks.scaling --meshes cpu:1 cpu:2 cpu:4 cpu:8 v5e:1x1 v5e:2x2 v5e:2x4 v5e:16x16
+# What a step computes and sends on 1 to 256 chips, read from programs compiled for simulated devices.
+scaling: setup
+	$(RUN) -m benchmarks.scaling --devices 1 2 4 8 256
 
 lint: setup
 	.venv/bin/ruff check .
