@@ -31,7 +31,7 @@ _VERIFY = flags.DEFINE_bool("verify", False, "compare all files with manifest.sh
 
 
 def main(name: str = "") -> None:
-    from cmd_jax.data import preparation  # imported after the flags are checked: it loads Pillow
+    from cmd_jax.datasets import preparation  # imported after the flags are checked: it loads Pillow
 
     if not name:
         raise ConfigError(f"no dataset; use python -m cmd_jax.prepare NAME with one of {', '.join(preparation.NAMES)}")

@@ -1,4 +1,4 @@
-"""Every command of README.md and docs/ runs, on data of a test's size, or says what it needs that is not here."""
+"""Every command of README.md and docs/ parses; those that read a run do so, on one of a test's size."""
 
 import configparser
 import os
@@ -11,13 +11,14 @@ import pytest
 from tests.conftest import QUICK_FLAGS
 from tests.docs.commands import ROOT, Command, commands, commands_of
 from tests.programs import Programs
-from tests.test_cli import SMALL
 
 COMMANDS = list(dict.fromkeys((command.words, command.needs) for command in commands()))
 PROGRAMS = [words for words, needs in COMMANDS if "-m" in words and not needs]
+READERS = {"cmd_jax.eval", "cmd_jax.embed", "cmd_jax.convert", "cmd_jax.report"}
+PARSED = READERS | {"cmd_jax.main", "cmd_jax.prepare", "tests.parity"}
 
 
-def test_commands_are_found_and_a_need_is_only_what_the_list_allows():
+def test_commands_and_known_needs_are_found():
     text = "    make demo  # sets up\n\n```sh\npython -m cmd_jax.main \\\n  --a=1  # needs a cloud\n```\n"
     text += "```python\npython = 1\n```\n"
     assert commands_of("x.md", text) == [
@@ -28,7 +29,7 @@ def test_commands_are_found_and_a_need_is_only_what_the_list_allows():
     assert len(PROGRAMS) > 10
 
 
-def test_make_has_the_targets_and_setup_the_extras():
+def test_make_targets_and_extras_exist():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     targets = {word for words, _ in COMMANDS if words[0] == "make" for word in words[1:]}
@@ -40,37 +41,40 @@ def test_make_has_the_targets_and_setup_the_extras():
                 assert extra in setup["options.extras_require"], words
 
 
-@pytest.mark.long
-def test_every_program_runs(photo_folder, tmp_path):
-    """In the order of the pages, so that what one command writes the next ones read."""
-    photo = next((photo_folder / "test").rglob("*.png"))
-    shutil.copy(photo, tmp_path / "PHOTO.jpg")
-    shutil.copytree(photo_folder, tmp_path / "PHOTOS")  # some commands write into it
+def test_every_command_parses(tmp_path):
+    """Flags are known, their values are read, and the configuration is valid."""
     os.symlink(ROOT / "configs", tmp_path / "configs")
-    os.symlink(ROOT / "tests", tmp_path / "tests")
-    given = []
-    for words in sorted(PROGRAMS, key=_is_reader):
-        arguments = list(words[words.index("-m") + 1 :])
-        if arguments[0] == "cmd_jax.main" or arguments[:2] == ["cmd_jax.convert", "import"]:
-            arguments += ["--config.data.source=folder", "--config.data.folder=PHOTOS", *SMALL[1:]]
-            arguments += ["--config.model.name=vit_micro", "--config.eval.resize_px=18"]
-            arguments += ["--config.views.local_count=0"]  # half of the time to trace and compile
-            arguments += ["--config.eval.protocols=('knn',)"]  # all of them run in tests/evaluation
-        given.append(arguments)
-    with Programs(tmp_path, XLA_FLAGS=QUICK_FLAGS) as quick, Programs(tmp_path) as optimized:
+    given = [words[words.index("-m") + 1 :] for words, _ in COMMANDS if "-m" in words]
+    given = [words for words in given if words[0] in PARSED]
+    assert {words[0] for words in given} == PARSED
+    with Programs(tmp_path) as programs:
         for arguments in given:
-            # Golden numbers are those of the programs that users run.
-            done = (optimized if arguments[0] == "tests.parity" else quick).run(*arguments)
+            done = programs.run("tests.docs.parse", *arguments)
             assert done.returncode == 0, f"{' '.join(arguments)}: {done.stderr}"
 
 
-def _is_reader(words: tuple[str, ...]) -> bool:
-    """Training goes first: README evaluates before a later page trains what it names."""
-    return words[words.index("-m") + 1] != "cmd_jax.main"
+def test_commands_on_a_run_work(finished, photo_folder, tmp_path):
+    """Those that read a run, in the order of the pages, so that what one writes the next ones read.
+
+    Training runs in tests/test_cli.py, and so do preparation, parity and import.
+    """
+    shutil.copy(next((photo_folder / "test").rglob("*.png")), tmp_path / "PHOTO.jpg")
+    shutil.copytree(photo_folder, tmp_path / "PHOTOS")  # some commands write into it
+    for name in ("photos", "photos_small"):
+        shutil.copytree(finished[0], tmp_path / "runs" / name)
+    given = [words[words.index("-m") + 1 :] for words in PROGRAMS]
+    given = [words for words in given if words[0] in READERS and "--workdir=runs/demo" not in words]
+    flags = lambda words: tuple(word if word.startswith("--format") else word.split("=")[0] for word in words)
+    given = list({flags(words): words for words in reversed(given)}.values())[::-1]  # the first of those with the same flags
+    assert {words[0] for words in given} == READERS
+    with Programs(tmp_path, XLA_FLAGS=QUICK_FLAGS) as programs:
+        for arguments in given:
+            done = programs.run(*arguments)
+            assert done.returncode == 0, f"{' '.join(arguments)}: {done.stderr}"
 
 
 @pytest.mark.parametrize("page", sorted({command.page for command in commands()}))
-def test_a_program_that_is_named_exists(page):
+def test_named_program_exists(page):
     for command in commands():
         if command.page == page and "-m" in command.words:
             module = command.words[command.words.index("-m") + 1]
