@@ -11,6 +11,7 @@ import pytest
 
 from cmd_jax.errors import ConfigError
 from cmd_jax.report.compare import different_names, number_table, read_runs, write_comparison
+from tests.conftest import QUICK_FLAGS
 from tests.report.conftest import Page
 
 ROOT = Path(__file__).parent.parent.parent
@@ -112,7 +113,7 @@ def test_directories_without_a_run_are_refused(three, tmp_path):
 
 def _run(*arguments):
     command = [sys.executable, "-m", "cmd_jax.report", *arguments]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK_FLAGS}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
