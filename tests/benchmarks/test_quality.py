@@ -289,20 +289,23 @@ def test_tables_have_a_line_for_each_row():
 
 @pytest.mark.long
 def test_whole_comparison(photo_folder, tmp_path, capsys, monkeypatch):
-    """Trained in this process; a second call neither trains nor measures."""
+    """Two rows are trained in this process and one fails; a second call measures nothing again."""
     out = tmp_path / "out"
     options = [f"--folder={photo_folder}", f"--out={out}", "--seeds=0", *SETTINGS]
-    monkeypatch.setattr("cmd_jax.train_and_evaluate.write_report", lambda *_: [])
+    failed = {"esvit/seed-0": 3}
 
     def train_here(runs, _):
         for run in runs:
-            train_and_evaluate(run.config, run.workdir)
-        return {}
+            if run.row != "esvit":
+                train_and_evaluate(run.config, run.workdir)
+        return failed
 
+    monkeypatch.setattr("cmd_jax.train_and_evaluate.write_report", lambda *_: [])
     monkeypatch.setattr(quality, "train", train_here)
-    assert quality.main(options) == 0
+    assert quality.main(options) == quality.FAILED
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert list(result["rows"]) == ["dino", "esvit", "cmd"]
+    assert list(result["rows"]) == ["dino", "cmd"]
+    assert result["failed"] == failed
     whole = plan(photo_folder, out)
     for of_row in result["rows"].values():
         assert of_row["feature"] in quality_measure.candidates(whole.runs[0].config)
@@ -321,6 +324,6 @@ def test_whole_comparison(photo_folder, tmp_path, capsys, monkeypatch):
     for state, step in (("start", 0), ("trained", run.steps)):
         assert found[state]["knn"] == pytest.approx(load_metrics(run.workdir, step)["knn20_top1"])
     monkeypatch.setattr(quality_measure, "build_run", lambda *_: pytest.fail("measured again"))
-    monkeypatch.setattr(quality, "train", lambda runs, _: pytest.fail("trained again") if runs else {})
-    assert quality.main(options) == 0
+    monkeypatch.setattr(quality, "train", lambda runs, _: {run.name: 3 for run in runs})
+    assert quality.main(options) == quality.FAILED
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result

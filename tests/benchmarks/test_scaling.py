@@ -1,21 +1,8 @@
 """The benchmarks that compile for devices that are not here: what they compute beside compiling."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from benchmarks import scaling, tpu_compile
-
-ROOT = Path(__file__).parents[2]
-
-
-def test_tpu_compile_has_a_command_line():
-    command = [sys.executable, "-m", "benchmarks.tpu_compile", "--help"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "python -m benchmarks.tpu_compile" in done.stdout
 
 
 def test_needed_memory_is_read_from_the_refusal():
