@@ -1,4 +1,4 @@
-"""Input pipelines side by side on the same pictures, for 2 x 224 + 8 x 96 px views.
+"""Input pipelines side by side on the same images, for 2 x 224 + 8 x 96 px views.
 
     python -m benchmarks.input_pipeline              # on CPU add: taskset -c 1, for a core of its own
     python -m benchmarks.input_pipeline --folder=PHOTOS --step_batch_size=64 --dtype=bfloat16    # on a GPU
@@ -8,7 +8,7 @@ canvases, which go to the device; (c) ours from the cache. The three take turns 
 Then how fast batches of `--gather_batch_size` images are copied out of the cache by 1, 2, 4, ... threads, and how fast as many
 threads copy as many bytes from array to array (the ceiling of the machine); these take turns too. Then the
 share of the train step (ViT-S/16, `configs/cub.py`) that the views take on the device: seconds on a GPU, CPU seconds on a CPU.
-Without --folder the pictures are 500 x 375 px parts of a photograph with grain, as large as CUB-200-2011's.
+Without --folder the images are 500 x 375 px parts of a photograph with grain, as large as CUB-200-2011's.
 Prints a table, and JSON as the last line: host_cost_ratio is CPU seconds an image of (a) over (c), images_per_s_ratio is (b)
 over (a), gather_ratio is the rate of the most threads over that of one, gather_copy_ratio the rate of the most threads over
 that of the plain copy.
@@ -33,17 +33,18 @@ from cmd_jax import config as config_lib
 from cmd_jax.config.presets import fine_grained
 from cmd_jax.data.augment import multi_crop
 from cmd_jax.data.cache import Batch
+from cmd_jax.data.folder import FolderSource
 from cmd_jax.data.loader import CanvasCache, Prefetch, batches
-from cmd_jax.data.sources import NO_BOXES, FolderSource, Record
+from cmd_jax.data.sources import NO_BOXES, Record
 from cmd_jax.training.run import build_run
 from cmd_jax.training.sharding import all_hardware
 
-PICTURE, GRAIN, QUALITY = (500, 375), 6.0, 95
+IMAGE, GRAIN, QUALITY = (500, 375), 6.0, 95
 CACHED_EPOCHS = 10
 
 
-class Pictures:
-    """Encoded pictures in memory, as a source."""
+class Images:
+    """Encoded images in memory, as a source."""
 
     class_names, files = (), ()
 
@@ -73,10 +74,10 @@ def photographs(count: int, seed: int = 0) -> list[bytes]:
     rng, encoded = np.random.default_rng(seed), []
     for _ in range(count):
         width = int(rng.integers(300, photo.width))
-        height = width * PICTURE[1] // PICTURE[0]
+        height = width * IMAGE[1] // IMAGE[0]
         left, top = int(rng.integers(0, photo.width - width)), int(rng.integers(0, photo.height - height))
-        part = photo.resize(PICTURE, Image.Resampling.BICUBIC, (left, top, left + width, top + height))
-        pixels = np.asarray(part) + rng.normal(0, GRAIN, (*PICTURE[::-1], 3))
+        part = photo.resize(IMAGE, Image.Resampling.BICUBIC, (left, top, left + width, top + height))
+        pixels = np.asarray(part) + rng.normal(0, GRAIN, (*IMAGE[::-1], 3))
         out = io.BytesIO()
         Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(out, "jpeg", quality=QUALITY)
         encoded.append(out.getvalue())
@@ -119,7 +120,7 @@ def pipelines(arguments: argparse.Namespace, encoded: list[bytes], config: confi
         list(pool.map(classical.make_batch, [[0]] * 8 * arguments.workers, range(8 * arguments.workers)))  # start and warm up
         for number in range(arguments.rounds):
             found["classical"].append(run_classical(pool, images, size, number))
-            cache = CanvasCache(Pictures(encoded), config.data)
+            cache = CanvasCache(Images(encoded), config.data)
             found["first_epoch"].append(run_ours(cache, images, size, arguments.workers, 1))
             for index in range(images):  # those that the look-ahead had not reached
                 cache.load(index)
@@ -190,7 +191,7 @@ def augmentation(config: config_lib.ConfigDict, cache: CanvasCache, rounds: int)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", help="photos to read, instead of those that are made")
-    parser.add_argument("--images", type=int, default=128, help="how many pictures")
+    parser.add_argument("--images", type=int, default=128, help="how many images")
     parser.add_argument("--batch_size", type=int, default=32, help="of the pipelines")
     parser.add_argument("--workers", type=int, default=2, help="processes of (a), decoding threads of (b) and (c)")
     parser.add_argument("--gather_batch_size", type=int, default=256, help="images that are copied out of the cache at a time")
@@ -205,7 +206,7 @@ def main() -> None:
     else:
         encoded = photographs(arguments.images)
     if arguments.images % arguments.batch_size or len(encoded) < arguments.images:
-        parser.error(f"{len(encoded)} pictures and --images={arguments.images} must fill batches of {arguments.batch_size}")
+        parser.error(f"{len(encoded)} images and --images={arguments.images} must fill batches of {arguments.batch_size}")
     config = fine_grained("cub", "vit_s16")
     config.data.cache = "ram"
     config.model.dtype = config.views.dtype = arguments.dtype
@@ -214,7 +215,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "device": device,
         "pictures": len(encoded),
-        "picture_kbytes": round(float(np.mean([len(picture) for picture in encoded])) / 1e3, 1),
+        "picture_kbytes": round(float(np.mean([len(image) for image in encoded])) / 1e3, 1),
         "canvas_px": config.data.canvas_px,
         "workers": arguments.workers,
     }

@@ -17,7 +17,7 @@ from benchmarks.timing import parse_value
 from cmd_jax import config as config_lib
 from cmd_jax.config import METHODS, ConfigDict, flatten, is_swin, validate
 from cmd_jax.config.presets import PAPER
-from cmd_jax.data.sources import open_source
+from cmd_jax.datasets.prepared import open_source
 from cmd_jax.errors import ConfigError
 from cmd_jax.evaluation.evaluate import load_metrics
 from cmd_jax.evaluation.splits import Part, Splits, open_labelled_splits, spread

@@ -27,23 +27,25 @@ _DATA_DIR = flags.DEFINE_string("data_dir", default().data.data_dir, "where prep
 _MANUAL_DIR = flags.DEFINE_string("manual_dir", None, "where archives lie; DATA_DIR/downloads/manual by default")
 _FOLDER = flags.DEFINE_string("folder", None, "folder of images (config.data.folder), for the name folder")
 _VIEWS = flags.DEFINE_bool("views", False, "also draw the views that training makes of the first image: views.png")
-_VERIFY = flags.DEFINE_bool("verify", False, "compare all files with manifest.sha256 and decode every picture")
+_VERIFY = flags.DEFINE_bool("verify", False, "compare all files with manifest.sha256 and decode every image")
 
 
 def main(name: str = "") -> None:
     from cmd_jax.datasets import preparation  # imported after the flags are checked: it loads Pillow
 
     if not name:
-        raise ConfigError(f"no dataset; use python -m cmd_jax.prepare NAME with one of {', '.join(preparation.NAMES)}")
+        raise ConfigError(f"no dataset; use python -m cmd_jax.prepare NAME with one of {', '.join(preparation.DATASETS)}")
     if (name == "folder") != bool(_FOLDER.value):
         raise ConfigError("--folder=DIR belongs to python -m cmd_jax.prepare folder; pass both or neither")
+    draw_views = None
     if _VIEWS.value:
         cli.start_jax()
+        from cmd_jax.datasets.views_figure import views_figure as draw_views
     threads = default().data.decode_threads
     if name == "folder":
         lines = preparation.prepare_folder(_FOLDER.value, _VERIFY.value, threads)
     else:
-        lines = preparation.prepare_dataset(name, _DATA_DIR.value, _MANUAL_DIR.value, _VERIFY.value, _VIEWS.value, threads)
+        lines = preparation.prepare_dataset(name, _DATA_DIR.value, _MANUAL_DIR.value, _VERIFY.value, threads, draw_views)
     print("\n".join(lines))
 
 

@@ -7,7 +7,8 @@ import numpy as np
 
 from cmd_jax import config as config_lib
 from cmd_jax.config import ConfigDict
-from cmd_jax.data.sources import eval_section, open_source
+from cmd_jax.data.sources import eval_section
+from cmd_jax.datasets.prepared import open_source
 from cmd_jax.errors import ConfigError
 from cmd_jax.evaluation import evaluate as evaluation_lib
 from cmd_jax.evaluation.splits import Splits, identify_splits, open_splits

@@ -229,7 +229,7 @@ def test_prepare_verifies_a_folder(run, photo_folder, tmp_path):
     verified = run("prepare", "folder", f"--folder={folder}", "--verify")
     assert verified.returncode == 0, verified.stderr
     assert "24 train, 12 test images, 3 classes" in verified.stdout
-    assert "all files and pictures are right" in verified.stdout
+    assert "all files and images are right" in verified.stdout
     path = folder / "test" / "a class" / "0.png"
     path.write_bytes(path.read_bytes() + b" ")  # decodes as before
     changed = run("prepare", "folder", f"--folder={folder}", "--verify")

@@ -2,7 +2,7 @@
 
 The recipe is the one of DINO, EsViT and CMD (random resized crop, flip, colour jitter in random order, grayscale, blur,
 solarize, normalise). A crop is two interpolation products, so nothing gathers. Every image has its own key, a function of
-(seed, step, image index). Images are a canvas [C, C, 3] whose top left [height, width] corner holds the picture.
+(seed, step, image index). Images are a canvas [C, C, 3] whose top left [height, width] corner holds the image.
 """
 
 import itertools
@@ -81,8 +81,8 @@ def sample_box(uniform: Array, size: Array, scale: tuple[float, float], focus: A
 
     Args:
         uniform: [BOX_NUMBERS] in 0..1, independent.
-        size: [2] (height, width) of the picture in pixels.
-        scale: range of the area as a share of the picture's.
+        size: [2] (height, width) of the image in pixels.
+        scale: range of the area as a share of the image's.
         focus: [2] (y, x) in pixels of the canvas, where the box is centred as far as it fits; None, or not finite: anywhere.
 
     Returns:
@@ -97,9 +97,9 @@ def sample_box(uniform: Array, size: Array, scale: tuple[float, float], focus: A
     fits = (box_width >= 1) & (box_height >= 1) & (box_width <= width) & (box_height <= height)
     first = jnp.argmax(fits)
 
-    picture_ratio = width / height
-    central_width = jnp.where(picture_ratio > ASPECT_RATIO[1], jnp.round(height * ASPECT_RATIO[1]), width)
-    central_height = jnp.where(picture_ratio < ASPECT_RATIO[0], jnp.round(width / ASPECT_RATIO[0]), height)
+    image_ratio = width / height
+    central_width = jnp.where(image_ratio > ASPECT_RATIO[1], jnp.round(height * ASPECT_RATIO[1]), width)
+    central_height = jnp.where(image_ratio < ASPECT_RATIO[0], jnp.round(width / ASPECT_RATIO[0]), height)
     found = jnp.any(fits)
     box_width = jnp.where(found, box_width[first], central_width)
     box_height = jnp.where(found, box_height[first], central_height)
@@ -222,7 +222,7 @@ def color_jitter(pixels: Array, factors: Array, order: Array) -> Array:
 
 
 def gaussian_blur(pixels: Array, sigma: Array, max_sigma: float) -> Array:
-    """Gaussian blur with repeated edges as two products; sigma 0 leaves the picture. [H, W, 3] -> [H, W, 3]."""
+    """Gaussian blur with repeated edges as two products; sigma 0 leaves the image. [H, W, 3] -> [H, W, 3]."""
     radius = math.ceil(3 * max_sigma)
 
     def matrix(size: int) -> Array:
@@ -288,7 +288,7 @@ def crop_views(
     Args:
         key: of (seed, step); folded with each image's index, then with the view's number.
         canvas: [B, C, C, 3] uint8.
-        size: [B, 2] int32, height and width of the picture inside its canvas.
+        size: [B, 2] int32, height and width of the image inside its canvas.
         index: [B] int32, the images' indices in the dataset.
         focus: [B, V, 2] (y, x) in pixels of the canvas where views are centred as far as they fit; NaN or None: anywhere.
         local: the `views.local_count` local views, else the two global ones.
@@ -317,7 +317,7 @@ def crop_views(
 
 
 def key_points(key: Array, index: Array, weights: Array, shown: Placed, *, patch_side: float, views: ConfigDict) -> Array:
-    """Points of the pictures for local views to look at, drawn where the weights of the global views' patches lie.
+    """Points of the images for local views to look at, drawn where the weights of the global views' patches lie.
 
     Args:
         key: as of `crop_views`: the numbers of views go on, one for each point.
@@ -354,7 +354,7 @@ def key_points(key: Array, index: Array, weights: Array, shown: Placed, *, patch
 def multi_crop(
     key: Array, canvas: Array, size: Array, index: Array, *, views: ConfigDict, normalization: str
 ) -> tuple[Array, Array | None]:
-    """All views of a batch, each placed anywhere in its picture; arguments as of `crop_views`.
+    """All views of a batch, each placed anywhere in its image; arguments as of `crop_views`.
 
     Returns:
         Global views [B, 2, G, G, 3] and local views [B, L, l, l, 3] (None when L is 0), float32, normalised.

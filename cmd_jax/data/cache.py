@@ -1,4 +1,4 @@
-"""Decoded pictures of a split, each decoded once: in RAM, in a file on disk where RAM is too small, or not kept at all."""
+"""Decoded images of a split, each decoded once: in RAM, in a file on disk where RAM is too small, or not kept at all."""
 
 import os
 import shutil
@@ -14,8 +14,7 @@ from cmd_jax.config import ConfigDict
 from cmd_jax.data.bad_images import BadImages
 from cmd_jax.data.decode import decode_record, to_canvas
 from cmd_jax.data.host import ALONE, SHARED_MEMORY, Host, available_memory
-from cmd_jax.data.record import Source
-from cmd_jax.data.sources import fingerprint
+from cmd_jax.data.sources import Source, fingerprint
 from cmd_jax.errors import BadImage, ConfigError
 
 RAM_SHARE = 0.8  # of what is free
@@ -30,7 +29,7 @@ class Batch(NamedTuple):
 
     Attributes:
         canvas: [B, C, C, 3] uint8.
-        size: [B, 2] int32, height and width of the picture in its canvas.
+        size: [B, 2] int32, height and width of the image in its canvas.
         index: [B] int32, indices in the dataset. Where an image is bad, canvas and size are those of the next good one, and
             the index stays its own: the two get other augmentations in a batch that holds both.
     """
@@ -93,7 +92,7 @@ def plan(source: Source, config: ConfigDict, host: Host = ALONE) -> Plan:
 
 
 def cache_directory(config: ConfigDict) -> str:
-    """Where files of decoded pictures lie."""
+    """Where files of decoded images lie."""
     return os.path.expanduser(config.cache_dir or os.path.join(config.data_dir, "canvas_cache"))
 
 
@@ -115,18 +114,18 @@ class CanvasCache:
     """Decodes each image of a source once and gives batches of canvases; safe to use from many threads.
 
     A file on disk is kept for later runs. Its name is a function of the source's files, the size and the grey levels, so
-    changed data gets another one. Several processes of a machine keep their pictures in one file, of `SHARED_MEMORY` or on
+    changed data gets another one. Several processes of a machine keep their images in one file, of `SHARED_MEMORY` or on
     disk. Each writes what it decodes and reads what the others have written. The file in memory loses its name as soon as all
     of them have opened it, so the kernel frees it when they end, however they end.
 
-    Every picture in a file carries a checksum, which is compared when a process first reads it: what a crash of the machine
+    Every image in a file carries a checksum, which is compared when a process first reads it: what a crash of the machine
     left half written, or another process is still writing, is decoded again.
 
     The place of an image that cannot be decoded is taken by the next one of the dataset, whoever asks and when: what training
     reads is a function of the data alone. A file on disk remembers it. See `bad_images` for when they are too many.
 
     Attributes:
-        note: where the pictures are kept, for people.
+        note: where the images are kept, for people.
         bad: the bad images found so far, by all processes that share the cache.
     """
 
@@ -155,7 +154,7 @@ class CanvasCache:
             # np.zeros takes its pages when they are written: memory grows with what has been decoded.
             self._canvas = np.zeros(shape, np.uint8) if chosen.kind == "ram" else None
             self._marks = np.zeros(marks, np.uint32)
-        self._trusted = np.zeros(len(source), bool)  # pictures that this process has decoded or compared
+        self._trusted = np.zeros(len(source), bool)  # images that this process has decoded or compared
         self._memory = _Memory()
         self.bad = BadImages(self._marks[:, BAD], "the next one takes its place")
 
@@ -185,7 +184,7 @@ class CanvasCache:
         return self.load((index + 1) % len(self._source))
 
     def _compare(self, index: int) -> bool:
-        """Whether another process, now or earlier, has left this picture whole in the file."""
+        """Whether another process, now or earlier, has left this image whole in the file."""
         if not self._in_file or not self._marks[index, HEIGHT]:
             return False
         if self._marks[index, BAD]:
@@ -212,7 +211,7 @@ class CanvasCache:
         Args:
             indices: [B].
             started: what `prepare` returned for them.
-            pool: copies the pictures.
+            pool: copies the images.
             parts: in how many parts of the batch, at the same time.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Encoded bytes -> uint8 pixels: one policy for every kind of picture, and the two shapes the project needs."""
+"""Encoded bytes -> uint8 pixels: one policy for every kind of image, and the two shapes the project needs."""
 
 import io
 import warnings
@@ -7,7 +7,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from cmd_jax.data.image_files import ENDINGS
-from cmd_jax.data.record import Record
+from cmd_jax.data.sources import Record
 from cmd_jax.errors import BadImage
 
 FORMATS = tuple(ENDINGS)
@@ -33,12 +33,12 @@ def decode_record(record: Record, *, grayscale: bool = False) -> np.ndarray:
     pixels = decode_rgb(record.encoded, record.name, grayscale=grayscale)
     rows = len(pixels) - record.banner_px
     if rows < 1:
-        raise BadImage(f"{record.name}: {len(pixels)} rows are all of the banner of {record.banner_px}; remove the picture")
+        raise BadImage(f"{record.name}: {len(pixels)} rows are all in the banner of {record.banner_px}; remove the image")
     return pixels[:rows]
 
 
 def decode_rgb(encoded: bytes, name: str, *, grayscale: bool = False, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Decodes a picture.
+    """Decodes an image.
 
     16-bit grey is scaled (Pillow would clip it), transparency is laid on white, EXIF rotation is applied, the first frame
     of an animation counts. EXIF data that cannot be read turns nothing.
@@ -47,13 +47,13 @@ def decode_rgb(encoded: bytes, name: str, *, grayscale: bool = False, max_pixels
         encoded: the file's bytes.
         name: path or id for the error message.
         grayscale: three equal channels of ITU-R 601 luma.
-        max_pixels: larger pictures are refused before they are decoded.
+        max_pixels: larger images are refused before they are decoded.
 
     Returns:
         [height, width, 3] uint8.
 
     Raises:
-        BadImage: the bytes are not a picture, are damaged, hold too many pixels or a strip of them.
+        BadImage: the bytes are not an image, are damaged, hold too many pixels or a strip of them.
     """
     if not encoded:
         raise BadImage(f"{name}: the file is empty (0 bytes)")
@@ -63,14 +63,14 @@ def decode_rgb(encoded: bytes, name: str, *, grayscale: bool = False, max_pixels
     except BadImage:
         raise
     except Image.DecompressionBombError as error:  # Pillow's own limit, before it says the size
-        raise BadImage(f"{name}: over the limit of {max_pixels} pixels ({error}); shrink the picture or remove it") from error
+        raise BadImage(f"{name}: over the limit of {max_pixels} pixels ({error}); shrink the image or remove it") from error
     # Pillow's plugins raise many types on damaged files; all of them mean the same to the caller.
     except Exception as error:
-        raise BadImage(f"{name}: not a readable picture ({type(error).__name__}: {error}); remove or replace it") from error
+        raise BadImage(f"{name}: not a readable image ({type(error).__name__}: {error}); remove or replace it") from error
 
 
 def image_rgb(image: Image.Image, name: str, *, grayscale: bool = False, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Pixels of a picture that Pillow has opened; arguments and result as of `decode_rgb`.
+    """Pixels of an image that Pillow has opened; arguments and result as of `decode_rgb`.
 
     Raises:
         BadImage: too many pixels, a strip of them, or numbers of no agreed range; what Pillow raises on damaged files passes.
@@ -85,13 +85,13 @@ def image_rgb(image: Image.Image, name: str, *, grayscale: bool = False, max_pix
 def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
     width, height = size
     if width * height > max_pixels:
-        raise BadImage(f"{name}: {width}x{height} pixels are over the limit of {max_pixels}; shrink the picture or remove it")
+        raise BadImage(f"{name}: {width}x{height} pixels are over the limit of {max_pixels}; shrink the image or remove it")
     if max(size) > MAX_ASPECT * min(size):
-        raise BadImage(f"{name}: {width}x{height} pixels: one side is over {MAX_ASPECT} times the other; crop the picture")
+        raise BadImage(f"{name}: {width}x{height} pixels: one side is over {MAX_ASPECT} times the other; crop the image")
 
 
 def orientation(image: Image.Image) -> int:
-    """The EXIF orientation of a picture, 1 to 8; 1 (upright) where it has none or its EXIF data is damaged."""
+    """The EXIF orientation of an image, 1 to 8; 1 (upright) where it has none or its EXIF data is damaged."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     # Pillow raises many types on damaged EXIF data; the pixels may be whole all the same, and viewers show them.
@@ -118,14 +118,14 @@ def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
 
 
 def to_canvas(pixels: np.ndarray, canvas_px: int) -> tuple[np.ndarray, np.ndarray]:
-    """Fits a picture into the top left corner of a square canvas, shrinking it if its longer side is too long.
+    """Fits an image into the top left corner of a square canvas, shrinking it if its longer side is too long.
 
     Args:
         pixels: [height, width, 3] uint8.
         canvas_px: C.
 
     Returns:
-        [C, C, 3] uint8, the rest black; and [2] int32, the picture's height and width inside it.
+        [C, C, 3] uint8, the rest black; and [2] int32, the image's height and width inside it.
     """
     height, width = pixels.shape[:2]
     longer = max(height, width)
@@ -166,11 +166,11 @@ def eval_corner(size: tuple[int, int], crop_px: int) -> tuple[int, int]:
 
 
 def eval_boxes(boxes: np.ndarray, size: tuple[int, int], resize_px: int, crop_px: int) -> np.ndarray:
-    """Boxes of a picture -> boxes of its evaluation crop.
+    """Boxes of an image -> boxes of its evaluation crop.
 
     Args:
-        boxes: [P, 4] (ymin, xmin, ymax, xmax), fractions of the picture.
-        size: (height, width) of the picture.
+        boxes: [P, 4] (ymin, xmin, ymax, xmax), fractions of the image.
+        size: (height, width) of the image.
 
     Returns:
         [P, 4] fractions of the crop, clipped to 0..1; a part outside the crop has zero area.

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from cmd_jax.data.image_files import IMAGE_SUFFIXES, Listing, ancestors, find_images, read_image_file, subfolders
-from cmd_jax.data.record import NO_BOXES, UNLABELLED, Record
+from cmd_jax.data.sources import NO_BOXES, UNLABELLED, Record
 from cmd_jax.errors import ConfigError, DatasetError
 from cmd_jax.text import printable
 

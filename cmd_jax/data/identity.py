@@ -18,7 +18,7 @@ import numpy as np
 
 from cmd_jax import files
 from cmd_jax.config import ConfigDict
-from cmd_jax.data.record import UNLABELLED, Source
+from cmd_jax.data.sources import UNLABELLED, Source
 from cmd_jax.errors import ConfigError
 from cmd_jax.text import printable
 

@@ -23,10 +23,10 @@ ENDINGS = {
 if "avif" in features.modules and features.check_module("avif"):
     ENDINGS["AVIF"] = (".avif",)
 IMAGE_SUFFIXES = tuple(ending for endings in ENDINGS.values() for ending in endings)
-MAX_FILE_BYTES = 256 * 2**20  # no picture of decode.MAX_PIXELS comes near
+MAX_FILE_BYTES = 256 * 2**20  # no image of decode.MAX_PIXELS comes near
 
 # Files that nobody expects to be read as images; all other files that are not read are counted for the user.
-_NO_PICTURES = frozenset(
+_NO_IMAGES = frozenset(
     f".{ending}"
     for ending in (
         *("txt", "md", "rst", "csv", "tsv", "json", "jsonl", "xml", "yaml", "yml", "toml", "ini", "cfg", "html", "htm", "pdf"),
@@ -34,11 +34,11 @@ _NO_PICTURES = frozenset(
         *("parquet", "arrow", "safetensors", "zip", "tar", "gz", "tgz", "bz2", "xz", "7z", "rar"),
     )
 )
-# Folders that cameras, desktops and network storage make beside pictures; those that begin with a dot need no entry.
+# Folders that cameras, desktops and network storage make beside images; those that begin with a dot need no entry.
 _SYSTEM_FOLDERS = frozenset(
     ("@eadir", "#recycle", "@recycle", "#snapshot", "__macosx", "$recycle.bin", "system volume information", "lost+found")
 )
-# Folders known by what they hold: what this project writes, and Android's sign that pictures are for no gallery.
+# Folders known by what they hold: what this project writes, and Android's sign that images are for no gallery.
 _MARKS = {
     "run": {"config.json", "checkpoints"},
     "report": {"mil_overlays.png"},
@@ -56,7 +56,7 @@ class Listing(NamedTuple):
     Attributes:
         paths: of the images, relative to the folder, sorted.
         folders: all folders below it that were searched, relative to it, sorted.
-        unread: ending -> number of files that are not read, without those that are certainly no pictures.
+        unread: ending -> number of files that are not read, without those that are certainly no images.
         skipped: name or kind -> number of folders that were left out.
     """
 
@@ -130,7 +130,7 @@ def _read(folder: str) -> _Content:
                     content.images.append(name)
                 else:
                     ending = os.path.splitext(name)[1].lower()
-                    if ending not in _NO_PICTURES:
+                    if ending not in _NO_IMAGES:
                         content.unread[ending or "without an ending"] += 1
     except OSError as error:
         _refuse(error)

@@ -57,7 +57,7 @@ def batches(
         batch_size: B, of all processes together.
         seed: of the order.
         first_step: the step of the first batch.
-        threads: that decode; as many copy decoded pictures into batches.
+        threads: that decode; as many copy decoded images into batches.
         process_index: of this process; it decodes nothing but its own rows.
         process_count: how many share the batch; each gets B / process_count rows.
 

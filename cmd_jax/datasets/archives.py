@@ -11,10 +11,10 @@ from cmd_jax.errors import DatasetError
 from cmd_jax.progress import Progress
 
 CHUNK = 1 << 20
-MAX_MEMBER_BYTES = 256 * 2**20  # no picture or table of these archives comes near
+MAX_MEMBER_BYTES = 256 * 2**20  # no image or table of these archives comes near
 MAX_TOTAL_BYTES = 64 * 2**30  # NABirds, the largest, unpacks to 10 GB
 MAX_MEMBERS = 1_000_000  # NABirds has 49,000
-MAX_RATIO = 20  # of unpacked to packed bytes; pictures are packed already, tables to a fifth
+MAX_RATIO = 20  # of unpacked to packed bytes; images are packed already, tables to a fifth
 RATIO_FREE_BYTES = 64 * 2**20  # that a small archive of tables may unpack to, whatever the ratio
 HEADER_BYTES = 2**20  # between two members
 
@@ -86,7 +86,7 @@ class _Unpacked:
         if self._total > min(self._until, MAX_TOTAL_BYTES):
             raise tarfile.ReadError(f"over {min(self._until, MAX_TOTAL_BYTES):,} bytes come out of it")
         if self._total > RATIO_FREE_BYTES + MAX_RATIO * self._packed.tell():
-            raise tarfile.ReadError(f"it unpacks to over {MAX_RATIO} times its size, as no archive of pictures does")
+            raise tarfile.ReadError(f"it unpacks to over {MAX_RATIO} times its size, as no archive of images does")
         return content
 
 
@@ -153,7 +153,7 @@ def read_all(path: str, names: set[str]) -> dict[str, bytes]:
     return found
 
 
-def pictures(path: str, wanted: set[str]) -> Iterator[tuple[str, bytes]]:
+def images(path: str, wanted: set[str]) -> Iterator[tuple[str, bytes]]:
     """Members that must all be there, in the archive's order.
 
     Raises:

@@ -3,41 +3,49 @@
 import json
 import os
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from cmd_jax.config import SOURCES, TFDS_PREFIX, default
+from cmd_jax.config import TFDS_PREFIX, ConfigDict, default
 from cmd_jax.data.decode import decode_record
-from cmd_jax.data.record import SPLITS, Source
-from cmd_jax.data.sources import FolderSource, open_source
-from cmd_jax.datasets import archives, manifest, prepared
+from cmd_jax.data.folder import FolderSource
+from cmd_jax.data.sources import SPLITS, Source
+from cmd_jax.datasets import archives, manifest
 from cmd_jax.datasets.download import download
 from cmd_jax.datasets.manifest import MANIFEST
+from cmd_jax.datasets.prepared import DATASETS, is_prepared, manual_directory, open_source
 from cmd_jax.errors import BadImage, ConfigError
 from cmd_jax.progress import track
 
-NAMES = tuple(name for name in SOURCES if name != "folder")
 SUMMARY, SHEET, VIEWS = "summary.json", "contact_sheet.png", "views.png"
 SHEET_ROWS, SHEET_COLUMNS, THUMB_PX, CAPTION_PX = 6, 8, 144, 14
 BINS, BAR = 8, 40
 
 
-def prepare_dataset(name: str, data_dir: str, manual_dir: str | None, verify: bool, views: bool, threads: int) -> list[str]:
+def prepare_dataset(
+    name: str,
+    data_dir: str,
+    manual_dir: str | None,
+    verify: bool,
+    threads: int,
+    draw_views: Callable[[Source, ConfigDict], Image.Image] | None = None,
+) -> list[str]:
     """Makes a dataset ready and describes it; every step that was done before is skipped.
 
     Beside the ArrayRecord files it writes `manifest.sha256` (for `sha256sum --check`), `summary.json` (counts of every class
     and digests of the archives) and `contact_sheet.png`.
 
     Args:
-        name: one of NAMES, or tfds:NAME.
+        name: one of `prepared.DATASETS`, or tfds:NAME.
         data_dir: of TFDS.
         manual_dir: where archives lie, or are downloaded to; None is DATA_DIR/downloads/manual.
         verify: compare all files with the manifest and decode every image.
-        views: also write `views.png`, the views that training makes of the first image.
         threads: that decode.
+        draw_views: `views_figure.views_figure`, to write `views.png` too: the views that training makes of the first image.
 
     Returns:
         Lines to print.
@@ -45,17 +53,16 @@ def prepare_dataset(name: str, data_dir: str, manual_dir: str | None, verify: bo
     Raises:
         ConfigError: there is no such dataset.
         DatasetError: an archive is missing or damaged, or a file is not what it was.
-        BadImage: a picture cannot be decoded.
+        BadImage: an image cannot be decoded.
     """
-    if name not in NAMES and not (name.startswith(TFDS_PREFIX) and name != TFDS_PREFIX):
-        raise ConfigError(f"there is no dataset {name!r}; use one of {', '.join(NAMES)}, or {TFDS_PREFIX}NAME for any of TFDS")
+    if name not in DATASETS and not (name.startswith(TFDS_PREFIX) and name != TFDS_PREFIX):
+        raise ConfigError(f"there is no dataset {name!r}; use one of {', '.join(DATASETS)}, or tfds:NAME for any of TFDS")
     digests = {} if name.startswith(TFDS_PREFIX) else _archives(name, data_dir, manual_dir)
-    builder = prepared.open_builder(name, data_dir, manual_dir)
-    directory = os.fspath(builder.data_path)
     section = default().data
     section.source, section.data_dir, section.manual_dir = name, data_dir, manual_dir
     splits = {split: open_source(section, split) for split in SPLITS}
-    files = prepared.files(builder)
+    files = splits["train"].files
+    directory = os.path.dirname(files[0])
     _digest(directory, files, "the prepared files", verify, f"remove {directory} and prepare again")
     if verify:
         _decode_all(splits, threads)
@@ -64,12 +71,10 @@ def prepare_dataset(name: str, data_dir: str, manual_dir: str | None, verify: bo
     if not os.path.exists(sheet):
         _save(contact_sheet(splits["train"], summary), sheet)
     written = [MANIFEST, SUMMARY, SHEET]
-    if views:
-        from cmd_jax.datasets.view_picture import views_picture  # loads jax
-
+    if draw_views:
         config = default()
         config.data = section
-        _save(views_picture(splits["train"], config), os.path.join(directory, VIEWS))
+        _save(draw_views(splits["train"], config), os.path.join(directory, VIEWS))
         written.append(VIEWS)
     return [*describe(summary), f"wrote {directory}: {', '.join(written)}; {_checked(verify)}"]
 
@@ -77,7 +82,7 @@ def prepare_dataset(name: str, data_dir: str, manual_dir: str | None, verify: bo
 def prepare_folder(folder: str, verify: bool, threads: int) -> list[str]:
     """Counts the images of a folder, and writes their `manifest.sha256` into it if there is none yet.
 
-    Nothing else is written: a picture in the folder would be trained on.
+    Nothing else is written: an image in the folder would be trained on.
 
     Args:
         folder: as data.folder.
@@ -90,7 +95,7 @@ def prepare_folder(folder: str, verify: bool, threads: int) -> list[str]:
     Raises:
         ConfigError: the folder is missing or holds nothing usable.
         DatasetError: a file cannot be read or is not what it was, or the folder cannot be written to.
-        BadImage: a picture cannot be decoded.
+        BadImage: an image cannot be decoded.
     """
     folder = os.path.expanduser(folder)
     splits = {split: FolderSource(folder, split) for split in SPLITS}
@@ -115,23 +120,21 @@ def _digest(directory: str, files: list[str], what: str, verify: bool, remedy: s
 
 
 def _checked(verify: bool) -> str:
-    return "all files and pictures are right" if verify else "not verified (--verify compares files and decodes pictures)"
+    return "all files and images are right" if verify else "not verified (--verify compares files and decodes images)"
 
 
 def _archives(name: str, data_dir: str, manual_dir: str | None) -> dict[str, str]:
     """Downloads what is missing and can be, and returns sha256 by name; nothing if the dataset is already prepared."""
-    make = prepared.builder_class(name)
-    options = {"config": name.split("/")[1]} if "/" in name else {}
-    if not hasattr(make, "LAYOUTS") or make(data_dir=os.path.expanduser(data_dir), **options).is_prepared():
+    layouts, manual = DATASETS[name].layouts, manual_directory(data_dir, manual_dir)
+    if not layouts or is_prepared(name, data_dir):
         return {}
-    manual = prepared.manual_directory(data_dir, manual_dir)
     fetched = set()
-    for archive in make.LAYOUTS[0]:
+    for archive in layouts[0]:
         if archive.url and not os.path.exists(os.path.join(manual, archive.name)):
             download(archive, manual)
             fetched.add(archive.name)
-    paths = archives.locate(manual, make.LAYOUTS, name)
-    registered = {archive.name: archive for layout in make.LAYOUTS for archive in layout}
+    paths = archives.locate(manual, layouts, name)
+    registered = {archive.name: archive for layout in layouts for archive in layout}
     return {
         file: registered[file].sha256 if file in fetched else archives.check(path, registered[file])
         for file, path in paths.items()
@@ -139,7 +142,7 @@ def _archives(name: str, data_dir: str, manual_dir: str | None) -> dict[str, str
 
 
 def _decode_all(splits: dict[str, Source], threads: int) -> None:
-    """Raises BadImage with the first bad picture and their number, after all were tried."""
+    """Raises BadImage with the first bad image and their number, after all were tried."""
     bad: list[str] = []
 
     def attempt(source: Source, index: int) -> None:
@@ -154,7 +157,7 @@ def _decode_all(splits: dict[str, Source], threads: int) -> None:
             for _ in track(jobs, f"decoding {split}", len(source)):
                 pass
     if bad:
-        raise BadImage(f"{min(bad)} ({len(bad)} of {sum(map(len, splits.values())):,} pictures are bad)")
+        raise BadImage(f"{min(bad)} ({len(bad)} of {sum(map(len, splits.values())):,} images are bad)")
 
 
 def _summary(directory: str, name: str, splits: dict[str, Source], digests: dict[str, str]) -> dict[str, Any]:
@@ -206,7 +209,7 @@ def describe(summary: dict[str, Any]) -> list[str]:
 
 
 def contact_sheet(source: Source, summary: dict[str, Any]) -> Image.Image:
-    """Pictures of classes spread over the dataset, as training sees them, with their parts."""
+    """Images of classes spread over the dataset, as training sees them, with their parts."""
     wanted = SHEET_ROWS * SHEET_COLUMNS
     labels = np.array([source[index].label for index in range(len(source))])
     if summary["classes"]:
@@ -222,11 +225,11 @@ def contact_sheet(source: Source, summary: dict[str, Any]) -> Image.Image:
     draw = ImageDraw.Draw(sheet)
     for cell, index in enumerate(chosen):
         record = source[int(index)]
-        picture = Image.fromarray(decode_record(record))
-        picture.thumbnail((THUMB_PX - 4, THUMB_PX - 4))
+        image = Image.fromarray(decode_record(record))
+        image.thumbnail((THUMB_PX - 4, THUMB_PX - 4))
         left, top = cell % SHEET_COLUMNS * THUMB_PX, cell // SHEET_COLUMNS * (THUMB_PX + CAPTION_PX)
-        sheet.paste(picture, (left, top))
-        scale = np.tile(picture.size[::-1], 2)
+        sheet.paste(image, (left, top))
+        scale = np.tile(image.size[::-1], 2)
         for ymin, xmin, ymax, xmax in record.part_boxes * scale:
             if ymax > ymin and xmax > xmin:
                 draw.rectangle((left + xmin, top + ymin, left + xmax, top + ymax), outline="yellow")

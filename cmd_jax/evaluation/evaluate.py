@@ -10,8 +10,7 @@ import numpy as np
 
 from cmd_jax import files
 from cmd_jax.config import ConfigDict
-from cmd_jax.data.record import Source
-from cmd_jax.data.sources import eval_section, where
+from cmd_jax.data.sources import Source, eval_section, where
 from cmd_jax.errors import BadImage
 from cmd_jax.evaluation import agreement, breakdown, knn, label_free, linear, logistic, pointing, retrieval
 from cmd_jax.evaluation.announce import announced, forward_flops

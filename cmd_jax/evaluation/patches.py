@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmd_jax.config import ConfigDict
-from cmd_jax.data.record import Source
+from cmd_jax.data.sources import Source
 from cmd_jax.evaluation.features import eval_images, normalized, once
 from cmd_jax.models.build import Params
 from cmd_jax.models.network import Network

@@ -7,8 +7,8 @@ import numpy as np
 
 from cmd_jax.config import ConfigDict
 from cmd_jax.data.identity import Split, identify
-from cmd_jax.data.record import Record, Source
-from cmd_jax.data.sources import eval_section, open_source, where
+from cmd_jax.data.sources import Record, Source, eval_section, where
+from cmd_jax.datasets.prepared import open_source
 from cmd_jax.errors import ConfigError, NoLabels
 
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from cmd_jax.config import ConfigDict, token_px
 from cmd_jax.data.decode import decode_record, eval_crop
-from cmd_jax.data.record import Source
+from cmd_jax.data.sources import Source
 from cmd_jax.evaluation.evaluate import Evaluation
 from cmd_jax.evaluation.features import Features
 from cmd_jax.evaluation.patches import Patches, inspect_patches, make_inspector

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 from cmd_jax import config as config_lib
 from cmd_jax.data.cache import plan
-from cmd_jax.data.record import Source
-from cmd_jax.data.sources import eval_section, where
+from cmd_jax.data.sources import Source, eval_section, where
 from cmd_jax.models.build import count_parameters
 from cmd_jax.training.flops import model_flops
 from cmd_jax.training.processes import this_host

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from cmd_jax import config as config_lib
 from cmd_jax.config import ConfigDict, Hardware, validate
 from cmd_jax.data.loader import Batch
-from cmd_jax.data.record import Source
+from cmd_jax.data.sources import Source
 from cmd_jax.errors import ConfigError
 from cmd_jax.models.build import Params, make_network
 from cmd_jax.models.network import Network

@@ -36,13 +36,13 @@ def test_the_last_line_is_json_with_its_ratios(monkeypatch, capsys):
 
 def test_the_share_of_the_views_in_a_step(tiny_config):
     tiny_config.views.local_count, tiny_config.data.cache = 0, "ram"
-    cache = CanvasCache(input_pipeline.Pictures(input_pipeline.photographs(8)), tiny_config.data)
+    cache = CanvasCache(input_pipeline.Images(input_pipeline.photographs(8)), tiny_config.data)
     views, step = input_pipeline.augmentation(tiny_config, cache, rounds=1)
     assert views > 0
     assert step > 0
 
 
-def test_pictures_and_classical_views_are_a_function_of_the_seed():
+def test_images_and_classical_views_are_a_function_of_the_seed():
     first, again = (input_pipeline.photographs(2, seed=1) for _ in range(2))
     assert first == again
     assert first[0] != first[1]

@@ -18,7 +18,7 @@ from cmd_jax import config as config_lib
 from cmd_jax.config import METHODS, Hardware, flatten
 from cmd_jax.data.cache import CanvasCache
 from cmd_jax.data.loader import batches
-from cmd_jax.data.sources import open_source
+from cmd_jax.datasets.prepared import open_source
 from cmd_jax.errors import ConfigError
 from cmd_jax.evaluation.evaluate import load_metrics
 from cmd_jax.evaluation.knn import knn_classify, nearest

@@ -13,7 +13,7 @@ from scipy import stats
 from cmd_jax.config import default
 from cmd_jax.data import augment
 from cmd_jax.data.decode import eval_corner, eval_crop, eval_size
-from cmd_jax.datasets.builders.bird_renderer import render
+from cmd_jax.datasets.bird_renderer import render
 
 
 def _photo():
@@ -25,7 +25,7 @@ def _photo():
 
 
 @pytest.fixture(scope="module", params=["bird", "face", "cloth"])
-def picture(request):
+def image(request):
     """128 x 128 px: a drawing, and two parts of a photograph."""
     if request.param == "bird":
         return render((0, 1, 2, 3, 1), np.random.default_rng(5), 128).image
@@ -46,13 +46,13 @@ def _close(actual, expected, mean, largest):
 
 @pytest.mark.parametrize("box", [(0, 0, 128, 128), (13, 40, 77, 60), (50, 3, 20, 31)])
 @pytest.mark.parametrize("flip", [False, True])
-def test_resized_crop_is_pillows_bicubic(picture, box, flip):
+def test_resized_crop_is_pillows_bicubic(image, box, flip):
     top, left, height, width = box
     # Along x, then along y: in one call Pillow chooses the order by the shape, and rounds and cuts in between.
-    cropped = Image.fromarray(picture).crop((left, top, left + width, top + height))
+    cropped = Image.fromarray(image).crop((left, top, left + width, top + height))
     expected = cropped.resize((48, height), Image.Resampling.BICUBIC).resize((48, 48), Image.Resampling.BICUBIC)
     expected = ImageOps.mirror(expected) if flip else expected
-    actual = augment.resized_crop(jnp.asarray(picture), jnp.array(box, jnp.float32), jnp.array(flip), 48)
+    actual = augment.resized_crop(jnp.asarray(image), jnp.array(box, jnp.float32), jnp.array(flip), 48)
     _close(actual, expected, mean=0.01, largest=1.0)
 
 
@@ -69,11 +69,11 @@ def test_crops_of_a_photo_are_pillows_in_both_precisions(photo, dtype, mean, lar
         _close(actual, cropped.resize((out, out), Image.Resampling.BICUBIC), mean + 0.1, largest + 1)
 
 
-def test_canvas_outside_the_picture_does_not_leak(picture):
+def test_canvas_outside_the_image_does_not_leak(image):
     canvas = np.full((160, 160, 3), 255, np.uint8)
-    canvas[:128, :128] = picture
+    canvas[:128, :128] = image
     box = jnp.array([0.0, 0.0, 128.0, 128.0])
-    inside, padded = (augment.resized_crop(jnp.asarray(x), box, jnp.array(False), 48) for x in (picture, canvas))
+    inside, padded = (augment.resized_crop(jnp.asarray(x), box, jnp.array(False), 48) for x in (image, canvas))
     np.testing.assert_allclose(padded, inside, atol=1e-3)
 
 
@@ -85,19 +85,19 @@ def test_canvas_outside_the_picture_does_not_leak(picture):
         (augment.SATURATION, 1.2, ImageEnhance.Color),
     ],
 )
-def test_color_operations_are_pillows(picture, operation, factor, enhance):
+def test_color_operations_are_pillows(image, operation, factor, enhance):
     # the other three operations are neutral: factor 1, or no shift of the hue
     factors = jnp.array([1.0, 1.0, 1.0, 0.0]).at[operation].set(factor)
     order = jnp.roll(jnp.arange(4), 1)
-    actual = augment.color_jitter(jnp.asarray(picture, jnp.float32), factors, order)
-    _close(actual, enhance(Image.fromarray(picture)).enhance(factor), mean=0.7, largest=2.5)
+    actual = augment.color_jitter(jnp.asarray(image, jnp.float32), factors, order)
+    _close(actual, enhance(Image.fromarray(image)).enhance(factor), mean=0.7, largest=2.5)
 
 
 @pytest.mark.parametrize("shift", [-0.1, 0.1, 0.5])
-def test_hue_shift_is_that_of_exact_hsv(picture, shift):
+def test_hue_shift_is_that_of_exact_hsv(image, shift):
     import colorsys
 
-    pixels = picture.reshape(-1, 3)[::37]
+    pixels = image.reshape(-1, 3)[::37]
     expected = []
     for r, g, b in pixels / 255:
         h, s, v = colorsys.rgb_to_hsv(r, g, b)
@@ -105,34 +105,34 @@ def test_hue_shift_is_that_of_exact_hsv(picture, shift):
     _close(augment.shift_hue(jnp.asarray(pixels, jnp.float32), jnp.array(shift)), 255 * np.array(expected), 0.01, 0.1)
 
 
-def test_the_order_of_the_color_operations_counts(picture):
+def test_the_order_of_the_color_operations_counts(image):
     factors = jnp.array([1.4, 0.6, 1.2, 0.1])
-    pixels = jnp.asarray(picture, jnp.float32)
+    pixels = jnp.asarray(image, jnp.float32)
     forward, backward = (augment.color_jitter(pixels, factors, order) for order in (jnp.arange(4), jnp.arange(4)[::-1]))
     assert float(jnp.mean(jnp.abs(forward - backward))) > 1.0
 
 
 @pytest.mark.parametrize("shift", [-0.1, 0.03, 0.1])
-def test_hue_shift_is_near_torchvisions_on_pillow(picture, shift):
+def test_hue_shift_is_near_torchvisions_on_pillow(image, shift):
     # Torchvision turns the hue of Pillow's HSV, which has 8 bits a channel: most of the distance is its rounding.
-    h, s, v = Image.fromarray(picture).convert("HSV").split()
+    h, s, v = Image.fromarray(image).convert("HSV").split()
     turned = (np.asarray(h).astype(np.int16) + int(shift * 255)).astype(np.uint8)
     expected = Image.merge("HSV", (Image.fromarray(turned), s, v)).convert("RGB")
-    _close(augment.shift_hue(jnp.asarray(picture, jnp.float32), jnp.array(shift)), expected, mean=1.5, largest=10.0)
+    _close(augment.shift_hue(jnp.asarray(image, jnp.float32), jnp.array(shift)), expected, mean=1.5, largest=10.0)
 
 
 @pytest.mark.parametrize("sigma", [0.4, 1.0, 2.0])
-def test_blur_is_pillows_gaussian(picture, sigma):
-    expected = Image.fromarray(picture).filter(ImageFilter.GaussianBlur(sigma))
+def test_blur_is_pillows_gaussian(image, sigma):
+    expected = Image.fromarray(image).filter(ImageFilter.GaussianBlur(sigma))
     # Pillow's filter is three box blurs, which differ from a Gaussian most at the sharp edges of a large radius.
-    _close(augment.gaussian_blur(jnp.asarray(picture, jnp.float32), jnp.array(sigma), 2.0), expected, mean=1.3, largest=25.0)
+    _close(augment.gaussian_blur(jnp.asarray(image, jnp.float32), jnp.array(sigma), 2.0), expected, mean=1.3, largest=25.0)
 
 
-def test_blur_of_zero_grayscale_and_solarize(picture):
-    pixels = jnp.asarray(picture, jnp.float32)
+def test_blur_of_zero_grayscale_and_solarize(image):
+    pixels = jnp.asarray(image, jnp.float32)
     np.testing.assert_array_equal(augment.gaussian_blur(pixels, jnp.array(0.0), 2.0), pixels)
-    _close(augment.luma(pixels)[..., 0], Image.fromarray(picture).convert("L"), mean=0.6, largest=1.0)
-    np.testing.assert_array_equal(augment.solarize(pixels), np.asarray(ImageOps.solarize(Image.fromarray(picture), 128)))
+    _close(augment.luma(pixels)[..., 0], Image.fromarray(image).convert("L"), mean=0.6, largest=1.0)
+    np.testing.assert_array_equal(augment.solarize(pixels), np.asarray(ImageOps.solarize(Image.fromarray(image), 128)))
 
 
 def _reference_box(rng, height=100, width=150):
@@ -263,7 +263,7 @@ def test_evaluation_crop_is_torchvisions_and_the_devices_resize_is_within_a_leve
     _close(jnp.clip(jnp.round(device), 0, 255)[top : top + 224, left : left + 224], expected, mean=0.3, largest=1.0)
 
 
-def test_a_very_long_picture_gets_the_central_crop_of_a_clamped_ratio():
+def test_a_very_long_image_gets_the_central_crop_of_a_clamped_ratio():
     boxes = jax.vmap(lambda uniform: augment.sample_box(uniform, jnp.array([10, 400]), (0.9, 1.0)))(
         jax.random.uniform(jax.random.key(0), (20, augment.BOX_NUMBERS))
     )
@@ -271,10 +271,10 @@ def test_a_very_long_picture_gets_the_central_crop_of_a_clamped_ratio():
 
 
 def test_views_are_a_function_of_key_and_image_index_not_of_the_row(photo):
-    picture = photo[60:188, 190:318]
+    image = photo[60:188, 190:318]
     views = default().views
     views.global_px, views.local_px, views.local_count = 32, 16, 2
-    canvas = jnp.stack([jnp.asarray(picture), jnp.asarray(picture)[::-1]])
+    canvas = jnp.stack([jnp.asarray(image), jnp.asarray(image)[::-1]])
     size = jnp.full((2, 2), 128)
     compiled = lambda: jax.jit(lambda *batch: augment.multi_crop(*batch, views=views, normalization="imagenet"))
     run = lambda key, order, whole: whole(jax.random.key(key), canvas[order], size, jnp.array([7, 9])[order])
@@ -289,16 +289,14 @@ def test_views_are_a_function_of_key_and_image_index_not_of_the_row(photo):
     assert jax.eval_shape(compiled(), jax.random.key(0), canvas, size, jnp.array([7, 9]))[1] is None
 
 
-def test_imagenet_normalization_is_undone_by_its_numbers(picture):
-    normal = augment.normalize(jnp.asarray(picture), "imagenet")
-    np.testing.assert_allclose((normal * jnp.array(augment.STD) + jnp.array(augment.MEAN)) * 255, picture, atol=1e-3)
+def test_imagenet_normalization_is_undone_by_its_numbers(image):
+    normal = augment.normalize(jnp.asarray(image), "imagenet")
+    np.testing.assert_allclose((normal * jnp.array(augment.STD) + jnp.array(augment.MEAN)) * 255, image, atol=1e-3)
 
 
-def test_local_contrast_ignores_lighting_and_keeps_flat_noise_small(picture):
+def test_local_contrast_ignores_lighting_and_keeps_flat_noise_small(image):
     ramp = np.linspace(0, 60, 128)[None, :, None]
-    dark, lit = (
-        augment.normalize(jnp.asarray(x, jnp.float32), "local_contrast") for x in (picture * 0.5, picture * 0.5 + ramp)
-    )
+    dark, lit = (augment.normalize(jnp.asarray(x, jnp.float32), "local_contrast") for x in (image * 0.5, image * 0.5 + ramp))
     inner = slice(20, -20)  # the ramp bends at the repeated edges
     np.testing.assert_allclose(lit[inner, inner], dark[inner, inner], atol=0.05)
     noise = 128 + np.random.default_rng(0).normal(0, 1, (64, 64, 3))
@@ -307,7 +305,7 @@ def test_local_contrast_ignores_lighting_and_keeps_flat_noise_small(picture):
     assert float(jnp.max(augment.normalize(jnp.asarray(edge), "local_contrast"))) > 0.5
 
 
-def test_a_focused_box_is_centred_on_its_point_as_far_as_the_picture_goes():
+def test_a_focused_box_is_centred_on_its_point_as_far_as_the_image_goes():
     uniform, size = jax.random.uniform(jax.random.key(0), (50, augment.BOX_NUMBERS)), jnp.array([90, 60])
     focus = jnp.stack([90 * jax.random.uniform(jax.random.key(1), (50,)), 60 * jax.random.uniform(jax.random.key(2), (50,))], 1)
     sample = jax.vmap(lambda u, f: augment.sample_box(u, size, (0.05, 0.3), f))

@@ -56,14 +56,14 @@ def test_a_file_on_disk_remembers_bad_images_and_later_runs_say_so(tmp_path, cap
     data.write_bytes(b"1")
     config = section(cache="disk", cache_dir=str(tmp_path / "cache"))
     first = CanvasCache(Damaged(20, [4], [data]), config)
-    pictures = [first.load(index)[0].copy() for index in range(20)]
-    assert capsys.readouterr().err.count("photos/4.jpg: not a readable picture") == 1
+    images = [first.load(index)[0].copy() for index in range(20)]
+    assert capsys.readouterr().err.count("photos/4.jpg: not a readable image") == 1
     # The file would be readable now: what the run reads must stay what it was.
     later = CanvasCache(Numbered(20, [data]), config)
     assert later.bad.count == 1
     for index in range(20):
-        np.testing.assert_array_equal(later.load(index)[0], pictures[index])
-    np.testing.assert_array_equal(pictures[4], pictures[5])
+        np.testing.assert_array_equal(later.load(index)[0], images[index])
+    np.testing.assert_array_equal(images[4], images[5])
     assert "4: was bad when" in capsys.readouterr().err
 
 
@@ -120,13 +120,13 @@ def test_a_run_replaces_one_bad_image_and_its_evaluations_leave_it_out(tiny_conf
     folder, workdir = tmp_path / "photos", tmp_path / "run"
     shutil.copytree(photo_folder, folder)
     for name in ("train/a class/3.png", "test/b.class/0.png"):
-        (folder / name).write_bytes(b"no picture")
+        (folder / name).write_bytes(b"no image")
     tiny_config.data.source, tiny_config.data.folder = "folder", str(folder)
     train_and_evaluate(tiny_config, str(workdir))
     shown = capsys.readouterr()
     assert shown.err.count("bad image, the next one takes its place") == 1
     for name in ("train/a class/3.png", "test/b.class/0.png"):  # before the first step and after the last
-        assert len(re.findall(f"left out of the evaluation: .*{name}: not a readable picture", shown.err)) == 2
+        assert len(re.findall(f"left out of the evaluation: .*{name}: not a readable image", shown.err)) == 2
     assert "11 test queries, 23 train images" in shown.out
     assert "; left out as unreadable: 1 train, 1 test" in shown.out
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]

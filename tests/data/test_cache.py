@@ -1,4 +1,4 @@
-"""Where decoded pictures are kept: estimates, files that processes share, what a crash or other data does to them."""
+"""Where decoded images are kept: estimates, files that processes share, what a crash or other data does to them."""
 
 import glob
 import multiprocessing
@@ -160,7 +160,7 @@ def test_other_data_sizes_and_grey_levels_get_another_file(disk):
 def test_what_a_crash_left_half_written_is_decoded_again(disk):
     config, data = disk
     cache = _read_all(Numbered(5, [data]), config)
-    cache._canvas[2, 1] = 77  # the mark was written, the picture not
+    cache._canvas[2, 1] = 77  # the mark was written, the image not
     later = Numbered(5, [data])
     _read_all(later, config)
     np.testing.assert_array_equal(later.reads, [0, 0, 1, 0, 0])

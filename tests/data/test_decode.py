@@ -1,4 +1,4 @@
-"""Every kind of picture becomes the right pixels or a BadImage that starts with its name."""
+"""Every kind of image becomes the right pixels or a BadImage that starts with its name."""
 
 import io
 import struct
@@ -92,7 +92,7 @@ def _palette(colours):
             id="palette, alpha",
         ),
         pytest.param(_encode(_palette([(9, 8, 7), (200, 10, 30)]), "gif", transparency=0), [WHITE, (200, 10, 30)], id="GIF"),
-        # the pixels of a stereo camera's first picture, by the ending .mpo or .jpg
+        # the pixels of a stereo camera's first image, by the ending .mpo or .jpg
         pytest.param(
             _encode(Image.new("L", (1, 1), 77), "mpo", save_all=True, append_images=[Image.new("L", (1, 1), 200)]),
             [(77, 77, 77)],
@@ -138,7 +138,7 @@ def test_grayscale_is_pillows_luma():
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "tiff"])
 def test_exif_rotation_is_applied_once(kind):
-    """Pixel (0, 0) of the stored picture goes where each orientation says."""
+    """Pixel (0, 0) of the stored image goes where each orientation says."""
     stored = np.zeros((16, 32, 3), np.uint8)
     stored[:8, :8] = 255
     corners = {1: "top left", 2: "top right", 3: "bottom right", 4: "bottom left"}
@@ -186,7 +186,7 @@ def _claims(width, height):
         (50_000, 50_000, r"over the limit of 100000000 pixels \(Image size \(2500000000 pixels\)"),  # Pillow's own limit
         (2**31 - 1, 1, "over the limit of 100000000 pixels"),
         (1, 60_000, "1x60000 pixels: one side is over 200 times the other; crop"),
-        (0, 5, "not a readable picture"),
+        (0, 5, "not a readable image"),
     ],
 )
 def test_size_is_checked_before_anything_is_decoded(width, height, message, monkeypatch):
@@ -206,9 +206,9 @@ def test_pixels_without_a_range_are_refused():
 
 def test_threads_leave_the_filters_of_warnings_alone():
     before = list(warnings.filters)
-    picture = _encode(CHECKERS)
+    image = _encode(CHECKERS)
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda number: decode_rgb(picture, "x"), range(200)))
+        list(pool.map(lambda number: decode_rgb(image, "x"), range(200)))
     assert warnings.filters == before
 
 
@@ -216,8 +216,8 @@ def test_threads_leave_the_filters_of_warnings_alone():
     ("encoded", "message"),
     [
         (b"", "photos/a.jpg: the file is empty"),
-        (b"<html>not found</html>", "photos/a.jpg: not a readable picture"),
-        (_encode(Image.new("RGB", (64, 64)), "jpeg")[:200], "photos/a.jpg: not a readable picture"),
+        (b"<html>not found</html>", "photos/a.jpg: not a readable image"),
+        (_encode(Image.new("RGB", (64, 64)), "jpeg")[:200], "photos/a.jpg: not a readable image"),
         (_encode(Image.new("RGB", (64, 64))), "photos/a.jpg: 64x64 pixels are over the limit of 1000"),
     ],
 )
@@ -226,7 +226,7 @@ def test_bad_images_are_named(encoded, message):
         decode_rgb(encoded, "photos/a.jpg", max_pixels=1000)
 
 
-def test_canvas_keeps_the_shape_of_the_picture():
+def test_canvas_keeps_the_shape_of_the_image():
     pixels = np.full((10, 40, 3), 9, np.uint8)
     canvas, size = to_canvas(pixels, 20)
     assert size.tolist() == [5, 20]

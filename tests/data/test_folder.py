@@ -11,7 +11,7 @@ from cmd_jax.data import image_files
 from cmd_jax.data.decode import decode_record
 from cmd_jax.data.folder import FolderSource
 from cmd_jax.data.image_files import find_images
-from cmd_jax.data.record import UNLABELLED
+from cmd_jax.data.sources import UNLABELLED
 from cmd_jax.errors import BadImage, ConfigError, DatasetError
 from cmd_jax.inference.preprocess import folder_images, separate
 
@@ -233,7 +233,7 @@ def test_names_that_would_command_a_terminal_are_spelled_out(tmp_path):
     assert str(caught.value).isprintable()
 
 
-def test_what_is_no_picture_of_the_users_is_left_out_and_said(tmp_path):
+def test_what_is_no_image_of_the_users_is_left_out_and_said(tmp_path):
     kept = ("1.jpg", "a/2.JPEG", "a/3.jfif", "b/4.gif", "b/5.webp")
     ours = ("run/config.json", "run/checkpoints/4/x.png", "run/report/mil_overlays.png", "copied/mil_overlays.png")
     ours += ("cub/dataset_info.json", "cub/features.json", "cub/contact_sheet.png")

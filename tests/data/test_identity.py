@@ -10,7 +10,7 @@ import pytest
 from cmd_jax.config import default
 from cmd_jax.data import identity
 from cmd_jax.data.identity import differences, identify, record
-from cmd_jax.data.sources import open_source
+from cmd_jax.datasets.prepared import open_source
 from cmd_jax.errors import ConfigError
 
 

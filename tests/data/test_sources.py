@@ -8,7 +8,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from cmd_jax.data.decode import decode_record
-from cmd_jax.data.sources import FolderSource, eval_section, fingerprint, open_source
+from cmd_jax.data.folder import FolderSource
+from cmd_jax.data.sources import eval_section, fingerprint
+from cmd_jax.datasets.prepared import open_source
 from cmd_jax.errors import ConfigError, DatasetError, NoLabels
 from cmd_jax.evaluation.splits import open_labelled_splits
 
@@ -47,7 +49,7 @@ class OtherFlowers(tfds.core.GeneratorBasedBuilder):
             yield number, {"depth": 1.0, "photo": out, "season": 0, "kind": number % 2}
 
 
-class NoPictures(OtherFlowers):
+class NoImages(OtherFlowers):
     """A dataset without images."""
 
     def _info(self):
@@ -81,7 +83,7 @@ def test_any_dataset_of_tfds_by_name(tiny_config, tmp_path):
     ("name", "error", "message"),
     [
         ("no_such_flowers", ConfigError, "'tfds:no_such_flowers', which TFDS neither knows"),
-        ("no_pictures", ConfigError, "'tfds:no_pictures', which has no image among depth"),
+        ("no_images", ConfigError, "'tfds:no_images', which has no image among depth"),
         (
             "needs_more",
             DatasetError,

@@ -6,9 +6,8 @@ import tarfile
 
 import pytest
 
-from cmd_jax.data.sources import open_source
 from cmd_jax.datasets import archives
-from cmd_jax.datasets.builders import cub
+from cmd_jax.datasets.prepared import open_source
 from cmd_jax.errors import DatasetError
 from tests.datasets import miniatures
 
@@ -85,7 +84,7 @@ def test_a_bomb_is_refused_before_it_has_unpacked(read, monkeypatch):
     monkeypatch.setattr(archives, "RATIO_FREE_BYTES", 2**20)
     miniatures.pack(read.path, {"zeros": bytes(2**23)})
     assert read.path.stat().st_size < 2**14
-    with pytest.raises(DatasetError, match="it unpacks to over 20 times its size, as no archive of pictures does"):
+    with pytest.raises(DatasetError, match="it unpacks to over 20 times its size, as no archive of images does"):
         read()
 
 
@@ -106,26 +105,26 @@ def test_a_header_without_end_is_not_kept_in_memory(read, kind, monkeypatch):
 
 def test_lists_cannot_name_files_outside_the_archive(tmp_path, monkeypatch):
     """What an archive's tables name is looked for in the archive alone."""
-    (tmp_path / "secret.jpg").write_bytes(miniatures.picture(1))
-    miniatures.expect_miniature(monkeypatch, "cub", 4, 2)
+    (tmp_path / "secret.jpg").write_bytes(miniatures.jpeg(1))
+    miniatures.expect(monkeypatch, "cub", 4, 2)
     files = miniatures.make_cub(tmp_path, 4, 2)
-    table = f"{cub.ROOT}/images.txt"
+    table = "CUB_200_2011/images.txt"
     for name in ("../../secret.jpg", str(tmp_path / "secret.jpg"), "../../../../etc/passwd"):
         first, *rest = files[table].splitlines()
-        miniatures.pack(tmp_path / cub.ARCHIVE.name, files | {table: "\n".join([f"{first.split()[0]} {name}", *rest])})
+        miniatures.pack(tmp_path / miniatures.CUB_ARCHIVE, files | {table: "\n".join([f"{first.split()[0]} {name}", *rest])})
         config = _section(tmp_path)
         with pytest.raises(DatasetError, match="lacks 1 images, first"):
             open_source(config, "train")
         assert not list((tmp_path / "data").rglob("*.array_record*"))
 
 
-def test_a_picture_that_comes_twice_is_refused(tmp_path):
+def test_a_image_that_comes_twice_is_refused(tmp_path):
     with tarfile.open(tmp_path / "a.tgz", "w:gz") as tar:
         for _ in range(2):
             member = tarfile.TarInfo("a.jpg")
             tar.addfile(member)
     with pytest.raises(DatasetError, match=r"holds a\.jpg twice"):
-        list(archives.pictures(str(tmp_path / "a.tgz"), {"a.jpg"}))
+        list(archives.images(str(tmp_path / "a.tgz"), {"a.jpg"}))
 
 
 def _section(tmp_path):

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from cmd_jax.datasets import archives, download, preparation
-from cmd_jax.datasets.builders import cub
 from cmd_jax.errors import DatasetError
 from tests.datasets import miniatures
 
@@ -67,11 +66,10 @@ def test_an_interrupted_download_goes_on(server, tmp_path, capsys):
 def test_prepare_downloads_what_is_missing(server, tmp_path, monkeypatch):
     miniatures.make_cub(tmp_path)
     server.content = (tmp_path / "CUB_200_2011.tgz").read_bytes()
-    miniatures.expect_miniature(monkeypatch, "cub")
     sha256 = hashlib.sha256(server.content).hexdigest()
     here = _archive(server, name="CUB_200_2011.tgz", size=len(server.content), sha256=sha256)
-    monkeypatch.setattr(cub.Cub, "LAYOUTS", ((here,),))
-    lines = preparation.prepare_dataset("cub", str(tmp_path / "data"), None, False, False, threads=1)
+    miniatures.expect(monkeypatch, "cub", layouts=((here,),))
+    lines = preparation.prepare_dataset("cub", str(tmp_path / "data"), None, False, threads=1)
     assert lines[0] == "cub: 36 train, 12 test images, 2 classes"
     assert (tmp_path / "data" / "downloads" / "manual" / "CUB_200_2011.tgz").read_bytes() == server.content
     summary = json.loads((tmp_path / "data" / "cub" / "1.0.0" / "summary.json").read_text())

@@ -25,12 +25,12 @@ def test_a_folder_gets_a_manifest_that_sha256sum_reads_and_nothing_else(folder):
     before = sorted(folder.rglob("*"))
     lines = prepare_folder(str(folder), False, 2)
     assert lines[0] == f"{folder}: 25 train, 12 test images, 3 classes"
-    assert lines[-1] == f"wrote {folder / 'manifest.sha256'}; not verified (--verify compares files and decodes pictures)"
+    assert lines[-1] == f"wrote {folder / 'manifest.sha256'}; not verified (--verify compares files and decodes images)"
     assert sorted(folder.rglob("*")) == sorted([*before, folder / "manifest.sha256"])
     subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "manifest.sha256"], cwd=folder, check=True)
     assert len((folder / "manifest.sha256").read_text().splitlines()) == 37
     written = (folder / "manifest.sha256").read_bytes()
-    assert "all files and pictures are right" in prepare_folder(str(folder), True, 2)[-1]
+    assert "all files and images are right" in prepare_folder(str(folder), True, 2)[-1]
     assert (folder / "manifest.sha256").read_bytes() == written
 
 
@@ -41,7 +41,7 @@ def test_a_flipped_bit_that_still_decodes_is_found(folder):
     flipped = bytearray(whole)
     flipped[-40] ^= 1
     path.write_bytes(flipped)
-    assert not np.array_equal(decode_rgb(bytes(flipped), "x"), decode_rgb(whole, "x"))  # silently another picture
+    assert not np.array_equal(decode_rgb(bytes(flipped), "x"), decode_rgb(whole, "x"))  # silently another image
     with pytest.raises(
         DatasetError, match=r"1 of 37 files are not what manifest\.sha256 says, first train/a class/odd.*\(has changed\); rest"
     ):
@@ -66,10 +66,10 @@ def test_a_damaged_manifest_is_named(folder, line):
         prepare_folder(str(folder), True, 2)
 
 
-def test_a_picture_that_was_bad_from_the_start_and_a_folder_that_is_none(folder):
-    (folder / "train" / "b.class" / "1.png").write_bytes(b"no picture")
+def test_a_image_that_was_bad_from_the_start_and_a_folder_that_is_none(folder):
+    (folder / "train" / "b.class" / "1.png").write_bytes(b"no image")
     prepare_folder(str(folder), False, 2)
-    with pytest.raises(BadImage, match=r"train/b\.class/1\.png: not a readable picture .*\(1 of 37 pictures are bad\)"):
+    with pytest.raises(BadImage, match=r"train/b\.class/1\.png: not a readable image .*\(1 of 37 images are bad\)"):
         prepare_folder(str(folder), True, 2)
     with pytest.raises(ConfigError, match="is not a directory"):
         prepare_folder(str(folder / "none"), False, 2)

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from cmd_jax import progress
+from cmd_jax.data.sources import NO_BOXES, Record
 from cmd_jax.datasets import preparation
-from cmd_jax.datasets.builders import cub
+from cmd_jax.datasets.views_figure import views_figure
 from cmd_jax.errors import BadImage, ConfigError, DatasetError
 from tests.datasets import miniatures
 
@@ -17,10 +18,10 @@ from tests.datasets import miniatures
 @pytest.fixture
 def prepare(tmp_path, monkeypatch):
     miniatures.make_cub(tmp_path)
-    miniatures.expect_miniature(monkeypatch, "cub")
+    miniatures.expect(monkeypatch, "cub")
 
-    def run(verify=False, views=False):
-        return preparation.prepare_dataset("cub", str(tmp_path / "data"), str(tmp_path), verify, views, threads=2)
+    def run(verify=False, draw_views=None):
+        return preparation.prepare_dataset("cub", str(tmp_path / "data"), str(tmp_path), verify, 2, draw_views)
 
     run.directory = tmp_path / "data" / "cub" / "1.0.0"
     return run
@@ -35,17 +36,17 @@ def test_a_dataset_is_described(prepare, tmp_path, capsys):
     assert lines[1:3] == ["train: 18 images in every class", "test: 6 images in every class"]
     summary = json.loads((prepare.directory / "summary.json").read_text())
     assert summary["per_class"]["test"] == {"001.Black_footed_Albatross": 6, "002.Brewer_s_Blackbird": 6}
-    done = subprocess.run(["sha256sum", tmp_path / cub.ARCHIVE.name], capture_output=True, text=True, check=True)
-    assert summary["archives"] == {cub.ARCHIVE.name: done.stdout.split()[0]}
+    done = subprocess.run(["sha256sum", tmp_path / miniatures.CUB_ARCHIVE], capture_output=True, text=True, check=True)
+    assert summary["archives"] == {miniatures.CUB_ARCHIVE: done.stdout.split()[0]}
     subprocess.run(["sha256sum", "--check", "--strict", "manifest.sha256"], cwd=prepare.directory, check=True)
     with Image.open(prepare.directory / "contact_sheet.png") as sheet:
-        assert sheet.size == (8 * 144, 5 * 158)  # 36 pictures
+        assert sheet.size == (8 * 144, 5 * 158)  # 36 images
         assert np.ptp(np.asarray(sheet)) > 0
 
 
 def test_a_second_call_does_nothing_again_and_works_without_the_archive(prepare, tmp_path, capsys):
     first = prepare()
-    (tmp_path / cub.ARCHIVE.name).unlink()
+    (tmp_path / miniatures.CUB_ARCHIVE).unlink()
     before = {path: path.stat().st_mtime_ns for path in prepare.directory.iterdir()}
     capsys.readouterr()
     assert prepare() == first
@@ -54,7 +55,7 @@ def test_a_second_call_does_nothing_again_and_works_without_the_archive(prepare,
     (prepare.directory / "contact_sheet.png").unlink()
     prepare()
     assert (prepare.directory / "contact_sheet.png").exists()
-    assert "all files and pictures are right" in prepare(verify=True)[-1]
+    assert "all files and images are right" in prepare(verify=True)[-1]
     assert "decoding train: 36/36 images" in capsys.readouterr().out
 
 
@@ -70,29 +71,30 @@ def test_verify_finds_a_changed_file(prepare):
         prepare(verify=True)
 
 
-def test_verify_finds_a_picture_that_cannot_be_decoded(tmp_path, monkeypatch):
+def test_verify_finds_a_image_that_cannot_be_decoded(tmp_path, monkeypatch):
     files = miniatures.make_cub(tmp_path)
     name = "CUB_200_2011/images/0001/Some.Bird_0003.jpg"
-    miniatures.pack(tmp_path / cub.ARCHIVE.name, files | {name: files[name][:-40]})  # its head is whole
-    miniatures.expect_miniature(monkeypatch, "cub")
-    run = lambda verify: preparation.prepare_dataset("cub", str(tmp_path / "data"), str(tmp_path), verify, False, threads=2)
-    with pytest.raises(BadImage, match=r"^0001/Some.Bird_0003.jpg: not a readable picture.*\(1 of 48 pictures are bad\)"):
+    miniatures.pack(tmp_path / miniatures.CUB_ARCHIVE, files | {name: files[name][:-40]})  # its head is whole
+    miniatures.expect(monkeypatch, "cub")
+    run = lambda verify: preparation.prepare_dataset("cub", str(tmp_path / "data"), str(tmp_path), verify, threads=2)
+    with pytest.raises(BadImage, match=r"^0001/Some.Bird_0003.jpg: not a readable image.*\(1 of 48 images are bad\)"):
         run(verify=True)
 
 
 def test_what_is_no_dataset_is_refused():
     for name in ("folder", "tfds:", "birds"):
         with pytest.raises(ConfigError, match=f"there is no dataset '{name}'; use one of synthetic_birds, cub, .*tfds:NAME"):
-            preparation.prepare_dataset(name, "x", None, False, False, 1)
+            preparation.prepare_dataset(name, "x", None, False, 1)
 
 
-def test_the_views_of_an_image_are_drawn(prepare):
-    assert "views.png" in prepare(views=True)[-1]
-    with Image.open(prepare.directory / "views.png") as picture:
-        # the image of 40 x 60 px at the height of the two global views, and below two rows of local ones
-        assert picture.size == (336 + 2 * 224 + 3 * 6, 224 + 2 * 96 + 3 * 6)
-        pixels = np.asarray(picture)
-    assert (pixels == (255, 0, 0)).all(-1).sum() > 50  # boxes of the global views
+def test_the_views_are_drawn(prepare, tiny_config):
+    assert "views.png" in prepare(draw_views=lambda source, config: Image.new("RGB", (2, 1)))[-1]
+    assert (prepare.directory / "views.png").exists()
+    tiny_config.views.local_count, tiny_config.data.canvas_px = 6, 128
+    figure = views_figure([Record(miniatures.jpeg(1), 0, "a", NO_BOXES)], tiny_config)
+    # the image of 40 x 60 px at the height of the two global views, and below two rows of local ones
+    assert figure.size == (24 + 2 * 16 + 3 * 6, 16 + 2 * 8 + 3 * 6)
+    assert (np.asarray(figure)[:16, :24, 2] < 100).any()  # red boxes of the global views on blue
 
 
 def test_the_histogram_of_uneven_classes():

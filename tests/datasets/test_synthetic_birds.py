@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from cmd_jax.data.sources import TFDSSource
-from cmd_jax.datasets.builders import synthetic_birds
-from cmd_jax.datasets.builders.bird_renderer import PARTS, VARIANTS, render
-from cmd_jax.datasets.builders.synthetic_birds import SPECIES, SyntheticBirds
+from cmd_jax.datasets import synthetic_birds
+from cmd_jax.datasets.bird_renderer import PARTS, VARIANTS, render
+from cmd_jax.datasets.prepared import open_source
+from cmd_jax.datasets.synthetic_birds import SPECIES
 
 
 def _digits(name):
@@ -43,7 +43,7 @@ def test_changing_one_part_changes_pixels_only_around_that_part(part):
         assert np.mean(difference[outside] > 40) < 0.002
 
 
-def test_pictures_are_a_function_of_the_seed_and_parts_lie_in_the_frame():
+def test_images_are_a_function_of_the_seed_and_parts_lie_in_the_frame():
     first, again, other = (render(_digits("reed_tarrel"), np.random.default_rng(seed), 64) for seed in (3, 3, 4))
     np.testing.assert_array_equal(first.image, again.image)
     assert np.mean(first.image != other.image) > 0.5
@@ -56,8 +56,8 @@ def test_pictures_are_a_function_of_the_seed_and_parts_lie_in_the_frame():
 
 def test_builder_writes_arrayrecord_that_the_source_reads(tmp_path, monkeypatch, tiny_config):
     monkeypatch.setattr(synthetic_birds, "IMAGES_PER_SPECIES", {"train": 2, "test": 1})
-    tiny_config.data.data_dir = str(tmp_path)
-    train, test = (TFDSSource(SyntheticBirds, tiny_config.data, split) for split in ("train", "test"))
+    tiny_config.data.source, tiny_config.data.data_dir = "synthetic_birds", str(tmp_path)
+    train, test = (open_source(tiny_config.data, split) for split in ("train", "test"))
     assert (len(train), len(test)) == (40, 20)
     assert train.class_names == tuple(SPECIES)
     assert list(tmp_path.rglob("*.array_record*"))

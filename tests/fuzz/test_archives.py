@@ -4,15 +4,17 @@ import gzip
 import io
 import tarfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmd_jax.datasets import archives
-from cmd_jax.datasets.builders import aircraft, bird_tables, cars, cub
-from cmd_jax.datasets.builders.examples import example
+from cmd_jax.datasets import archives, cars
+from cmd_jax.datasets.aircraft import AIRCRAFT
+from cmd_jax.datasets.birds import CUB
+from cmd_jax.datasets.dataset import example
 from cmd_jax.errors import BadImage, DatasetError
 from tests.datasets import miniatures
 from tests.fuzz.mutations import cases, changes, mutate, report
@@ -30,17 +32,13 @@ table_changes = st.lists(
 )
 
 
-def _read_birds(path):
-    tables = bird_tables.read_tables(path, cub.ROOT, cub.PARTS)
-    for split in ("train", "test"):
-        for _, content in bird_tables.generate(path, tables, split, cub.ROOT, "cub"):
-            assert 0 <= content["label"] < len(tables.class_names)
-
-
-def _read_aircraft(path):
-    tables = aircraft.read_tables(path, "variant")
-    for name, encoded in archives.pictures(path, set(tables.labels)):
-        example(encoded, tables.labels[name], name, tables.boxes[name], banner_px=aircraft.Aircraft.BANNER_PX)
+def _read(dataset, path):
+    """All examples of a damaged archive."""
+    annotations = dataset.read({dataset.layouts[0][0].name: path})
+    for image in annotations.images.values():
+        assert 0 <= image.label < len(annotations.class_names)
+    for name, encoded in archives.images(path, set(annotations.images)):
+        example(encoded, annotations.images[name], name, dataset.banner_px)
 
 
 @pytest.fixture
@@ -65,7 +63,7 @@ def attempt(tmp_path, capsys):
 def test_damaged_archives(attempt, record_property, tmp_path):
     miniatures.make_cub(tmp_path, 4, 2)
     miniatures.make_aircraft(tmp_path, 4, 2)
-    readers = {cub.ARCHIVE.name: _read_birds, aircraft.ARCHIVE.name: _read_aircraft}
+    readers = {dataset.layouts[0][0].name: partial(_read, dataset) for dataset in (CUB, AIRCRAFT["variant"])}
     unpacked = {name: gzip.decompress((tmp_path / name).read_bytes()) for name in readers}
     whole = {name: gzip.compress(content, mtime=0) for name, content in unpacked.items()}  # the same in every run
 
@@ -89,8 +87,8 @@ def test_damaged_archives(attempt, record_property, tmp_path):
 
 def test_damaged_tables(attempt, record_property, tmp_path):
     sources = {
-        cub.ARCHIVE.name: (_read_birds, miniatures.make_cub),
-        aircraft.ARCHIVE.name: (_read_aircraft, miniatures.make_aircraft),
+        dataset.layouts[0][0].name: (partial(_read, dataset), make)
+        for dataset, make in ((CUB, miniatures.make_cub), (AIRCRAFT["variant"], miniatures.make_aircraft))
     }
     whole = {name: make(tmp_path, 4, 2) for name, (_, make) in sources.items()}
     texts = {name: sorted(file for file in files if file.endswith(".txt")) for name, files in whole.items()}

@@ -1,4 +1,4 @@
-"""Damaged pictures of every format: an array of the right kind or a BadImage, and nothing else."""
+"""Damaged images of every format: an array of the right kind or a BadImage, and nothing else."""
 
 import io
 import struct
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cmd_jax.data.decode import FORMATS, decode_rgb, eval_crop, to_canvas
-from cmd_jax.datasets.builders.examples import example
+from cmd_jax.datasets.dataset import Annotation, example
 from cmd_jax.errors import BadImage
 from tests.fuzz.mutations import cases, changes, mutate, report
 
@@ -24,7 +24,7 @@ def _save(image, kind, **options):
     return out.getvalue()
 
 
-def _pictures():
+def _images():
     pixels = np.random.default_rng(0).integers(0, 256, (9, 13, 4), dtype=np.uint8)
     rgba, rgb = Image.fromarray(pixels), Image.fromarray(pixels[..., :3].copy())
     palette, gray, deep = rgb.quantize(7), rgb.convert("L"), Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
@@ -56,7 +56,7 @@ def _pictures():
     }
 
 
-PICTURES = _pictures()
+IMAGES = _images()
 
 
 def _with_right_checksums(png):
@@ -70,13 +70,14 @@ def _with_right_checksums(png):
     return bytes(out)
 
 
-def test_damaged_pictures(record_property):
+def test_damaged_images(record_property):
     outcomes, formats, messages = Counter(), Counter(), []
+    annotation = Annotation(0, "train", np.array([1.0, 1, 5, 5]), np.ones((2, 3)))
 
     @cases(CASES)
-    @given(st.sampled_from(sorted(PICTURES)), changes, st.booleans(), st.booleans())
+    @given(st.sampled_from(sorted(IMAGES)), changes, st.booleans(), st.booleans())
     def attempt(kind, changes, grayscale, right_checksums):
-        damaged = mutate(PICTURES[kind], changes)
+        damaged = mutate(IMAGES[kind], changes)
         if kind.startswith("png") and right_checksums:
             damaged = _with_right_checksums(damaged)
         try:
@@ -93,7 +94,7 @@ def test_damaged_pictures(record_property):
             assert eval_crop(pixels, 8, 7).shape == (7, 7, 3)
             outcomes["arrays"] += 1
         try:  # what preparation does
-            _, content = example(damaged, 0, "photos/a", np.array([1.0, 1, 5, 5]), np.ones((2, 3)))
+            _, content = example(damaged, annotation, "photos/a")
         except BadImage as error:
             messages.append(str(error))
         else:
@@ -102,6 +103,6 @@ def test_damaged_pictures(record_property):
 
     attempt()
     assert all(message.startswith("photos/a: ") for message in messages)
-    assert report(record_property, "damaged pictures", outcomes) >= 2000
+    assert report(record_property, "damaged images", outcomes) >= 2000
     assert min(outcomes.values()) > 200  # both kinds of outcome are common
-    assert min(formats[kind] for kind in PICTURES) > 20
+    assert min(formats[kind] for kind in IMAGES) > 20

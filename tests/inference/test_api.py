@@ -134,7 +134,7 @@ def test_what_is_no_picture_is_refused(model, images, message):
 
 def test_a_bad_image_is_named_and_never_left_out(model, pictures, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no picture")
-    with pytest.raises(BadImage, match=r"bad\.png: not a readable picture"):
+    with pytest.raises(BadImage, match=r"bad\.png: not a readable image"):
         model.embed([*pictures[0], tmp_path / "bad.png"])
     with pytest.raises(BadImage, match=r"none\.png: cannot be read"):
         model.embed(tmp_path / "none.png")

@@ -73,7 +73,7 @@ def test_bad_images_are_left_out_listed_and_counted(trained, folder, tmp_path):
     assert summary == Summary(images=36, bad=2, computed=38, bad_list=f"{out}.bad.txt")
     lines = (tmp_path / "a.parquet.bad.txt").read_text().splitlines()
     assert [line.split("\t")[0] for line in lines] == ["train/a class/3.png", "zzz\\x1b.png"]
-    assert "not a readable picture" in lines[0]
+    assert "not a readable image" in lines[0]
     names = _read(out, ["features"])[1]
     assert names[0] == "b\\udcff.png"
     assert "train/a class/3.png" not in names

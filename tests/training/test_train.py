@@ -14,7 +14,7 @@ from cmd_jax.config import Hardware, validate
 from cmd_jax.data.augment import multi_crop
 from cmd_jax.data.cache import Batch, CanvasCache
 from cmd_jax.data.loader import batches
-from cmd_jax.data.sources import open_source
+from cmd_jax.datasets.prepared import open_source
 from cmd_jax.errors import CheckpointError, ConfigError, Preempted
 from cmd_jax.evaluation import agreement
 from cmd_jax.evaluation.restore import evaluate_run

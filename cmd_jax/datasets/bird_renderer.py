@@ -28,7 +28,7 @@ class Bird:
 
     Attributes:
         image: [px, px, 3] uint8, RGB.
-        boxes: part name -> (ymin, xmin, ymax, xmax), fractions of the picture in 0..1.
+        boxes: part name -> (ymin, xmin, ymax, xmax), fractions of the image in 0..1.
     """
 
     image: np.ndarray
@@ -53,7 +53,7 @@ class Pose:
         self.offset = rng.uniform(0.35, 0.65, 2) * slack - low * self.scale
 
     def place(self, points: np.ndarray) -> np.ndarray:
-        """[N, 2] (x, y) in the bird's frame -> [N, 2] pixels of the final picture."""
+        """[N, 2] (x, y) in the bird's frame -> [N, 2] pixels of the final image."""
         points = np.asarray(points, np.float64)
         cos, sin = np.cos(self.tilt), np.sin(self.tilt)
         turned = points @ np.array([[cos, sin], [-sin, cos]])
@@ -236,8 +236,8 @@ WING = smooth(
 )
 
 
-# Luma of everything behind the bird: hues vary at will, while the outline stands out alike in every picture. Brightness that
-# differs from picture to picture is what a network picks up first, and crops of one picture share it.
+# Luma of everything behind the bird: hues vary at will, while the outline stands out alike in every image. Brightness that
+# differs from image to image is what a network picks up first, and crops of one image share it.
 GROUND = (0.6, 0.64)
 
 
@@ -264,12 +264,12 @@ def _background(rng: np.random.Generator, px: int) -> np.ndarray:
     """Out-of-focus habitat: a gradient of two colours, noise at three scales and blurred blobs; [px, px, 3] in 0..255."""
     top, bottom = (_tint(rng, (0.05, 0.5), GROUND) for _ in range(2))
     ramp = np.linspace(0, 1, px, dtype=np.float32)[:, None, None]
-    picture = top * (1 - ramp) + bottom * ramp + np.zeros((px, px, 1), np.float32)
+    image = top * (1 - ramp) + bottom * ramp + np.zeros((px, px, 1), np.float32)
     for cell, strength in ((px // 3, 0.4), (px // 8, 0.2), (px // 32, rng.uniform(0.03, 0.1))):
         tint = _tint(rng, (0.0, 0.5), GROUND)
         weight = (_noise(rng, px, max(1, cell)) * strength)[..., None]
-        picture = picture * (1 - weight) + tint * weight
-    canvas = Image.fromarray(picture.astype(np.uint8))
+        image = image * (1 - weight) + tint * weight
+    canvas = Image.fromarray(image.astype(np.uint8))
     draw = ImageDraw.Draw(canvas)
     for _ in range(rng.integers(3, 9)):
         colour = tuple(int(c) for c in _tint(rng, (0.1, 0.6), GROUND))
@@ -279,7 +279,7 @@ def _background(rng: np.random.Generator, px: int) -> np.ndarray:
 
 
 class Painter:
-    """A supersampled colour picture on which outlines in final-picture pixels are filled."""
+    """A supersampled colour image on which outlines in final-image pixels are filled."""
 
     def __init__(self, background: np.ndarray):
         side = background.shape[0] * SUPERSAMPLE
@@ -339,7 +339,7 @@ def render(species: tuple[int, ...], rng: np.random.Generator, px: int) -> Bird:
     Args:
         species: one variant index (0..3) for each of PARTS.
         rng: source of every nuisance; the draws do not depend on the species.
-        px: side of the square picture in pixels.
+        px: side of the square image in pixels.
     """
     variant = {part: VARIANTS[part][digit] for part, digit in zip(PARTS, species, strict=True)}
     pose = Pose(rng, px)

@@ -1,4 +1,4 @@
-"""A picture of the views that training makes of one image, beside the image with their boxes."""
+"""A figure of the views that training makes of one image, beside the image with their boxes."""
 
 import jax
 import jax.numpy as jnp
@@ -8,14 +8,14 @@ from PIL import Image, ImageDraw
 from cmd_jax.config import ConfigDict
 from cmd_jax.data.augment import multi_crop, sample_params
 from cmd_jax.data.decode import decode_record, to_canvas
-from cmd_jax.data.record import Source
+from cmd_jax.data.sources import Source
 
 GAP_PX = 6
 PIXELS = "0,0,0/1,1,1"  # normalization that leaves 0..1
 GLOBAL_COLOR, LOCAL_COLOR = "red", "yellow"
 
 
-def views_picture(source: Source, config: ConfigDict, index: int = 0) -> Image.Image:
+def views_figure(source: Source, config: ConfigDict, index: int = 0) -> Image.Image:
     """Draws an image with the boxes of its views (red global, yellow local), the global views, and below the local ones.
 
     Args:
