@@ -113,7 +113,7 @@ def run(main: Callable[..., None], usage: str, words: int = 0) -> None:
     """Parses the flags and runs a binary.
 
     Args:
-        main: reads the parsed flags; called with the words of the command line that are no flags.
+        main: reads the parsed flags; called with the words of the command line that are not flags.
         usage: shown by --help above the flags.
         words: how many there may be.
     """

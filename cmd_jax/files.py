@@ -22,7 +22,7 @@ def refusal(path: str) -> str | None:
     if not separator:
         return None
     if scheme not in NEEDS:
-        return f"{path} is no address that is known; use a local path or gs://BUCKET/DIR"
+        return f"{path} is not a known kind of address; use a local path or gs://BUCKET/DIR"
     if importlib.util.find_spec(NEEDS[scheme]) is None:
         return f"{path} needs {NEEDS[scheme]}, which is not installed; pip install '.[gcs]', or use a local path"
     return None
@@ -51,7 +51,7 @@ def read(path: str) -> str:
 
 
 def read_bytes(path: str) -> bytes:
-    """What a file holds now: of an object in a bucket never what a cached listing says of it."""
+    """The bytes that a file holds now; of an object in a bucket never those of a cached listing."""
     return backend.fsspec_backend.fs(path).cat_file(path) if is_remote(path) else epath.Path(path).read_bytes()
 
 

@@ -4,6 +4,6 @@
 def printable(name: str) -> str:
     r"""The name with what cannot be printed spelled out: a line feed as \n, an escape sequence's start as \x1b.
 
-    Control characters, marks that turn the direction of writing, and bytes of a file's name that are no UTF-8 count.
+    Control characters, marks that turn the direction of writing, and bytes of a file's name that are not UTF-8 count.
     """
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in name)

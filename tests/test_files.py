@@ -44,7 +44,7 @@ def test_configuration(workdir, tiny_config):
     assert config_lib.load(f"{workdir}/config.json").to_dict() == tiny_config.to_dict()
 
 
-def test_metrics_go_on(workdir, monkeypatch):
+def test_metrics_continue_after_a_checkpoint(workdir, monkeypatch):
     """What an interrupted run wrote after its checkpoint is dropped; in a bucket the file is whole after every upload."""
     monkeypatch.setattr(metrics, "SummaryWriter", Board)
     files.make_directory(workdir)
@@ -57,7 +57,7 @@ def test_metrics_go_on(workdir, monkeypatch):
     assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (2, 2.0), (3, 3.2), (4, 4.2)]
 
 
-def test_metrics_of_a_bucket_are_uploaded_now_and_then(workdir, monkeypatch):
+def test_bucket_metrics_are_uploaded_now_and_then(workdir, monkeypatch):
     monkeypatch.setattr(metrics, "SummaryWriter", Board)
     now = [0.0]
     monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
@@ -97,6 +97,6 @@ def test_refusal(path, words, monkeypatch):
     assert all(word in refusal for word in words or ())
 
 
-def test_what_is_installed_is_not_refused(monkeypatch):
+def test_installed_backend_is_accepted(monkeypatch):
     monkeypatch.setattr(files.importlib.util, "find_spec", lambda name: name)
     assert files.refusal("gs://bucket/run") is None

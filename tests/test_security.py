@@ -69,7 +69,7 @@ def test_nothing_is_unpickled_run_or_unpacked():
         "os.system(text)",
     ],
 )
-def test_the_search_finds_what_it_looks_for(line):
+def test_search_finds_every_fault(line):
     assert _faults(line, "cmd_jax/other.py")
     assert bool(_faults(line, CHILD)) == (
         line not in ("import pickle", "from dill import loads", "import yaml", "torch.load(path, weights_only=True)")
@@ -107,14 +107,14 @@ def test_arrays_of_objects_are_refused(tmp_path):
         "ä/b",
     ],
 )
-def test_a_name_on_the_hub_cannot_leave_the_cache(name, monkeypatch):
+def test_hub_name_cannot_leave_the_cache(name, monkeypatch):
     hub = SimpleNamespace(hf_hub_download=lambda *arguments, **options: pytest.fail(f"asked for {arguments}, {options}"))
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     with pytest.raises(WeightsError, match="names no model; give hf:OWNER/NAME or hf:OWNER/NAME@REVISION"):
         read_source(f"hf:{name}", "teacher")
 
 
-def test_an_error_cannot_command_the_terminal():
+def test_error_cannot_command_the_terminal():
     program = (
         "from cmd_jax import cli; from cmd_jax.errors import DatasetError\n"
         "def main(): raise DatasetError('photos/\\x1b[2J\\u202egpj.exe is bad')\n"

@@ -341,7 +341,7 @@ KEYS: dict[str, Key] = {
 
 
 def default() -> ConfigDict:
-    """The configuration with the default of every key; None is a value that `resolve` fills or that means what KEYS says."""
+    """The configuration with the default of every key; KEYS says what None means."""
     config = ConfigDict()
     for key, (usual, rule, _) in KEYS.items():
         section, _, name = key.rpartition(".")

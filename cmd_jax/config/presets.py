@@ -133,7 +133,7 @@ def choose(presets: dict[str, dict[str, Any]], preset: str, common: dict[str, An
         common: values of all presets, which a preset may change.
 
     Raises:
-        ConfigError: there is no such preset.
+        ConfigError: the preset is unknown.
     """
     if preset not in presets:
         raise ConfigError(f"unknown preset {preset!r}; use {', '.join(filter(None, presets))}, or none")
@@ -150,6 +150,6 @@ def fine_grained(source: str, preset: str) -> ConfigDict:
         preset: one of PRESETS; "" is vit_s16.
 
     Raises:
-        ConfigError: there is no such preset.
+        ConfigError: the preset is unknown.
     """
     return choose(PRESETS, preset or "vit_s16", FINE_GRAINED | {"data.source": source})

@@ -56,7 +56,7 @@ ONE_CPU = Hardware("cpu")
 
 
 def default_batch_size(train_images: int, hardware: Hardware, accumulate: int = 1) -> int:
-    """The batch of a run that names none, of all devices together.
+    """The batch of all devices together where train.batch_size is open.
 
     On CPUs 64 images. On accelerators 64 for each device, or the power of two that its memory holds; at most 1,024, and no more
     than leaves five steps in an epoch unless that is fewer than 64.
