@@ -20,7 +20,7 @@ from cmd_jax.training.optimizer import adamw
 from cmd_jax.training.schedules import make_schedules
 from cmd_jax.training.sharding import all_hardware
 from cmd_jax.training.state import TrainState, init_state
-from cmd_jax.training.step import Crops, make_apply, make_gradients, make_teach
+from cmd_jax.training.step import Crops, make_gradients, make_teacher, make_update
 
 IMAGES = 100_000  # size of the imagined data set, on which schedules alone depend
 
@@ -68,10 +68,10 @@ def compile_step(config: ConfigDict) -> tuple[jax.stages.Compiled, TrainState, t
     network, schedules = make_network(config), make_schedules(config, IMAGES)
     optimizer = adamw(config.optim.clip_grad, freeze_steps=0)
     state = jax.jit(lambda: init_state(config, network, optimizer))()
-    gradients, teach = make_gradients(config, network, schedules), make_teach(config, network)
-    apply, crops = make_apply(optimizer, schedules), random_crops(config)
+    gradients, teacher = make_gradients(config, network, schedules), make_teacher(config, network)
+    update, crops = make_update(optimizer, schedules), random_crops(config)
     keys = jax.random.split(jax.random.key(0), config.train.batch_size)
-    step = lambda state, views: apply(state, *gradients(state, Crops(views), teach(state.teacher, views[0]), keys))
+    step = lambda state, views: update(state, *gradients(state, Crops(views), teacher(state.teacher, views[0]), keys))
     compiled = jax.jit(step, donate_argnums=0).lower(state, crops).compile()
     return_free_memory()  # as the training loop does
     return compiled, state, crops

@@ -23,12 +23,10 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import region_problem, timing
-from benchmarks.naive_loss import naive_terms
-from cmd_jax.method import centers as centers_lib
-from cmd_jax.method import objective as objective_lib
 from cmd_jax.method.chunk_size import default_chunk
 from cmd_jax.method.chunks import Streaming
-from cmd_jax.method.rows import Centers, PrototypePair, StudentRows, TeacherRows, TermWeights
+from cmd_jax.method.objective import cmd_objective
+from cmd_jax.method.types import Centers, PrototypePair, TermWeights, Views
 
 TOLERANCE = 1e-4  # relative, of values and gradient norms
 ONE_THREAD = {
@@ -39,17 +37,17 @@ ONE_THREAD = {
 }
 
 
-def views_of(problem: dict, name: str) -> objective_lib.Views:
-    return objective_lib.Views(*(problem[f"{name}.{field}"] for field in region_problem.VIEW_FIELDS))
+def views_of(problem: dict, name: str) -> Views:
+    return Views(*(problem[f"{name}.{field}"] for field in region_problem.VIEW_FIELDS))
 
 
 def levels_of(problem: dict, name: str) -> tuple:
     return tuple(problem[f"{name}.{level}"] for level in region_problem.LEVELS)
 
 
-def streamed_loss(problem: dict, weights: TermWeights, chunk: int) -> tuple[jax.Array, Centers]:
-    """Loss [] and new centers by `cmd_jax.method.prototypes.distil`, with the matching and centers around it."""
-    result = objective_lib.cmd_objective(
+def loss_of(problem: dict, weights: TermWeights, streaming: Streaming | None) -> tuple[jax.Array, Centers]:
+    """Loss [] and new centers of the objective, streamed or (None) plain, with the matching and centers around it."""
+    result = cmd_objective(
         tuple(views_of(problem, name) for name in region_problem.GROUPS),
         PrototypePair(*levels_of(problem, "student_rows")),
         views_of(problem, "teacher"),
@@ -61,30 +59,9 @@ def streamed_loss(problem: dict, weights: TermWeights, chunk: int) -> tuple[jax.
         student_temp=region_problem.STUDENT_TEMP,
         teacher_temp=region_problem.TEACHER_TEMP,
         center_momentum=region_problem.CENTER_MOMENTUM,
-        # as `cmd_jax.config.resolve` chooses on a CPU
-        streaming=Streaming(chunk, targets="gathered" if chunk < problem["student_rows.region"].shape[0] else "expected"),
+        streaming=streaming,
     )
     return result.loss, result.centers
-
-
-def naive_loss(problem: dict, weights: TermWeights) -> tuple[jax.Array, Centers]:
-    """The same by `naive_terms`; the compiler drops the terms of weight 0."""
-    teacher, teacher_rows = views_of(problem, "teacher"), PrototypePair(*levels_of(problem, "teacher_rows"))
-    groups = [views_of(problem, name) for name in region_problem.GROUPS]
-    views = sum(group.image_z.shape[1] for group in groups)
-    pairings = tuple(
-        objective_lib.pair_views(group, teacher, first, views, "teacher_mil")
-        for group, first in zip(groups, (0, 2), strict=True)
-    )
-    student = tuple(StudentRows(group.image_z, group.region_z, group.mil_weights) for group in groups)
-    centers = Centers(*levels_of(problem, "centers"))
-    rows = TeacherRows(teacher.image_z, teacher.region_z, teacher_rows, centers, jnp.float32(region_problem.TEACHER_TEMP))
-    scorer = problem["inter_teacher_weights.teacher"]
-    prototypes = PrototypePair(*levels_of(problem, "student_rows"))
-    terms, _ = naive_terms(student, prototypes, scorer, rows, pairings, region_problem.STUDENT_TEMP)
-    update = lambda center, z, w: centers_lib.update_center(center, z, w, region_problem.CENTER_MOMENTUM)
-    updated = map(update, centers, (teacher.image_z, teacher.region_z), teacher_rows)
-    return sum(weight * terms[name] for name, weight in weights._asdict().items() if weight), Centers(*updated)
 
 
 def compile_step(problem: dict, objective: str, form: str, chunk: int | None) -> tuple[jax.stages.Compiled, int | None]:
@@ -93,9 +70,11 @@ def compile_step(problem: dict, objective: str, form: str, chunk: int | None) ->
     if form == "streamed":
         rows = sum(math.prod(problem[f"{name}.region_z"].shape[:-1]) for name in ("teacher", *region_problem.GROUPS))
         chunk = chunk or default_chunk(rows, prototypes, "cpu")
-        loss = functools.partial(streamed_loss, weights=weights, chunk=chunk)
+        # as `cmd_jax.config.resolve` chooses on a CPU
+        streaming = Streaming(chunk, targets="gathered" if chunk < prototypes else "expected")
     else:
-        loss, chunk = functools.partial(naive_loss, weights=weights), None
+        streaming = chunk = None
+    loss = functools.partial(loss_of, weights=weights, streaming=streaming)
     step = jax.value_and_grad(lambda trained, fixed: loss({**trained, **fixed}), has_aux=True)
     return jax.jit(step).lower(*split(problem, objective)).compile(), chunk
 

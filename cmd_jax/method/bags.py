@@ -2,19 +2,16 @@
 
 Letters: N patches of a view, k prototypes of a chunk; sigma_i are the patches' distributions, a_i their weights,
 pi = sum_i a_i sigma_i the mixture, q the image's distribution. What the sums D and T_i add up to, and the gradients they are
-for, stands in `prototypes`.
+for, stands in `streamed`.
 """
-
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from cmd_jax.method.products import product
+from cmd_jax.method.types import InterDirection
 
 Array = jax.Array
-# KL(bag || image): the image must cover what its patches say. KL(image || bag): some patch must say what the image says.
-InterDirection = Literal["bag_to_image", "image_to_bag"]
 
 
 def sums(direction: InterDirection, weights: Array, log_regions: Array, log_image: Array) -> tuple[Array, Array]:

@@ -4,14 +4,18 @@ Letters: B images, V student views (the first Q = 2 are global, then the local o
 d bottleneck width, K prototypes. All terms are means over the batch and over the ordered pairs (q, v) of a teacher view q
 and a student view v != q.
 
-    L = w_ii L_I + w_ir L_R + w_is L_S + w_it L_T
+    L = w_ii L_I + w_ir L_R + w_is L_S + w_it L_T  (+ released, KoLeo and MIL entropy, which are options)
 
-    L_I  intra-level, image:   CE( p_t_img[q], p_s_img[v] )
-    L_R  intra-level, region:  sum_i w_i CE( p_t_reg[q, m(i)], p_s_reg[v, i] ), m(i) the matching teacher patch, see `regions`
-    L_S  inter-level, student: KL( sum_i a_s[v, i] p_s_reg[v, i] || p_s_img[v] )
-    L_T  inter-level, teacher: KL( sum_i a_t[q, i] p_t_reg[q, i] || p_t_img[q] ), gradient to the student's scorer alone
-L_S and L_T may also be the divergence in the other direction, KL(image || bag).
-The variant "released" adds to EsViT's loss the cross-level term of the authors' code, see `released`.
+    L_I  intra-level, image:   CE( p_t_img[q], p_s_img[v] )                                               `image_term`
+    L_R  intra-level, region:  sum_i w_i CE( p_t_reg[q, m(i)], p_s_reg[v, i] ), m(i) the matching patch   `region_term`
+    L_S  inter-level, student: KL( sum_i a_s[v, i] p_s_reg[v, i] || p_s_img[v] )                          `inter_student_term`
+    L_T  inter-level, teacher: KL( sum_i a_t[q, i] p_t_reg[q, i] || p_t_img[q] ), which trains the        `inter_teacher_term`
+         student's scorer alone
+    L_S and L_T may also be the divergence in the other direction, KL(image || bag).
+
+`plain_terms` computes the four terms as written, with all B x V x N x K log-probabilities in memory. Training computes the same
+numbers with `streamed.streamed_terms`, which stores none of them; tests compare the two in value and gradient.
+`cmd_objective` is where all terms are summed.
 """
 
 from typing import Literal, NamedTuple
@@ -19,13 +23,26 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cmd_jax.method import prototypes as P
 from cmd_jax.method import released
-from cmd_jax.method.bags import InterDirection
 from cmd_jax.method.centers import sinkhorn_center, update_center
 from cmd_jax.method.chunks import Streaming
+from cmd_jax.method.koleo import koleo
+from cmd_jax.method.logits import student_logits, teacher_logits
+from cmd_jax.method.mil import relative_entropy
+from cmd_jax.method.products import product
 from cmd_jax.method.regions import Places, match_by_location, match_by_similarity
-from cmd_jax.method.rows import Centers, Pairing, PrototypePair, StudentRows, TeacherRows, TermWeights
+from cmd_jax.method.streamed import FOUR_TERMS, streamed_terms
+from cmd_jax.method.types import (
+    Centers,
+    InterDirection,
+    Pairing,
+    PrototypePair,
+    StudentViews,
+    TeacherViews,
+    Terms,
+    TermWeights,
+    Views,
+)
 
 Array = jax.Array
 RegionWeights = Literal["teacher_mil", "uniform"]
@@ -33,30 +50,14 @@ Centering = Literal["ema", "sinkhorn"]
 TEACHER_VIEWS = 2
 
 
-class Views(NamedTuple):
-    """Views of one size, as one network sees them.
-
-    Attributes:
-        image_z: [B, V, d] float32, unit norm.
-        region_z: [B, V, N, d] float32, unit norm.
-        features: [B, V, N, D] backbone embeddings of the patches, compared by cosine where regions match by similarity.
-        mil_weights: [B, V, N] float32, sum to 1 over N.
-    """
-
-    image_z: Array
-    region_z: Array
-    features: Array
-    mil_weights: Array
-
-
-class Result(NamedTuple):
-    """The loss, its unweighted terms by name, the new centers, and two entropies of the teacher's image level.
+class Objective(NamedTuple):
+    """Loss and centers of one batch.
 
     Attributes:
         loss: [] float32, the only part with a gradient.
-        terms: [] float32 each.
+        terms: [] float32 each, unweighted, by name.
         centers: after the step.
-        teacher_entropy: [B, Q] float32, nats.
+        teacher_entropy: [B, Q] float32, nats, of the teacher's image level.
         marginal_entropy: [] float32, nats, of the mean distribution of the batch.
     """
 
@@ -65,6 +66,107 @@ class Result(NamedTuple):
     centers: Centers
     teacher_entropy: Array
     marginal_entropy: Array
+
+
+def image_term(teacher_log_probs: Array, student_log_probs: Array, pairing: Pairing) -> Array:
+    """L_I of the student's views of one size: sum over (q, v) of weight[q, v] * CE(p_t[q], p_s[v]), mean over B.
+
+    Args:
+        teacher_log_probs: [B, Q, K] log-probabilities.
+        student_log_probs: [B, V, K] log-probabilities.
+        pairing: of these views.
+
+    Returns:
+        [].
+    """
+    cross_entropy = -product("bqk,bvk->bqv", jnp.exp(teacher_log_probs), student_log_probs)
+    return jnp.sum(pairing.image_weights * jnp.mean(cross_entropy, axis=0))
+
+
+def region_term(teacher_log_probs: Array, student_log_probs: Array, pairing: Pairing) -> Array:
+    """L_R of the student's views of one size: sum over (q, v, i) of w[q, v, i] * CE(p_t[q, m(i)], p_s[v, i]), mean over B.
+
+    Args:
+        teacher_log_probs: [B, Q, M, K] log-probabilities.
+        student_log_probs: [B, V, N, K] log-probabilities.
+        pairing: of these views.
+
+    Returns:
+        [].
+    """
+    batch, queries, views, patches = pairing.match.shape
+    index = pairing.match.reshape(batch, queries, views * patches, 1)
+    targets = jnp.exp(jnp.take_along_axis(teacher_log_probs, index, axis=2)).reshape(batch, queries, views, patches, -1)
+    cross_entropy = -jnp.sum(targets * student_log_probs[:, None], axis=-1)  # [B, Q, V, N]
+    return jnp.sum(pairing.region_weights * cross_entropy) / batch
+
+
+def bag_divergence(direction: InterDirection, mil_weights: Array, region_log_probs: Array, image_log_probs: Array) -> Array:
+    """KL(bag || image) or KL(image || bag) of the bag sum_i a_i p_i and the image distribution.
+
+    Args:
+        direction: "bag_to_image" or "image_to_bag".
+        mil_weights: [..., N], a; sum to 1.
+        region_log_probs: [..., N, K] log-probabilities.
+        image_log_probs: [..., K] log-probabilities.
+
+    Returns:
+        [...], nats.
+    """
+    bag_log_probs = jax.nn.logsumexp(region_log_probs, axis=-2, b=mil_weights[..., None])
+    if direction == "bag_to_image":
+        return jnp.sum(jnp.exp(bag_log_probs) * (bag_log_probs - image_log_probs), axis=-1)
+    return jnp.sum(jnp.exp(image_log_probs) * (image_log_probs - bag_log_probs), axis=-1)
+
+
+def inter_student_term(
+    direction: InterDirection, mil_weights: Array, region_log_probs: Array, image_log_probs: Array, pairing: Pairing
+) -> Array:
+    """L_S of the student's views of one size: arguments of `bag_divergence` with leading [B, V] -> []."""
+    divergence = bag_divergence(direction, mil_weights, region_log_probs, image_log_probs)  # [B, V]
+    return jnp.sum(jnp.sum(pairing.image_weights, axis=0) * jnp.mean(divergence, axis=0))
+
+
+def inter_teacher_term(
+    direction: InterDirection, scorer_weights: Array, region_log_probs: Array, image_log_probs: Array
+) -> Array:
+    """L_T: arguments of `bag_divergence` with leading [B, Q] -> []; only `scorer_weights` carries a gradient."""
+    return jnp.mean(bag_divergence(direction, scorer_weights, *jax.lax.stop_gradient((region_log_probs, image_log_probs))))
+
+
+def plain_terms(
+    student: tuple[StudentViews, ...],
+    prototypes: PrototypePair,
+    inter_teacher_weights: Array,
+    teacher: TeacherViews,
+    pairings: tuple[Pairing, ...],
+    *,
+    weights: TermWeights,
+    student_temp: float,
+    inter_scale: Array | None = None,
+    inter_direction: InterDirection = "bag_to_image",
+) -> Terms:
+    """The four terms with every distribution stored, B x V x N x K numbers; arguments of `streamed.streamed_terms`."""
+    teacher = jax.lax.stop_gradient(teacher)
+    log_probs = lambda logits: jax.nn.log_softmax(logits, axis=-1)
+    levels = zip((teacher.image_z, teacher.region_z), teacher.prototypes, teacher.centers, strict=True)
+    teacher_image, teacher_region = (log_probs(teacher_logits(*level, teacher.temp)) for level in levels)
+    terms = {name: jnp.zeros((), teacher_image.dtype) for name in FOUR_TERMS}
+    for group, pairing in zip(student, pairings, strict=True):
+        image = log_probs(student_logits(group.image_z, prototypes.image, student_temp))
+        region = log_probs(student_logits(group.region_z, prototypes.region, student_temp))
+        if weights.intra_image:
+            terms["intra_image"] += image_term(teacher_image, image, pairing)
+        if weights.intra_region:
+            terms["intra_region"] += region_term(teacher_region, region, pairing)
+        if weights.inter_student:
+            terms["inter_student"] += inter_student_term(inter_direction, group.mil_weights, region, image, pairing)
+    if weights.inter_teacher:
+        terms["inter_teacher"] = inter_teacher_term(inter_direction, inter_teacher_weights, teacher_region, teacher_image)
+    entropy = lambda probs: -jnp.sum(jax.scipy.special.xlogy(probs, probs), axis=-1)
+    probs = jnp.exp(teacher_image)
+    loss = weights.scale_inter(inter_scale).total(terms)
+    return Terms(loss, terms, entropy(probs), entropy(jnp.mean(probs, axis=(0, 1))))
 
 
 def pair_views(
@@ -80,7 +182,7 @@ def pair_views(
     Args:
         group: the student's views of one size.
         teacher: its global views.
-        first: place of the group's first view among all of the student's; the teacher's views are the first two.
+        first: index of the group's first view among all of the student's; the teacher's views are the first two.
         views: number of all views of the student.
         region_weights: "teacher_mil" weighs a region by its matched teacher patch, "uniform" is EsViT's mean.
         places: of the group and of the teacher's views: patches match that show one place, and those of places that the
@@ -118,12 +220,11 @@ def cmd_objective(
     teacher_temp: Array | float,
     center_momentum: Array | float,
     centering: Centering = "ema",
-    released_mask: bool = True,
     streaming: Streaming | None = None,
     inter_scale: Array | None = None,
     inter_direction: InterDirection = "bag_to_image",
     places: tuple[Places, ...] | None = None,
-) -> Result:
+) -> Objective:
     """Computes the loss of one batch and the centers after it.
 
     Args:
@@ -133,14 +234,13 @@ def cmd_objective(
         teacher_prototypes: W of the teacher, without gradient.
         inter_teacher_weights: [B, 2, N] MIL weights a_t of L_T: the student's scorer on the teacher's embeddings.
         centers: before the step; the teacher's distributions use these.
-        weights: of the four terms; a weight of 0 leaves the term out of the program.
+        weights: of the terms; a weight of 0 leaves the term out of the program.
         region_weights: "teacher_mil" weighs a region by its matched teacher patch, "uniform" is EsViT's mean.
         student_temp: tau_s.
         teacher_temp: tau_t.
         center_momentum: of the centers' moving average.
         centering: "ema" uses and updates the centers, "sinkhorn" replaces them by those of the batch.
-        released_mask: False shows where the released term is NaN as its authors wrote it, see `released.divergence`.
-        streaming: how K is passed over; None: in one chunk, float32.
+        streaming: chunk, dtype and mesh of the streamed terms; None: `plain_terms`.
         inter_scale: [] factor of the weights of L_S and L_T at this step; None: 1.
         inter_direction: of L_S and L_T, "bag_to_image" is KL(bag || image), "image_to_bag" KL(image || bag).
         places: where the student's views lie, group by group, the first of them the teacher's too: regions match by location.
@@ -148,11 +248,11 @@ def cmd_objective(
     """
     stop = jax.lax.stop_gradient
     teacher, teacher_prototypes, centers = stop(teacher), stop(teacher_prototypes), stop(centers)
-    streaming = streaming or Streaming(chunk=student_prototypes.image.shape[0])
-    use_regions = any(weights[1:])
+    whole = streaming or Streaming(chunk=student_prototypes.image.shape[0])
+    use_regions = any(weights[1:5])
     levels = ((teacher.image_z, teacher_prototypes.image), (teacher.region_z, teacher_prototypes.region))
     if centering == "sinkhorn":
-        solve = lambda z, rows: sinkhorn_center(z, rows, teacher_temp, streaming)
+        solve = lambda z, rows: sinkhorn_center(z, rows, teacher_temp, whole)
         centers = Centers(solve(*levels[0]), solve(*levels[1]) if use_regions else centers.region)
 
     views = sum(group.image_z.shape[1] for group in student)
@@ -162,28 +262,34 @@ def cmd_objective(
         pair_views(group, teacher, first, views, region_weights, place)
         for group, first, place in zip(student, firsts[: len(student)], of_group, strict=True)
     )
-    rows = TeacherRows(teacher.image_z, teacher.region_z, teacher_prototypes, centers, jnp.asarray(teacher_temp))
-    distilled = P.distil(
-        tuple(StudentRows(group.image_z, group.region_z, group.mil_weights) for group in student),
+    teacher_views = TeacherViews(teacher.image_z, teacher.region_z, teacher_prototypes, centers, jnp.asarray(teacher_temp))
+    inputs = (
+        tuple(StudentViews(group.image_z, group.region_z, group.mil_weights) for group in student),
         student_prototypes,
         inter_teacher_weights,
-        rows,
+        teacher_views,
         pairings,
-        weights=weights,
-        student_temp=student_temp,
-        streaming=streaming,
-        inter_scale=inter_scale,
-        inter_direction=inter_direction,
     )
-    loss, terms = distilled.loss, distilled.terms
+    options = {
+        "weights": weights,
+        "student_temp": student_temp,
+        "inter_scale": inter_scale,
+        "inter_direction": inter_direction,
+    }
+    four = streamed_terms(*inputs, **options, streaming=streaming) if streaming else plain_terms(*inputs, **options)
+
+    extra: dict[str, Array] = {}
     if weights.released:
-        terms = terms | {
-            "released": released.term(student, student_prototypes, rows, pairings, student_temp, streaming, released_mask)
-        }
-        loss += weights.released * terms["released"]
+        extra["released"] = released.term(student, student_prototypes, teacher_views, pairings, student_temp, whole)
+    if weights.koleo:  # of each view by itself: views of one image are no neighbours
+        extra["koleo"] = jnp.mean(jax.vmap(koleo, in_axes=1)(student[0].image_embedding))
+    if weights.mil_entropy:
+        extra["mil_entropy"] = jnp.mean(relative_entropy(student[0].mil_weights))
+    loss = weights.total(extra, start=four.loss)
+
     if centering == "ema":
         update = lambda center, level: update_center(center, *level, center_momentum)
         centers = Centers(
             update(centers.image, levels[0]), update(centers.region, levels[1]) if use_regions else centers.region
         )
-    return Result(loss, terms, centers, distilled.teacher_entropy, distilled.marginal_entropy)
+    return Objective(loss, four.terms | extra, centers, four.teacher_entropy, four.marginal_entropy)

@@ -15,34 +15,29 @@ code cannot train. `divergence` gives 0 there with the gradient 0, so its value 
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from cmd_jax.method.chunks import Streaming
-from cmd_jax.method.logits import bag_probs, student_logits, teacher_logits
-from cmd_jax.method.rows import Pairing, PrototypePair, StudentRows, TeacherRows
+from cmd_jax.method.chunks import Normalizer, Streaming, for_chunks, take_chunk
+from cmd_jax.method.logits import student_logits, teacher_logits
+from cmd_jax.method.types import Pairing, PrototypePair, StudentViews, TeacherViews
 
 Array = jax.Array
 
 
-def divergence(inputs: Array, targets: Array, masked: bool = True) -> Array:
+def divergence(inputs: Array, targets: Array) -> Array:
     """D(a, t): PyTorch's `kl_div` of reduction "mean", over all axes but the second.
 
     Args:
         inputs: [B, V, K], a.
-        targets: [B, V, K], t.
-        masked: elements with t <= 0 count 0, in the value and in both gradients; False leaves t (log t - a) as it is, NaN
-            where t is negative, as PyTorch from 1.13 on.
+        targets: [B, V, K], t; elements with t <= 0 count 0, in the value and in both gradients.
 
     Returns:
         [V] float32.
     """
-    if masked:
-        positive = targets > 0
-        # The inner where keeps the logarithm's infinite slope out of the gradient of what the outer one drops.
-        inputs, targets = jnp.where(positive, inputs, 0.0), jnp.where(positive, targets, 1.0)
-        elements = jnp.where(positive, targets * (jnp.log(targets) - inputs), 0.0)
-    else:
-        elements = targets * (jnp.log(targets) - inputs)
-    return jnp.mean(elements, axis=(0, 2))
+    positive = targets > 0
+    # The inner where keeps the logarithm's infinite slope out of the gradient of what the outer one drops.
+    inputs, targets = jnp.where(positive, inputs, 0.0), jnp.where(positive, targets, 1.0)
+    return jnp.mean(jnp.where(positive, targets * (jnp.log(targets) - inputs), 0.0), axis=(0, 2))
 
 
 def student_bags(region_z: Array, prototypes: Array, temp: float, dtype: str = "float32") -> Array:
@@ -50,23 +45,41 @@ def student_bags(region_z: Array, prototypes: Array, temp: float, dtype: str = "
     return student_logits(jnp.sum(region_z, axis=2), prototypes, temp, dtype)
 
 
+def teacher_bags(z: Array, prototypes: Array, center: Array, temp: Array | float, chunk: int, dtype: str = "float32") -> Array:
+    """T_bag = sum_i softmax_k((W z_i - center) / temp): [B, Q, M, d] -> [B, Q, K] float32, rows sum to M; no gradient."""
+    count = prototypes.shape[0]
+
+    def logits(start: Array | int, size: int) -> Array:
+        return teacher_logits(z, take_chunk(prototypes, start, size), take_chunk(center, start, size), temp, dtype)
+
+    states = for_chunks(
+        count, chunk, lambda s, start, size: s.add(logits(start, size)), Normalizer.start(z.shape[:-1], jnp.float32)
+    )
+    normalizer = states.finish()[..., None]
+
+    def add(bags: Array, start: Array | int, size: int) -> Array:
+        part = jnp.sum(jnp.exp(logits(start, size) - normalizer), axis=2)
+        return lax.dynamic_update_slice_in_dim(bags, part, start, axis=-1)
+
+    return for_chunks(count, chunk, add, jnp.zeros((*z.shape[:2], count), jnp.float32))
+
+
 def term(
-    student: tuple[StudentRows, ...],
+    student: tuple[StudentViews, ...],
     prototypes: PrototypePair,
-    teacher: TeacherRows,
+    teacher: TeacherViews,
     pairings: tuple[Pairing, ...],
     temp: float,
     streaming: Streaming,
-    masked: bool,
 ) -> Array:
-    """L_md of a batch, [] float32; the arguments are those of `prototypes.distil`, of the student two fields are read."""
+    """L_md of a batch, [] float32; arguments of `streamed.streamed_terms`."""
     total = jnp.zeros((), jnp.float32)
     for group, pairing in zip(student, pairings, strict=True):
         logits = student_logits(group.image_z, prototypes.image, temp, streaming.dtype)
         bags = student_bags(group.region_z, prototypes.region, temp, streaming.dtype)
-        total += jnp.sum(pairing.image_weights * divergence(logits, bags, masked))
+        total += jnp.sum(pairing.image_weights * divergence(logits, bags))
     image, region = zip(teacher[:2], teacher.prototypes, teacher.centers, strict=True)  # z, W and center of a level
     image_logits = teacher_logits(*image, teacher.temp, streaming.dtype)
-    bags = bag_probs(*region, teacher.temp, streaming.chunk, streaming.dtype)
+    bags = teacher_bags(*region, teacher.temp, streaming.chunk, streaming.dtype)
     # every teacher view stands in the same number of pairs
     return total + jnp.mean(divergence(jax.nn.softmax(image_logits, axis=-1), bags))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from cmd_jax.config import ConfigDict
-from cmd_jax.method.rows import Centers
+from cmd_jax.method.types import Centers
 from cmd_jax.models.build import Params, init_params
 from cmd_jax.models.network import Network
 from cmd_jax.training.health import BadSteps

@@ -1,4 +1,8 @@
-"""One jitted step: views on the device, both networks, the objective, AdamW, EMA and centers."""
+"""One jitted train step, from uint8 images to the new state.
+
+`make_train_step` at the end of this module composes, in this order: views on the device, forward passes of teacher and student,
+the objective with its gradient, AdamW, the EMA teacher and the centers.
+"""
 
 import functools
 from collections.abc import Callable
@@ -11,12 +15,10 @@ import optax
 from cmd_jax.config import ConfigDict, token_px
 from cmd_jax.data.augment import Placed, crop_views, key_points
 from cmd_jax.data.loader import Batch
-from cmd_jax.method import mil
 from cmd_jax.method.chunks import Streaming
-from cmd_jax.method.koleo import koleo
-from cmd_jax.method.objective import Result, Views, cmd_objective
+from cmd_jax.method.objective import Objective, cmd_objective
 from cmd_jax.method.regions import Places
-from cmd_jax.method.rows import Centers, PrototypePair, TermWeights
+from cmd_jax.method.types import Centers, PrototypePair, TermWeights, Views
 from cmd_jax.models.build import Params, with_dtype
 from cmd_jax.models.network import Encoded, Network
 from cmd_jax.models.sizes import UNLEARNED
@@ -29,48 +31,27 @@ Array = jax.Array
 Metrics = dict[str, Array]
 
 
-def encode_views(
-    network: Network, params: Params, groups: tuple[Array, ...], drop_keys: Array | None
-) -> tuple[tuple[Encoded, ...], tuple[Views, ...]]:
-    """Runs a network on groups of views.
+class Crops(NamedTuple):
+    """Augmented views of a batch.
 
-    Args:
-        network: of student or teacher.
-        params: its parameters.
-        groups: [B, V, H, W, 3] normalised float each.
-        drop_keys: [B] random keys of stochastic depth, one for each image; None is the teacher's deterministic forward.
-
-    Returns:
-        For each group what the network gives with leading [B * V], and the objective's reading of it with leading [B, V].
+    Attributes:
+        groups: [B, V, H, W, 3] normalised float each, the two global views first, then the local ones if there are any.
+        places: of the groups, where regions match by location.
     """
-    encoded = network.apply({"params": params}, groups, drop_keys, method="encode")
 
-    def read(group: Array, encoded: Encoded) -> Views:
-        split = lambda x: x.reshape(*group.shape[:2], *x.shape[1:])
-        return Views(split(encoded.image_z), split(encoded.region_z), split(encoded.patch_tokens), split(encoded.mil_weights))
-
-    return encoded, tuple(map(read, groups, encoded))
+    groups: tuple[Array, ...]
+    places: tuple[Places, ...] | None = None
 
 
-def term_weights(config: ConfigDict) -> TermWeights:
-    """The weights of the objective's terms in a resolved configuration."""
-    return TermWeights(**{term: config.method[f"{term}_weight"] for term in TermWeights._fields})
+class TeacherOutputs(NamedTuple):
+    """Outputs of the teacher for the global views, and its prototypes."""
+
+    views: Views
+    prototypes: PrototypePair
 
 
-def make_streaming(config: ConfigDict, shardings: Shardings | None = None) -> Streaming:
-    """How the objective of a resolved configuration passes over the prototypes."""
-    method = config.method
-    mesh = shardings.mesh if shardings and shardings.mesh.size > 1 else None
-    return Streaming(method.prototype_chunk, config.model.dtype, method.matched_targets, mesh)
-
-
-def ema(teacher: Params, student: Params, momentum: Array) -> Params:
-    """momentum * teacher + (1 - momentum) * student."""
-    return jax.tree.map(lambda t, s: momentum * t + (1.0 - momentum) * s, teacher, student)
-
-
-class Outcome(NamedTuple):
-    """What a forward pass says of a batch, or the mean of what several say; [] float32 but the centers.
+class Forward(NamedTuple):
+    """Loss, centers and metrics of a batch, or their means over the parts of one; [] float32 but the centers.
 
     Attributes:
         loss: what the gradients are of.
@@ -85,24 +66,25 @@ class Outcome(NamedTuple):
     health: Metrics
 
 
-class Crops(NamedTuple):
-    """Views of a batch.
+def encode_views(network: Network, params: Params, groups: tuple[Array, ...], drop_keys: Array | None) -> tuple[Views, ...]:
+    """Runs a network on groups of views.
 
-    Attributes:
-        groups: [B, V, H, W, 3] normalised float each, the two global views first, then the local ones if there are any.
-        places: of the groups, where regions match by location.
+    Args:
+        network: of student or teacher.
+        params: its parameters.
+        groups: [B, V, H, W, 3] normalised float each.
+        drop_keys: [B] random keys of stochastic depth, one for each image; None is the teacher's deterministic forward.
+
+    Returns:
+        One for each group.
     """
 
-    groups: tuple[Array, ...]
-    places: tuple[Places, ...] | None = None
+    def views(group: Array, encoded: Encoded) -> Views:
+        split = lambda x: x.reshape(*group.shape[:2], *x.shape[1:])  # [B * V, ...] -> [B, V, ...]
+        fields = (encoded.image_z, encoded.region_z, encoded.patch_tokens, encoded.mil_weights, encoded.image_embedding)
+        return Views(*map(split, fields))
 
-
-class TeacherOutputs(NamedTuple):
-    """What the teacher says of the global views of a batch, as a network gives it and as the objective reads it."""
-
-    encoded: Encoded
-    views: Views
-    prototypes: PrototypePair
+    return tuple(map(views, groups, network.apply({"params": params}, groups, drop_keys, method="encode")))
 
 
 def prototypes_of(network: Network, params: Params) -> PrototypePair:
@@ -110,24 +92,42 @@ def prototypes_of(network: Network, params: Params) -> PrototypePair:
     return PrototypePair(*network.apply({"params": params}, method="prototype_rows"))
 
 
-def make_teach(
+def gather(params: Params, shardings: Shardings | None) -> Params:
+    """Parameters whole on every device, as the networks use them; their gradients are split as the state is."""
+    if not (shardings and shardings.shard_state):
+        return params
+
+    @jax.custom_vjp
+    def gathered(params: Params) -> Params:
+        return jax.lax.with_sharding_constraint(params, shardings.in_use(params))
+
+    gathered.defvjp(
+        lambda params: (gathered(params), None),
+        lambda _, gradients: (jax.lax.with_sharding_constraint(gradients, shardings.of_state(gradients)),),
+    )
+    return gathered(params)
+
+
+def make_teacher(
     config: ConfigDict, network: Network, shardings: Shardings | None = None
 ) -> Callable[[Params, Array], TeacherOutputs]:
-    """Builds (teacher's parameters, global views [B, 2, H, W, 3]) -> what it says of them."""
+    """Builds (teacher's parameters, global views [B, 2, H, W, 3]) -> TeacherOutputs."""
     teacher_network = with_dtype(network, jnp.dtype(config.model.teacher_dtype))
 
-    def teach(params: Params, images: Array) -> TeacherOutputs:
+    def teacher(params: Params, images: Array) -> TeacherOutputs:
         params = gather(params, shardings)
-        (encoded,), (views,) = encode_views(teacher_network, params, (images,), None)
-        return TeacherOutputs(encoded, views, prototypes_of(network, params))
+        (views,) = encode_views(teacher_network, params, (images,), None)
+        return TeacherOutputs(views, prototypes_of(network, params))
 
-    return teach
+    return teacher
 
 
-def make_views(config: ConfigDict, teach: Callable) -> Callable[[Params, Batch, Array], tuple[Crops, TeacherOutputs]]:
-    """Builds (teacher's parameters, batch, key) -> (views of all sizes, what the teacher says of the global ones).
+def make_views(
+    config: ConfigDict, teacher: Callable[[Params, Array], TeacherOutputs]
+) -> Callable[[Params, Batch, Array], tuple[Crops, TeacherOutputs]]:
+    """Builds (teacher's parameters, batch, key) -> (views of all sizes, the teacher's outputs for the global ones).
 
-    With `views.key_patch_share` local views look where the teacher's MIL weights lie, so it reads the global ones first.
+    With `views.key_patch_share` local views are placed by the teacher's MIL weights, so the teacher runs between the two.
     """
     views = config.views
     patch_side = lambda view_px: token_px(config) / view_px
@@ -135,94 +135,103 @@ def make_views(config: ConfigDict, teach: Callable) -> Callable[[Params, Batch, 
     def places(group: Placed) -> Places:
         return Places(group.box, group.flip, patch_side(group.pixels.shape[2]))
 
-    def cut(params: Params, batch: Batch, key: Array) -> tuple[Crops, TeacherOutputs]:
+    def make(params: Params, batch: Batch, key: Array) -> tuple[Crops, TeacherOutputs]:
         crop = functools.partial(crop_views, key, *batch, views=views, normalization=config.data.normalization)
-        shown = crop(local=False)
-        taught = teach(params, shown.pixels)
-        groups = (shown,)
+        global_views = crop(local=False)
+        outputs = teacher(params, global_views.pixels)
+        groups = (global_views,)
         if views.local_count:
             focus = None
             if views.key_patch_share:
                 side = patch_side(views.global_px)
-                focus = key_points(key, batch.index, taught.views.mil_weights, shown, patch_side=side, views=views)
-            groups = (shown, crop(focus, local=True))
+                focus = key_points(key, batch.index, outputs.views.mil_weights, global_views, patch_side=side, views=views)
+            groups = (global_views, crop(focus, local=True))
         by_location = config.method.region_matching == "location"
-        return Crops(tuple(group.pixels for group in groups), tuple(map(places, groups)) if by_location else None), taught
+        return Crops(tuple(group.pixels for group in groups), tuple(map(places, groups)) if by_location else None), outputs
 
-    return cut
+    return make
+
+
+def term_weights(config: ConfigDict) -> TermWeights:
+    """The weights of the objective's terms in a resolved configuration."""
+    return TermWeights(**{term: config.method[f"{term}_weight"] for term in TermWeights._fields})
+
+
+def make_streaming(config: ConfigDict, shardings: Shardings | None = None) -> Streaming:
+    """How the objective of a resolved configuration passes over the prototypes."""
+    method = config.method
+    mesh = shardings.mesh if shardings and shardings.mesh.size > 1 else None
+    return Streaming(method.prototype_chunk, config.model.dtype, method.matched_targets, mesh)
 
 
 def make_gradients(
     config: ConfigDict, network: Network, schedules: Schedules, shardings: Shardings | None = None
-) -> Callable[[TrainState, Crops, TeacherOutputs, Array], tuple[Params, Outcome]]:
-    """Builds (state, views, what the teacher says of the global ones, keys [B] of stochastic depth) -> (gradients for the
-    student, outcome)."""
-    weights = term_weights(config)
-    streaming = make_streaming(config, shardings)
-    center_momentum = scaled_momentum(config.method.center_momentum, config)
+) -> Callable[[TrainState, Crops, TeacherOutputs, Array], tuple[Params, Forward]]:
+    """Builds (state, views, teacher outputs, keys [B] of stochastic depth) -> (gradients of the student, Forward)."""
+    method = config.method
+    objective = functools.partial(
+        cmd_objective,
+        weights=term_weights(config),
+        region_weights=method.region_weights,
+        student_temp=method.student_temp,
+        center_momentum=scaled_momentum(method.center_momentum, config),
+        centering=method.centering,
+        streaming=make_streaming(config, shardings),
+        inter_direction=method.inter_direction,
+    )
 
-    def gradients(state: TrainState, crops: Crops, taught: TeacherOutputs, drop_keys: Array) -> tuple[Params, Outcome]:
-        temp, teacher = schedules.teacher_temp(state.step), taught.views
-
-        def loss_fn(student: Params) -> tuple[Array, Result]:
+    def gradients(state: TrainState, crops: Crops, teacher: TeacherOutputs, drop_keys: Array) -> tuple[Params, Forward]:
+        def loss_fn(student: Params) -> tuple[Array, Objective]:
             student = gather(student, shardings)
-            encoded, views = encode_views(network, student, crops.groups, drop_keys)
+            views = encode_views(network, student, crops.groups, drop_keys)
             # L_T trains the scorer on the teacher's embeddings, and nothing else.
-            inter_teacher_weights = teacher.mil_weights
-            if config.method.mil_scorer not in UNLEARNED:
-                inter_teacher_weights = network.apply(
-                    {"params": student}, jax.lax.stop_gradient(teacher.features), method="score_patches"
-                )
-            result = cmd_objective(
+            inter_teacher_weights = teacher.views.mil_weights
+            if method.mil_scorer not in UNLEARNED:
+                features = jax.lax.stop_gradient(teacher.views.features)
+                inter_teacher_weights = network.apply({"params": student}, features, method="score_patches")
+            result = objective(
                 views,
                 prototypes_of(network, student),
-                teacher,
-                taught.prototypes,
+                *teacher,
                 inter_teacher_weights,
                 state.centers,
-                weights=weights,
-                region_weights=config.method.region_weights,
-                student_temp=config.method.student_temp,
-                teacher_temp=temp,
-                center_momentum=center_momentum,
-                centering=config.method.centering,
-                streaming=streaming,
-                inter_direction=config.method.inter_direction,
+                teacher_temp=schedules.teacher_temp(state.step),
                 places=crops.places,
                 inter_scale=schedules.inter_scale and schedules.inter_scale(state.step),
             )
-            if config.method.koleo_weight:
-                embeddings = encoded[0].image_embedding.reshape(*crops.groups[0].shape[:2], -1)  # [B * 2, F] -> [B, 2, F]
-                spread = jnp.mean(jax.vmap(koleo, in_axes=1)(embeddings))
-                loss = result.loss + config.method.koleo_weight * spread
-                result = result._replace(loss=loss, terms={**result.terms, "koleo": spread})
-            if config.method.mil_entropy_weight:
-                entropy = jnp.mean(mil.relative_entropy(encoded[0].mil_weights))
-                loss = result.loss + config.method.mil_entropy_weight * entropy
-                result = result._replace(loss=loss, terms={**result.terms, "mil_entropy": entropy})
             return result.loss, result
 
         of_student, result = jax.grad(loss_fn, has_aux=True)(state.student)
-        signs = {
+        return of_student, Forward(result.loss, result.terms, result.centers, teacher_health(result, teacher.views))
+
+    def teacher_health(result: Objective, views: Views) -> Metrics:
+        flat = lambda x: x.reshape(-1, x.shape[-1])  # [B, 2, ...] -> [B * 2, ...]
+        return {
             "teacher_entropy": health.relative_entropy(result.teacher_entropy, config.head.prototypes),
             "marginal_entropy": health.relative_entropy(result.marginal_entropy, config.head.prototypes),
-            "feature_std": health.feature_std(taught.encoded.image_embedding),
-            "mil_entropy": health.mil_entropy(taught.encoded.mil_weights),
+            "feature_std": health.feature_std(flat(views.image_embedding)),
+            "mil_entropy": health.mil_entropy(flat(views.mil_weights)),
         }
-        return of_student, Outcome(result.loss, result.terms, result.centers, signs)
 
     return gradients
 
 
-def make_apply(
-    optimizer: optax.GradientTransformationExtraArgs, schedules: Schedules
-) -> Callable[[TrainState, Params, Outcome], tuple[TrainState, Metrics]]:
-    """Builds (state, gradients, outcome) -> (state after the step, metrics): AdamW, EMA and centers."""
+def ema(teacher: Params, student: Params, momentum: Array) -> Params:
+    """momentum * teacher + (1 - momentum) * student."""
+    return jax.tree.map(lambda t, s: momentum * t + (1.0 - momentum) * s, teacher, student)
 
-    def apply(state: TrainState, gradients: Params, outcome: Outcome) -> tuple[TrainState, Metrics]:
+
+def make_update(
+    optimizer: optax.GradientTransformationExtraArgs, schedules: Schedules
+) -> Callable[[TrainState, Params, Forward], tuple[TrainState, Metrics]]:
+    """Builds (state, gradients, forward) -> (state after the step, metrics): AdamW, EMA and centers.
+
+    A step whose loss or gradient is not finite leaves student, teacher, optimizer and centers as they are.
+    """
+
+    def update(state: TrainState, gradients: Params, forward: Forward) -> tuple[TrainState, Metrics]:
         grad_norm = optax.tree.norm(gradients)
-        # A bad step leaves no trace in the state: every part of it stays as it is.
-        good = health.is_finite(outcome.loss, grad_norm)
+        good = health.is_finite(forward.loss, grad_norm)
         learning_rate, weight_decay = schedules.learning_rate(state.step), schedules.weight_decay(state.step)
         updates, optimizer_state = optimizer.update(
             gradients, state.optimizer, state.student, learning_rate=learning_rate, weight_decay=weight_decay, active=good
@@ -232,13 +241,13 @@ def make_apply(
         momentum = schedules.teacher_momentum(state.step)
         choose = lambda new, old: jnp.where(good, new, old)  # no product with 0: that of NaN is NaN
         teacher = jax.tree.map(choose, ema(state.teacher, student, momentum), state.teacher)
-        centers = jax.tree.map(choose, outcome.centers, state.centers)
+        centers = jax.tree.map(choose, forward.centers, state.centers)
         bad_steps = health.count_bad(state.bad_steps, good)
         metrics = {
-            "loss": outcome.loss,
-            **{f"loss_{name}": value for name, value in outcome.terms.items()},
+            "loss": forward.loss,
+            **{f"loss_{name}": value for name, value in forward.terms.items()},
             "grad_norm": grad_norm,
-            **outcome.health,
+            **forward.health,
             "learning_rate": learning_rate,
             "weight_decay": weight_decay,
             "teacher_momentum": momentum,
@@ -250,7 +259,7 @@ def make_apply(
         new = TrainState(state.step + 1, student, teacher, optimizer_state, centers, bad_steps)
         return new, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
 
-    return apply
+    return update
 
 
 def make_train_step(
@@ -266,43 +275,27 @@ def make_train_step(
     the batch goes through in parts, and gradients, centers and metrics are the parts' means: those of the whole batch, but for
     what looks across images (KoLeo, batch statistics in the heads, Sinkhorn), which sees a part at a time.
     """
-    gradients, apply = make_gradients(config, network, schedules, shardings), make_apply(optimizer, schedules)
-    cut = make_views(config, make_teach(config, network, shardings))
+    make_crops = make_views(config, make_teacher(config, network, shardings))
+    gradients, update = make_gradients(config, network, schedules, shardings), make_update(optimizer, schedules)
     parts = config.train.accumulate
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
-        def part(batch: Batch) -> tuple[Params, Outcome]:
-            views, taught = cut(state.teacher, batch, jax.random.fold_in(key, 0))
+        def forward(batch: Batch) -> tuple[Params, Forward]:
+            crops, teacher = make_crops(state.teacher, batch, jax.random.fold_in(key, 0))
             of_image = functools.partial(jax.random.fold_in, jax.random.fold_in(key, 1))
-            return gradients(state, views, taught, jax.vmap(of_image)(batch.index))
+            return gradients(state, crops, teacher, jax.vmap(of_image)(batch.index))
 
         if parts == 1:
-            return apply(state, *part(batch))
+            return update(state, *forward(batch))
 
         # Part p takes the images p, p + parts, ...: a slice of what each device holds, so that nothing moves.
         split = lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)
         batches = jax.tree.map(split, batch)
-        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(part, jax.tree.map(lambda x: x[0], batches)))
+        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(forward, jax.tree.map(lambda x: x[0], batches)))
         add = lambda total, of_part: jax.tree.map(lambda a, b: a + b / parts, total, of_part)
-        mean, _ = jax.lax.scan(lambda total, one: (add(total, part(one)), None), zeros, batches)
-        return apply(state, *mean)
+        mean, _ = jax.lax.scan(lambda total, part: (add(total, forward(part)), None), zeros, batches)
+        return update(state, *mean)
 
     return train_step
-
-
-def gather(params: Params, shardings: Shardings | None) -> Params:
-    """Parameters as the networks use them; a state that is split is gathered here, and gradients are split as it is."""
-    if not (shardings and shardings.shard_state):
-        return params
-
-    @jax.custom_vjp
-    def gathered(params: Params) -> Params:
-        return jax.lax.with_sharding_constraint(params, shardings.in_use(params))
-
-    gathered.defvjp(
-        lambda params: (gathered(params), None),
-        lambda _, gradients: (jax.lax.with_sharding_constraint(gradients, shardings.of_state(gradients)),),
-    )
-    return gathered(params)

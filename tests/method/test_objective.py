@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmd_jax.method.objective import Views, cmd_objective
+from cmd_jax.method.objective import cmd_objective
 from cmd_jax.method.regions import Places, match_by_location
 from cmd_jax.method.released import divergence
-from cmd_jax.method.rows import Centers, PrototypePair, TermWeights
+from cmd_jax.method.types import Centers, PrototypePair, TermWeights, Views
 
 CMD = TermWeights(0.5, 0.5, 1.0, 1.0)
 
@@ -167,7 +167,6 @@ def test_the_released_divergence_drops_what_is_not_positive_from_value_and_gradi
     np.testing.assert_allclose(value, 4 * (np.log(4) - 2) / 3, rtol=1e-6)
     np.testing.assert_allclose(gradients[0], [[[-4 / 3, 0, 0]]], rtol=1e-6)
     np.testing.assert_allclose(gradients[1], [[[(np.log(4) + 1 - 2) / 3, 0, 0]]], rtol=1e-6)
-    assert np.isnan(divergence(inputs, targets, masked=False)[0])
 
 
 def test_nothing_flows_into_the_teacher_and_l_t_trains_the_scorer_alone():
@@ -183,7 +182,7 @@ def test_nothing_flows_into_the_teacher_and_l_t_trains_the_scorer_alone():
 
 def test_the_order_of_patches_does_not_matter():
     problem = _problem()
-    turn = lambda views: Views(views.image_z, *(x[:, :, ::-1] for x in views[1:]))
+    turn = lambda views: Views(views.image_z, *(x[:, :, ::-1] for x in views[1:4]))
     turned = (tuple(map(turn, problem[0])), problem[1], turn(problem[2]), problem[3], problem[4][:, :, ::-1], problem[5])
     np.testing.assert_allclose(_run(turned).loss, _run(problem).loss, rtol=1e-6)
 

@@ -106,7 +106,7 @@ def test_the_class_token_weighs_patches_by_its_attention(temp):
 
 
 @pytest.mark.parametrize("share", [False, True])
-def test_prototypes_have_unit_rows_and_may_be_shared(share):
+def test_streamed_have_unit_rows_and_may_be_shared(share):
     network = _network(share_prototypes=share)
     params, _ = _encode(network)
     image, region = network.apply(params, method="prototype_rows")

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmd_jax.method import released
-from cmd_jax.method.logits import bag_probs, student_logits, teacher_logits
-from cmd_jax.method.objective import Result, Views, cmd_objective
+from cmd_jax.method.logits import student_logits, teacher_logits
+from cmd_jax.method.objective import Objective, cmd_objective
 from cmd_jax.method.regions import match_by_similarity
-from cmd_jax.method.rows import Centers, PrototypePair, TermWeights
+from cmd_jax.method.types import Centers, PrototypePair, TermWeights, Views
 from cmd_jax.training.schedules import epoch_linear
 from tests.parity.fixture import CENTER, EXACT, GRADIENT, LOSS, SCHEDULE, Fixture
 
@@ -33,12 +33,12 @@ class Problem(NamedTuple):
     prototypes: PrototypePair
     meta: dict
 
-    def loss(self, centers: Centers, weights: TermWeights, temp: float, masked: bool = True) -> tuple[Result, tuple]:
+    def loss(self, centers: Centers, weights: TermWeights, temp: float, masked: bool = True) -> tuple[Objective, tuple]:
         """The objective's result, and its gradient for the student's views."""
 
         @jax.jit
         @functools.partial(jax.grad, has_aux=True)
-        def gradient_of(student: tuple[Views, ...], centers: Centers, temp: float) -> tuple[Array, Result]:
+        def gradient_of(student: tuple[Views, ...], centers: Centers, temp: float) -> tuple[Array, Objective]:
             result = cmd_objective(
                 student,
                 self.prototypes,
@@ -136,7 +136,7 @@ def _centers(fixture: Fixture) -> Centers:
     return Centers(jnp.asarray(fixture["in_center"][0]), jnp.asarray(fixture["in_center_grid"][0]))
 
 
-def _check_common(fixture: Fixture, prefix: str, result: Result) -> None:
+def _check_common(fixture: Fixture, prefix: str, result: Objective) -> None:
     """What EsViT's loss and the released one share."""
     fixture.check(f"{prefix}_part_view", 0.5 * result.terms["intra_image"], LOSS)
     fixture.check(f"{prefix}_part_region", 0.5 * result.terms["intra_region"], LOSS)
@@ -204,11 +204,11 @@ def _poisoned(gradient: tuple[Views, ...], where: list[Array]) -> tuple[Views, .
 
 
 def _check_released(
-    fixture: Fixture, prefix: str, problem: Problem, temp: float, result: Result, gradient: tuple, masked: bool
+    fixture: Fixture, prefix: str, problem: Problem, temp: float, result: Objective, gradient: tuple, masked: bool
 ) -> None:
     centers, eye = _centers(fixture), problem.prototypes
     image_probs = jax.nn.softmax(teacher_logits(problem.teacher.image_z, eye.image, centers.image, temp), axis=-1)
-    teacher_bags = bag_probs(problem.teacher.region_z, eye.region, centers.region, temp, chunk=eye.region.shape[0])
+    teacher_bags = released.teacher_bags(problem.teacher.region_z, eye.region, centers.region, temp, chunk=eye.region.shape[0])
     of_student = []
     for group in problem.student:
         logits = student_logits(group.image_z, eye.image, fixture.meta["student_temp"])
@@ -240,7 +240,7 @@ def check_paper(fixture: Fixture) -> None:
 
     def objective(
         student: tuple[Views, ...], prototypes: PrototypePair, a_t: Array, region_weights: str = "teacher_mil"
-    ) -> tuple[Array, Result]:
+    ) -> tuple[Array, Objective]:
         result = cmd_objective(
             student,
             prototypes,

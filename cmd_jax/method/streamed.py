@@ -4,8 +4,8 @@ Logits are W z / temp, so a cross-entropy against a fixed target p needs of p on
 
     CE(p, softmax(s)) = logsumexp(s) - z . M / temp,   s = W z / temp
 
-and its gradient only E[W] under softmax(s). `distil` computes all four terms of the objective and their gradients in three
-passes over chunks of K: normalizers, then everything that needs the normalizers alone, then the student's gradients, which
+and its gradient only E[W] under softmax(s). `streamed_terms` computes all four terms and their gradients in three passes
+over chunks of K: normalizers, then everything that needs the normalizers alone, then the student's gradients, which
 need the sums of the second pass. The loss ends the graph, so its cotangent is one number, and the forward pass can already
 compute the gradients: each product with W is done once a pass and never kept. Matched targets come in two ways, see
 `chunks.Streaming`.
@@ -35,37 +35,34 @@ from jax.sharding import PartitionSpec
 from cmd_jax.method import bags
 from cmd_jax.method.chunks import DATA, Normalizer, Streaming, for_chunks, put_chunk, take_chunk
 from cmd_jax.method.products import operand, product
-from cmd_jax.method.rows import Centers, Pairing, PrototypePair, StudentRows, TeacherRows, TermWeights
+from cmd_jax.method.types import (
+    Centers,
+    InterDirection,
+    Pairing,
+    PrototypePair,
+    StudentViews,
+    TeacherViews,
+    Terms,
+    TermWeights,
+)
 
 Array = jax.Array
+FOUR_TERMS = ("intra_image", "intra_region", "inter_student", "inter_teacher")
 
 
-class Distilled(NamedTuple):
-    """The weighted loss []; without gradient its unweighted terms by name, each [], and two entropies in nats.
-
-    They are of the teacher's image level: of every distribution [B, Q], and of their mean over batch and views [], which says
-    how many prototypes the batch uses.
-    """
-
-    loss: Array
-    terms: dict[str, Array]
-    teacher_entropy: Array
-    marginal_entropy: Array
-
-
-def distil(
-    student: tuple[StudentRows, ...],
+def streamed_terms(
+    student: tuple[StudentViews, ...],
     prototypes: PrototypePair,
     inter_teacher_weights: Array,
-    teacher: TeacherRows,
+    teacher: TeacherViews,
     pairings: tuple[Pairing, ...],
     *,
     weights: TermWeights,
     student_temp: float,
     streaming: Streaming,
     inter_scale: Array | None = None,
-    inter_direction: bags.InterDirection = "bag_to_image",
-) -> Distilled:
+    inter_direction: InterDirection = "bag_to_image",
+) -> Terms:
     """The intra-level and inter-level terms, exact in value and gradient.
 
     Args:
@@ -74,7 +71,7 @@ def distil(
         inter_teacher_weights: [B, Q, M] MIL weights a_t of L_T; the only input of that term with a gradient.
         teacher: without gradient.
         pairings: one for each element of `student`, without gradient.
-        weights: of the terms; one of weight 0 is left out of the program (`released` is not computed here).
+        weights: of the terms; one of weight 0 is left out of the program. Only the first four are computed here.
         student_temp: tau_s.
         streaming: chunk, dtype and mesh.
         inter_scale: [] factor of the weights of L_S and L_T that the program does not know when it is built; None: 1.
@@ -91,7 +88,7 @@ def distil(
     if not weights.inter_teacher:
         inter_teacher_weights = lax.stop_gradient(inter_teacher_weights)
     loss, terms, *entropies = _distil(plan, student, prototypes, inter_teacher_weights, teacher, pairings, inter_scale)
-    return Distilled(loss, {name: terms[name] for name in weights._fields if name in terms}, *entropies)
+    return Terms(loss, {name: terms[name] for name in FOUR_TERMS}, *entropies)
 
 
 class _Plan(NamedTuple):
@@ -100,7 +97,7 @@ class _Plan(NamedTuple):
     weights: TermWeights
     student_temp: float
     streaming: Streaming
-    inter_direction: bags.InterDirection
+    inter_direction: InterDirection
 
 
 class _Tile(NamedTuple):
@@ -138,7 +135,7 @@ def _run(plan, *arguments, with_gradients: bool):
     """
     images, alike = PartitionSpec(DATA), PartitionSpec()
     pair = PrototypePair(alike, alike)
-    of_teacher = TeacherRows(images, images, pair, Centers(alike, alike), alike)
+    of_teacher = TeacherViews(images, images, pair, Centers(alike, alike), alike)
     of_pairings = tuple(Pairing(alike, images, images) for _ in arguments[-2])
     out = (alike, alike, images, alike), (images, pair, images) if with_gradients else None
     local = lambda *arguments: _Passes(plan, *arguments).run(with_gradients)
@@ -184,11 +181,8 @@ class _Passes:
         self.weights, self.streaming, self.temp = plan.weights, plan.streaming, plan.student_temp
         self.direction = plan.inter_direction
         self.student, self.prototypes, self.scorer, self.teacher, self.pairings = student, prototypes, scorer, teacher, pairings
-        # What the loss weighs the terms with; whether a term is there at all is a question for `weights`.
-        rise = lambda weight: weight if scale is None or not weight else weight * scale
-        self.weighted = plan.weights._replace(
-            inter_student=rise(plan.weights.inter_student), inter_teacher=rise(plan.weights.inter_teacher)
-        )
+        # `weights` decides which terms are computed, `weighted` is what the loss weighs them with.
+        self.weighted = plan.weights.scale_inter(scale)
         self.accumulated = jnp.promote_types(teacher.image_z.dtype, jnp.float32)
         self.product = functools.partial(product, dtype=plan.streaming.dtype)  # with prototypes, over d or K
         self.expected = plan.streaming.targets == "expected"
@@ -316,7 +310,7 @@ class _Passes:
                 gradients,
             )
 
-        terms = {name: zeros() for name in w._fields if name != "released"}
+        terms = {name: zeros() for name in FOUR_TERMS}
         if w.intra_image:
             terms["intra_image"] = sums.intra_image
         if w.intra_region and not self.expected:
@@ -332,9 +326,7 @@ class _Passes:
             terms["inter_teacher"] = jnp.sum(sums.teacher_divergence) / (self.batch * self.scorer.shape[1])
         of_prototypes = gradients[2:] if with_gradients else ()
         terms, of_prototypes, marginal = self.streaming.total((terms, of_prototypes, marginal))
-        loss = sum(
-            weight * terms[name] for name, weight in self.weighted._asdict().items() if getattr(w, name) and name in terms
-        )
+        loss = self.weighted.total(terms)
         share = marginal / (self.batch * self.teacher.image_z.shape[1])
         marginal_entropy = -jnp.sum(jax.scipy.special.xlogy(share, share))
         out = (loss, terms, sums.entropy, marginal_entropy)
@@ -431,7 +423,7 @@ class _Passes:
                 of_region /= self.temp
             if w.inter_student:
                 of_weights = self.weighted.inter_student * self.image_weights[index][:, None] * sums.student_slopes[index]
-            student.append(StudentRows(image_z[index] / self.temp, of_region, of_weights))
+            student.append(StudentViews(image_z[index] / self.temp, of_region, of_weights))
         scorer = jnp.zeros_like(self.scorer)
         if w.inter_teacher:
             scorer = self.weighted.inter_teacher / (self.batch * self.scorer.shape[1]) * sums.teacher_slopes
