@@ -107,7 +107,7 @@ def _check_multi_crop(fixture: Fixture, model: Swin, params: dict) -> None:
     shapes = jax.eval_shape(lambda x: network.init(jax.random.key(0), x, method="initialise"), first)["params"]
     # The reference has no MIL scorer; its weights do not reach what is compared.
     params = params | {"mil_scorer": jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes["mil_scorer"])}
-    encode = jax.jit(lambda params, crops: encode_views(network, params, crops, None)[1])
+    encode = jax.jit(lambda params, crops: encode_views(network, params, crops, None))
     views = encode(params, tuple(np.moveaxis(crops, 0, 1) for crops in groups))  # [crop, B, ...] -> [B, crop, ...]
     image_rows, region_rows = network.apply({"params": params}, method="prototype_rows")
 

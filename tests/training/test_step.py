@@ -106,7 +106,7 @@ def test_key_patch_views_look_where_the_teachers_weights_lie_and_change_no_other
         config = config_lib.resolve(multi_crop, IMAGES)
         network = make_network(config)
         state = init_state(config, network, adamw(3.0, 0))
-        groups = quick(step_lib.make_views(config, step_lib.make_teach(config, network)))
+        groups = quick(step_lib.make_views(config, step_lib.make_teacher(config, network)))
         return groups(state.teacher, _batch(), jax.random.key(0))
 
     draw = step_lib.key_points
