@@ -1,27 +1,51 @@
-"""Decoded images of a split, each decoded once: in RAM, in a file on disk where RAM is too small, or not kept at all."""
+"""Decoded images of a split, each decoded once: in RAM, in a file on disk where RAM is too small, or not kept; free memory."""
 
+import math
 import os
 import shutil
 import sys
 import threading
 import zlib
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from typing import NamedTuple
 
 import numpy as np
+import psutil
 
 from cmd_jax.config import ConfigDict
-from cmd_jax.data.bad_images import BadImages
-from cmd_jax.data.decode import decode_record, to_canvas
-from cmd_jax.data.host import ALONE, SHARED_MEMORY, Host, available_memory
+from cmd_jax.data.decode import BadImages, decode_record, to_canvas
 from cmd_jax.data.sources import Source, fingerprint
 from cmd_jax.errors import BadImage, ConfigError
 
 RAM_SHARE = 0.8  # of what is free
 GIB = 2**30
+SHARED_MEMORY = "/dev/shm"  # files in memory, on Linux
 FORMAT = 2  # of the files: to be raised when decoding or the marks change
 HEIGHT, WIDTH, CHECK, BAD = range(4)  # columns of the marks
 UNUSED = 2  # references to memory that no other array uses: of the list that keeps it, and of the call that counts
+
+
+class Host(NamedTuple):
+    """The processes of a run that share one machine's memory; the default is a run of one process.
+
+    Attributes:
+        rank: of this process among those that see the same `SHARED_MEMORY`; the one of rank 0 creates their files.
+        shares: whether several processes see the same `SHARED_MEMORY`, on this or on another machine of the run.
+        groups: groups of processes on this machine that use its memory but do not see each other's `SHARED_MEMORY`
+            (containers).
+        token: part of the names of their files, the same in all processes of a run and different in every other run.
+        least: the smallest of a number over all processes of the run. It waits for all of them, so all must call it.
+    """
+
+    rank: int = 0
+    shares: bool = False
+    groups: int = 1
+    token: str = ""
+    least: Callable[[float], float] = float
+
+
+ALONE = Host()
 
 
 class Batch(NamedTuple):
@@ -122,7 +146,7 @@ class CanvasCache:
     left half written, or another process is still writing, is decoded again.
 
     The place of an image that cannot be decoded is taken by the next one of the dataset, whoever asks and when: what training
-    reads is a function of the data alone. A file on disk remembers it. See `bad_images` for when they are too many.
+    reads is a function of the data alone. A file on disk remembers it. See `decode.BadImages` for when they are too many.
 
     Attributes:
         note: where the images are kept, for people.
@@ -299,3 +323,64 @@ def _make_file(path: str, size: int, reserve: bool) -> None:
         raise ConfigError(
             f"{path} needs {size / GIB:.2f} GiB ({error.strerror}); free the disk, or set data.cache_dir to another"
         ) from error
+
+
+class _Controller(NamedTuple):
+    """Where one version of cgroups keeps its numbers."""
+
+    folder: str
+    limits: tuple[str, ...]
+    usage: str
+    reclaimable: str  # row of memory.stat: cached file contents that the kernel drops when memory is needed
+
+
+V1 = _Controller("sys/fs/cgroup/memory", ("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file")
+V2 = _Controller("sys/fs/cgroup", ("memory.max", "memory.high"), "memory.current", "inactive_file")
+
+
+def available_memory(root: str = "/") -> float:
+    """Bytes that this process can take: what the machine has free and what every cgroup around the process still allows."""
+    return min(psutil.virtual_memory().available, cgroup_memory(root))
+
+
+def cgroup_memory(root: str = "/") -> float:
+    """Bytes that the cgroups of this process (versions 1 and 2) still allow; infinity where none has a limit.
+
+    A limit anywhere between the process's own cgroup and the root counts. Inside a container the path in /proc/self/cgroup
+    may be the one on the host, while the container's own cgroup is mounted at the root: directories that are missing are
+    skipped on the way up.
+
+    Args:
+        root: of the file system, for tests.
+    """
+    return min((_room(directory, controller) for directory, controller in _cgroups(root)), default=math.inf)
+
+
+def _cgroups(root: str) -> Iterator[tuple[str, _Controller]]:
+    for line in _read(os.path.join(root, "proc/self/cgroup")).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        controller = V1 if controllers else V2
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        for depth in range(len(parts), -1, -1):
+            yield os.path.join(root, controller.folder, *parts[:depth]), controller
+
+
+def _room(directory: str, controller: _Controller) -> float:
+    limits = [_read(os.path.join(directory, name)).strip() for name in controller.limits]
+    limit = min((int(limit) for limit in limits if limit.isdecimal()), default=math.inf)
+    used = _read(os.path.join(directory, controller.usage)).strip()
+    if limit == math.inf or not used.isdecimal():
+        return math.inf
+    statistics = dict(line.split() for line in _read(os.path.join(directory, "memory.stat")).splitlines())
+    return max(0, limit - int(used) + int(statistics.get(controller.reclaimable, 0)))
+
+
+def _read(path: str) -> str:
+    """A file's text, empty where there is none."""
+    try:
+        with open(path) as file:
+            return file.read()
+    except OSError:
+        return ""

@@ -1,18 +1,33 @@
-"""Encoded bytes -> uint8 pixels: one policy for every kind of image, and the two shapes the project needs."""
+"""Encoded bytes -> uint8 pixels: one policy for every kind of image, the two shapes that are needed, and bad images."""
 
 import io
+import sys
+import threading
 import warnings
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, features
 
-from cmd_jax.data.image_files import ENDINGS
 from cmd_jax.data.sources import Record
 from cmd_jax.errors import BadImage
 
+# Formats of Pillow that are read, with the endings of their files. Pillow reads AVIF from 11.3 on, if it was built with it.
+ENDINGS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+}
+if "avif" in features.modules and features.check_module("avif"):
+    ENDINGS["AVIF"] = (".avif",)
+IMAGE_SUFFIXES = tuple(ending for endings in ENDINGS.values() for ending in endings)
 FORMATS = tuple(ENDINGS)
 MAX_PIXELS = 100_000_000
 MAX_ASPECT = 200  # evaluation enlarges the shorter side to a few hundred pixels, and the longer one with it
+MAX_SHARE = 0.001  # of the images; one is allowed however few there are
+MAX_IN_A_ROW = 10
 
 # Threads decode: a filter for the time of a call (warnings.catch_warnings) would be of all of them.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -179,3 +194,61 @@ def eval_boxes(boxes: np.ndarray, size: tuple[int, int], resize_px: int, crop_px
     corner = np.array(eval_corner(tuple(resized.astype(int)), crop_px))
     scale, shift = np.tile(resized, 2) / crop_px, np.tile(corner, 2) / crop_px
     return np.clip(boxes * scale - shift, 0, 1).astype(np.float32)
+
+
+class BadImages:
+    """The bad images of a split: each is logged once to the error stream, and counted.
+
+    A share is the sign of a dataset that went wrong, a row of them that of a damaged part of it. One bad image is allowed in
+    any folder, so that a single bad photo never ends a small run; two are too many below 2,000 images.
+
+    Args:
+        flags: [N], written to: not 0 where an image is bad. It may hold what an earlier process found.
+        outcome: what becomes of a bad image, for the message.
+    """
+
+    def __init__(self, flags: np.ndarray, outcome: str):
+        self._flags, self._logged, self._lock, self.outcome = flags, set(), threading.Lock(), outcome
+        self.allowed = max(1, int(len(flags) * MAX_SHARE))
+
+    @property
+    def count(self) -> int:
+        """Bad images that this process or an earlier one with the same flags has found."""
+        return int(np.count_nonzero(self._flags))
+
+    def note(self, index: int, reason: str) -> None:
+        """An image turned out to be bad.
+
+        Args:
+            index: of the image.
+            reason: starts with its path or id.
+
+        Raises:
+            BadImage: they are too many.
+        """
+        with self._lock:
+            self._flags[index] = 1
+            if index not in self._logged:
+                self._logged.add(index)
+                print(f"bad image, {self.outcome}: {reason}", file=sys.stderr, flush=True)
+            images = len(self._flags)
+            self.check(reason)
+            if self._in_a_row(index) >= min(MAX_IN_A_ROW, images):
+                raise BadImage(f"{reason}; {self._in_a_row(index)} images in a row are bad: repair the data")
+
+    def check(self, reason: str) -> None:
+        """Raises BadImage, beginning with the reason, if the bad images are more than is allowed."""
+        images, count = len(self._flags), self.count
+        if count > self.allowed:
+            raise BadImage(
+                f"{reason}; {count} bad images of {images:,} are over the limit of {self.allowed} (0.1 %): repair the data"
+            )
+
+    def _in_a_row(self, index: int) -> int:
+        """Length of the row of bad images around one, which ends at MAX_IN_A_ROW to either side and at the split's ends."""
+        first = last = index
+        while first > max(0, index - MAX_IN_A_ROW) and self._flags[first - 1]:
+            first -= 1
+        while last < min(len(self._flags) - 1, index + MAX_IN_A_ROW) and self._flags[last + 1]:
+            last += 1
+        return last - first + 1

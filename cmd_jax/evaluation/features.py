@@ -12,8 +12,7 @@ from jax.experimental import multihost_utils
 
 from cmd_jax.config import ConfigDict
 from cmd_jax.data.augment import normalize
-from cmd_jax.data.bad_images import BadImages
-from cmd_jax.data.decode import decode_record, eval_boxes, eval_crop
+from cmd_jax.data.decode import BadImages, decode_record, eval_boxes, eval_crop
 from cmd_jax.data.sources import NO_BOXES, UNLABELLED, Source
 from cmd_jax.errors import BadImage, WeightsError
 from cmd_jax.models.build import Params

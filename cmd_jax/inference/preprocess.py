@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from cmd_jax.config import ConfigDict
-from cmd_jax.data.decode import decode_rgb, eval_crop, image_rgb
-from cmd_jax.data.image_files import IMAGE_SUFFIXES, Listing, find_images, read_image_file
+from cmd_jax.data.decode import IMAGE_SUFFIXES, decode_rgb, eval_crop, image_rgb
+from cmd_jax.data.folder import Listing, find_images, read_image_file
 from cmd_jax.errors import ConfigError
 from cmd_jax.text import printable
 

@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost as orbax_multihost
 
 from cmd_jax import files
-from cmd_jax.data.host import ALONE, SHARED_MEMORY, Host
+from cmd_jax.data.cache import ALONE, SHARED_MEMORY, Host
 from cmd_jax.errors import ConfigError
 
 TOKEN_BYTES = 16

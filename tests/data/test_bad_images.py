@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from cmd_jax.data.bad_images import BadImages
+from cmd_jax.data.decode import BadImages
 from cmd_jax.data.loader import CanvasCache, Prefetch, batches
 from cmd_jax.errors import BadImage
 from cmd_jax.evaluation import features

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from cmd_jax.data import cache as cache_lib
-from cmd_jax.data.cache import CanvasCache, plan
-from cmd_jax.data.host import SHARED_MEMORY, Host
+from cmd_jax.data.cache import SHARED_MEMORY, CanvasCache, Host, plan
 from cmd_jax.errors import ConfigError
 from tests.data.test_loader import Numbered, section
 

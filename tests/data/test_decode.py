@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from cmd_jax.data.decode import FORMATS, decode_rgb, eval_boxes, eval_crop, to_canvas
-from cmd_jax.data.image_files import ENDINGS
+from cmd_jax.data.decode import ENDINGS, FORMATS, decode_rgb, eval_boxes, eval_crop, to_canvas
 from cmd_jax.errors import BadImage
 
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from cmd_jax.data import image_files
+from cmd_jax.data import folder
 from cmd_jax.data.decode import decode_record
-from cmd_jax.data.folder import FolderSource
-from cmd_jax.data.image_files import find_images
+from cmd_jax.data.folder import FolderSource, find_images
 from cmd_jax.data.sources import UNLABELLED
 from cmd_jax.errors import BadImage, ConfigError, DatasetError
 from cmd_jax.inference.preprocess import folder_images, separate
@@ -147,7 +146,7 @@ def test_what_is_no_plain_file_is_a_bad_image(tmp_path, monkeypatch):
     source = FolderSource(str(tmp_path), "train")
     with pytest.raises(BadImage, match=r"1\.jpg: is no file but a pipe, device or directory"):
         source[0]
-    monkeypatch.setattr(image_files, "MAX_FILE_BYTES", 0)
+    monkeypatch.setattr(folder, "MAX_FILE_BYTES", 0)
     with pytest.raises(BadImage, match=r"2\.jpg: 1 bytes are over the limit of 0; remove it"):
         source[1]
     (tmp_path / "3.jpg").unlink()
@@ -255,7 +254,7 @@ def test_what_is_no_image_of_the_users_is_left_out_and_said(tmp_path):
 def test_a_run_in_the_folder_itself_adds_no_images(tmp_path):
     _make(tmp_path, "1.jpg", "report/index.html")
     _make(tmp_path, "config.json", "checkpoints/4/1.png", "eval/4/1.png", "report/mil_overlays.png", "tb/events.out.tfevents.1")
-    assert find_images(str(tmp_path)) == image_files.Listing(["1.jpg"], [], {}, {})
+    assert find_images(str(tmp_path)) == folder.Listing(["1.jpg"], [], {}, {})
 
 
 def test_a_relative_folder_is_read_from_anywhere(tmp_path, monkeypatch):

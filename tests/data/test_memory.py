@@ -5,7 +5,7 @@ import math
 import psutil
 import pytest
 
-from cmd_jax.data.host import available_memory, cgroup_memory
+from cmd_jax.data.cache import available_memory, cgroup_memory
 
 MIB = 2**20
 
