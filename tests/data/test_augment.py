@@ -3,6 +3,8 @@
 Tolerances are in 8-bit levels: Pillow rounds to whole levels after every pass, the device does not.
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,13 +26,12 @@ def _photo():
         return np.asarray(Image.open(file).convert("RGB"))
 
 
-@pytest.fixture(scope="module", params=["bird", "face", "cloth"])
+@pytest.fixture(scope="module", params=["bird", "cloth"])
 def image(request):
-    """128 x 128 px: a drawing, and two parts of a photograph."""
+    """128 x 128 px: a drawing, and a part of a photograph."""
     if request.param == "bird":
         return render((0, 1, 2, 3, 1), np.random.default_rng(5), 128).image
-    top, left = {"face": (60, 190), "cloth": (420, 20)}[request.param]
-    return _photo()[top : top + 128, left : left + 128]
+    return _photo()[420:548, 20:148]
 
 
 @pytest.fixture(scope="module")
@@ -44,32 +45,23 @@ def _close(actual, expected, mean, largest):
     assert difference.max() <= largest
 
 
-@pytest.mark.parametrize("box", [(0, 0, 128, 128), (13, 40, 77, 60), (50, 3, 20, 31)])
-@pytest.mark.parametrize("flip", [False, True])
-def test_resized_crop_is_pillows_bicubic(image, box, flip):
-    top, left, height, width = box
-    # Along x, then along y: in one call Pillow chooses the order by the shape, and rounds and cuts in between.
-    cropped = Image.fromarray(image).crop((left, top, left + width, top + height))
-    expected = cropped.resize((48, height), Image.Resampling.BICUBIC).resize((48, 48), Image.Resampling.BICUBIC)
-    expected = ImageOps.mirror(expected) if flip else expected
-    actual = augment.resized_crop(jnp.asarray(image), jnp.array(box, jnp.float32), jnp.array(flip), 48)
-    _close(actual, expected, mean=0.01, largest=1.0)
-
-
 @pytest.mark.parametrize(("dtype", "mean", "largest"), [("float32", 0.01, 1.0), ("bfloat16", 0.35, 2.0)])
-def test_crops_of_a_photo_are_pillows_in_both_precisions(photo, dtype, mean, largest):
+def test_resized_crop_equals_pillows_bicubic(photo, dtype, mean, largest):
     crop = jax.jit(augment.resized_crop, static_argnums=(3, 4))
-    for box, out in (((0, 0, 600, 512), 224), ((101, 7, 300, 401), 224), ((250, 200, 60, 50), 96), ((31, 40, 199, 170), 96)):
+    boxes = ((0, 0, 600, 512), 224), ((101, 7, 300, 401), 224), ((250, 200, 60, 50), 96), ((31, 40, 199, 170), 96)
+    for flip, (box, out) in itertools.product((False, True), boxes):
         top, left, height, width = box
         cropped = Image.fromarray(photo).crop((left, top, left + width, top + height))
-        expected = cropped.resize((out, height), Image.Resampling.BICUBIC).resize((out, out), Image.Resampling.BICUBIC)
-        actual = crop(photo, jnp.array(box, jnp.float32), jnp.array(False), out, dtype)
+        turned = ImageOps.mirror(cropped) if flip else cropped
+        # Along x, then along y: in one call Pillow chooses the order by the shape, and rounds and cuts in between.
+        expected = turned.resize((out, height), Image.Resampling.BICUBIC).resize((out, out), Image.Resampling.BICUBIC)
+        actual = crop(photo, jnp.array(box, jnp.float32), jnp.array(flip), out, dtype)
         _close(actual, expected, mean, largest)
         # Torchvision's call, in which Pillow chooses the order of the axes: a whole level at most here and there.
-        _close(actual, cropped.resize((out, out), Image.Resampling.BICUBIC), mean + 0.1, largest + 1)
+        _close(actual, turned.resize((out, out), Image.Resampling.BICUBIC), mean + 0.1, largest + 1)
 
 
-def test_canvas_outside_the_image_does_not_leak(image):
+def test_crop_ignores_canvas_outside_the_image(image):
     canvas = np.full((160, 160, 3), 255, np.uint8)
     canvas[:128, :128] = image
     box = jnp.array([0.0, 0.0, 128.0, 128.0])
@@ -85,7 +77,7 @@ def test_canvas_outside_the_image_does_not_leak(image):
         (augment.SATURATION, 1.2, ImageEnhance.Color),
     ],
 )
-def test_color_operations_are_pillows(image, operation, factor, enhance):
+def test_color_operations_equal_pillows(image, operation, factor, enhance):
     # the other three operations are neutral: factor 1, or no shift of the hue
     factors = jnp.array([1.0, 1.0, 1.0, 0.0]).at[operation].set(factor)
     order = jnp.roll(jnp.arange(4), 1)
@@ -94,7 +86,7 @@ def test_color_operations_are_pillows(image, operation, factor, enhance):
 
 
 @pytest.mark.parametrize("shift", [-0.1, 0.1, 0.5])
-def test_hue_shift_is_that_of_exact_hsv(image, shift):
+def test_hue_shift_equals_exact_hsv(image, shift):
     import colorsys
 
     pixels = image.reshape(-1, 3)[::37]
@@ -105,30 +97,14 @@ def test_hue_shift_is_that_of_exact_hsv(image, shift):
     _close(augment.shift_hue(jnp.asarray(pixels, jnp.float32), jnp.array(shift)), 255 * np.array(expected), 0.01, 0.1)
 
 
-def test_the_order_of_the_color_operations_counts(image):
-    factors = jnp.array([1.4, 0.6, 1.2, 0.1])
-    pixels = jnp.asarray(image, jnp.float32)
-    forward, backward = (augment.color_jitter(pixels, factors, order) for order in (jnp.arange(4), jnp.arange(4)[::-1]))
-    assert float(jnp.mean(jnp.abs(forward - backward))) > 1.0
-
-
-@pytest.mark.parametrize("shift", [-0.1, 0.03, 0.1])
-def test_hue_shift_is_near_torchvisions_on_pillow(image, shift):
-    # Torchvision turns the hue of Pillow's HSV, which has 8 bits a channel: most of the distance is its rounding.
-    h, s, v = Image.fromarray(image).convert("HSV").split()
-    turned = (np.asarray(h).astype(np.int16) + int(shift * 255)).astype(np.uint8)
-    expected = Image.merge("HSV", (Image.fromarray(turned), s, v)).convert("RGB")
-    _close(augment.shift_hue(jnp.asarray(image, jnp.float32), jnp.array(shift)), expected, mean=1.5, largest=10.0)
-
-
 @pytest.mark.parametrize("sigma", [0.4, 1.0, 2.0])
-def test_blur_is_pillows_gaussian(image, sigma):
+def test_blur_is_near_pillows_gaussian(image, sigma):
     expected = Image.fromarray(image).filter(ImageFilter.GaussianBlur(sigma))
     # Pillow's filter is three box blurs, which differ from a Gaussian most at the sharp edges of a large radius.
     _close(augment.gaussian_blur(jnp.asarray(image, jnp.float32), jnp.array(sigma), 2.0), expected, mean=1.3, largest=25.0)
 
 
-def test_blur_of_zero_grayscale_and_solarize(image):
+def test_zero_blur_grayscale_and_solarize(image):
     pixels = jnp.asarray(image, jnp.float32)
     np.testing.assert_array_equal(augment.gaussian_blur(pixels, jnp.array(0.0), 2.0), pixels)
     _close(augment.luma(pixels)[..., 0], Image.fromarray(image).convert("L"), mean=0.6, largest=1.0)
@@ -144,7 +120,7 @@ def _reference_box(rng, height=100, width=150):
             return h, w
 
 
-def test_random_parameters_have_the_recipes_distributions():
+def test_random_parameters_have_their_distributions():
     views = default().views
     draw = lambda key: augment.sample_params(key, jnp.array([100, 150]), (0.4, 1.0), 0.1, 0.2, views)
     params = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), 4000))
@@ -182,7 +158,7 @@ def _sigma(views):
     return jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(1), 2000))
 
 
-def test_boxes_of_local_views_cover_the_shares_of_the_recipe():
+def test_local_boxes_have_their_distributions():
     uniform = jax.random.uniform(jax.random.key(2), (4000, augment.BOX_NUMBERS))
     boxes = np.asarray(jax.vmap(lambda u: augment.sample_box(u, jnp.array([375, 500]), (0.05, 0.4)))(uniform))
     share = boxes[:, 2] * boxes[:, 3] / (375 * 500)
@@ -213,7 +189,7 @@ def _on_pillow(photo, params, out):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_whole_views_of_a_photo_are_near_pillows(photo, dtype):
+def test_whole_views_are_near_pillows(photo, dtype):
     views = default().views
     views.dtype = dtype
     canvas = np.zeros((2, 640, 640, 3), np.uint8)
@@ -246,8 +222,8 @@ def test_whole_views_of_a_photo_are_near_pillows(photo, dtype):
     assert np.max(means) < 3.0
 
 
-@pytest.mark.parametrize("size", [(600, 512), (300, 501), (256, 256), (257, 1000)])
-def test_evaluation_crop_is_torchvisions_and_the_devices_resize_is_within_a_level(photo, size):
+@pytest.mark.parametrize("size", [(600, 512), (257, 1000)])
+def test_evaluation_crop_equals_torchvision(photo, size):
     pixels = np.asarray(Image.fromarray(photo).resize(size[::-1]))
     height, width = size
     # torchvision: Resize(256) cuts the longer side to a whole number, CenterCrop(224) rounds half the margin
@@ -263,14 +239,14 @@ def test_evaluation_crop_is_torchvisions_and_the_devices_resize_is_within_a_leve
     _close(jnp.clip(jnp.round(device), 0, 255)[top : top + 224, left : left + 224], expected, mean=0.3, largest=1.0)
 
 
-def test_a_very_long_image_gets_the_central_crop_of_a_clamped_ratio():
+def test_long_images_get_a_clamped_central_crop():
     boxes = jax.vmap(lambda uniform: augment.sample_box(uniform, jnp.array([10, 400]), (0.9, 1.0)))(
         jax.random.uniform(jax.random.key(0), (20, augment.BOX_NUMBERS))
     )
     np.testing.assert_array_equal(np.unique(boxes, axis=0), [[0, 194, 10, 13]])
 
 
-def test_views_are_a_function_of_key_and_image_index_not_of_the_row(photo):
+def test_views_depend_on_key_and_index_only(photo):
     image = photo[60:188, 190:318]
     views = default().views
     views.global_px, views.local_px, views.local_count = 32, 16, 2
@@ -289,12 +265,12 @@ def test_views_are_a_function_of_key_and_image_index_not_of_the_row(photo):
     assert jax.eval_shape(compiled(), jax.random.key(0), canvas, size, jnp.array([7, 9]))[1] is None
 
 
-def test_imagenet_normalization_is_undone_by_its_numbers(image):
+def test_imagenet_normalization_inverts(image):
     normal = augment.normalize(jnp.asarray(image), "imagenet")
     np.testing.assert_allclose((normal * jnp.array(augment.STD) + jnp.array(augment.MEAN)) * 255, image, atol=1e-3)
 
 
-def test_local_contrast_ignores_lighting_and_keeps_flat_noise_small(image):
+def test_local_contrast_ignores_lighting(image):
     ramp = np.linspace(0, 60, 128)[None, :, None]
     dark, lit = (augment.normalize(jnp.asarray(x, jnp.float32), "local_contrast") for x in (image * 0.5, image * 0.5 + ramp))
     inner = slice(20, -20)  # the ramp bends at the repeated edges
@@ -305,7 +281,7 @@ def test_local_contrast_ignores_lighting_and_keeps_flat_noise_small(image):
     assert float(jnp.max(augment.normalize(jnp.asarray(edge), "local_contrast"))) > 0.5
 
 
-def test_a_focused_box_is_centred_on_its_point_as_far_as_the_image_goes():
+def test_focused_boxes_are_centred_on_their_point():
     uniform, size = jax.random.uniform(jax.random.key(0), (50, augment.BOX_NUMBERS)), jnp.array([90, 60])
     focus = jnp.stack([90 * jax.random.uniform(jax.random.key(1), (50,)), 60 * jax.random.uniform(jax.random.key(2), (50,))], 1)
     sample = jax.vmap(lambda u, f: augment.sample_box(u, size, (0.05, 0.3), f))
@@ -330,7 +306,7 @@ def _key_points(weights, share, flip=False, count=4):
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_key_points_lie_in_the_patch_that_the_weights_name(flip):
+def test_key_points_lie_in_the_weighted_patch(flip):
     points = _key_points(np.eye(16)[6], 1.0, flip)  # row 1, column 2 of four
     assert points.shape == (200, 4, 2)
     left = 20 + 80 * (0.25 if flip else 0.5)
@@ -342,7 +318,7 @@ def test_key_points_lie_in_the_patch_that_the_weights_name(flip):
     assert len(np.unique(points)) > 1500  # every image and view draws its own
 
 
-def test_patches_are_drawn_as_often_as_they_weigh_and_a_share_of_the_views_stays_free():
+def test_key_points_follow_the_weights():
     weights = np.zeros(16)
     weights[[0, 15]] = 0.8, 0.2
     points = _key_points(weights, 0.5)

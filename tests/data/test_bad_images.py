@@ -1,4 +1,4 @@
-"""A bad image in training: the next one takes its place whoever reads and when, once said, counted, and limited."""
+"""Unreadable images: replaced in training, left out of evaluations, reported once, counted and limited."""
 
 import json
 import re
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cmd_jax.data.decode import BadImages
-from cmd_jax.data.loader import CanvasCache, Prefetch, batches
+from cmd_jax.data.loader import CanvasCache, batches
 from cmd_jax.errors import BadImage
 from cmd_jax.evaluation import features
 from cmd_jax.evaluation.features import extract_features
@@ -33,7 +33,7 @@ def _flags(count):
 
 
 @pytest.mark.parametrize("kind", ["ram", "disk", "none"])
-def test_the_next_image_takes_its_place_and_its_own_index_stays(kind, tmp_path, capsys):
+def test_the_next_image_takes_its_place(kind, tmp_path, capsys):
     config = section(cache=kind, cache_dir=str(tmp_path))
     whole = take(batches(CanvasCache(Numbered(2000), section(cache="none")), 2000, 300, 0, 0, 2), 7)
     for source, expected in ((Damaged(2000, [7, 8]), {7: 9, 8: 9}), (Damaged(2000, [1999]), {1999: 0})):
@@ -51,7 +51,7 @@ def test_the_next_image_takes_its_place_and_its_own_index_stays(kind, tmp_path, 
             file.unlink()
 
 
-def test_a_file_on_disk_remembers_bad_images_and_later_runs_say_so(tmp_path, capsys):
+def test_the_disk_cache_remembers_bad_images(tmp_path, capsys):
     data = tmp_path / "data.bin"
     data.write_bytes(b"1")
     config = section(cache="disk", cache_dir=str(tmp_path / "cache"))
@@ -67,8 +67,8 @@ def test_a_file_on_disk_remembers_bad_images_and_later_runs_say_so(tmp_path, cap
     assert "4: was bad when" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("processes", [1, 2, 4])
-def test_what_is_read_depends_neither_on_processes_nor_on_the_first_step(processes):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_replacement_ignores_processes_and_first_step(processes):
     rows = []
     for process in range(processes):
         cache = CanvasCache(Damaged(40, [3]), section(cache="ram"))
@@ -83,8 +83,8 @@ def test_what_is_read_depends_neither_on_processes_nor_on_the_first_step(process
             np.testing.assert_array_equal(ours, theirs.canvas)
 
 
-@pytest.mark.parametrize(("images", "allowed"), [(2, 1), (24, 1), (1999, 1), (2000, 2), (5994, 5), (1_281_167, 1281)])
-def test_more_than_a_thousandth_and_more_than_one_end_the_run(images, allowed, capsys):
+@pytest.mark.parametrize(("images", "allowed"), [(2, 1), (1999, 1), (2000, 2), (5994, 5)])
+def test_too_many_bad_images_stop_the_run(images, allowed, capsys):
     bad = BadImages(_flags(images), "left out")
     assert bad.allowed == allowed
     spread = range(0, images, max(1, images // (allowed + 1)))
@@ -97,7 +97,7 @@ def test_more_than_a_thousandth_and_more_than_one_end_the_run(images, allowed, c
         bad.note(spread[allowed], f"photos/{spread[allowed]}.jpg: broken")
 
 
-def test_ten_in_a_row_end_the_run():
+def test_ten_bad_images_in_a_row_stop():
     bad = BadImages(_flags(100_000), "left out")
     order = [50, 52, 51, 53, 56, 55, 57, 58, 59]  # however they are met
     for index in order:
@@ -109,14 +109,14 @@ def test_ten_in_a_row_end_the_run():
         cache.load(11)
 
 
-def test_nothing_but_bad_images():
+def test_only_bad_images():
     with pytest.raises(BadImage, match=r"^photos/0\.jpg: .*; 1 images in a row are bad"):
         CanvasCache(Damaged(1, [0]), section()).load(0)
     with pytest.raises(BadImage, match=r"; 2 bad images of 2 are over the limit of 1 "):
         CanvasCache(Damaged(2, [0, 1]), section()).load(0)
 
 
-def test_a_run_replaces_one_bad_image_and_its_evaluations_leave_it_out(tiny_config, photo_folder, tmp_path, capsys):
+def test_a_run_with_bad_images(tiny_config, photo_folder, tmp_path, capsys):
     folder, workdir = tmp_path / "photos", tmp_path / "run"
     shutil.copytree(photo_folder, folder)
     for name in ("train/a class/3.png", "test/b.class/0.png"):
@@ -136,14 +136,6 @@ def test_a_run_replaces_one_bad_image_and_its_evaluations_leave_it_out(tiny_conf
     assert all(protocol.endswith("unreadable: 1 train, 1 test") for protocol in content["protocol"].values())
 
 
-def test_the_second_bad_image_of_a_small_folder_comes_out_of_the_stream():
-    cache = CanvasCache(Damaged(24, [3, 9]), section())
-    stream = Prefetch(batches(cache, 24, 8, seed=0, first_step=0, threads=2), lambda batch: batch, depth=1)
-    with pytest.raises(BadImage, match=r"^photos/[39]\.jpg: .*; 2 bad images of 24 are over the limit of 1 \(0\.1 %\): repair"):
-        list(stream)
-    stream.close()
-
-
 def _extracted(config, source):
     """Features that are the first pixel of the crop, so the index of the image."""
     config.eval.resize_px, config.eval.crop_px = 8, 8
@@ -151,8 +143,8 @@ def _extracted(config, source):
     return extract_features(encode, {}, source, config)
 
 
-@pytest.mark.parametrize("bad", [[0], [3], [19]])
-def test_evaluation_leaves_a_bad_image_out_and_all_else_stays_aligned(bad, tiny_config):
+@pytest.mark.parametrize("bad", [[0], [19]])
+def test_evaluation_leaves_bad_images_out(bad, tiny_config):
     found = _extracted(tiny_config, Damaged(20, bad))
     kept = [index for index in range(20) if index not in bad]
     assert found.indices.tolist() == found.features[:, 0].tolist() == kept
@@ -161,12 +153,12 @@ def test_evaluation_leaves_a_bad_image_out_and_all_else_stays_aligned(bad, tiny_
     assert len(found.boxes) == len(found.mil_weights) == 19
 
 
-def test_evaluation_has_the_limit_of_training(tiny_config):
+def test_evaluation_stops_at_the_same_limit(tiny_config):
     with pytest.raises(BadImage, match=r"^photos/9\.jpg: .*; 2 bad images of 20 are over the limit of 1 \(0\.1 %\): repair"):
         _extracted(tiny_config, Damaged(20, [3, 9]))
 
 
-def test_the_limit_is_of_all_processes_together(tiny_config, monkeypatch):
+def test_the_limit_counts_all_processes(tiny_config, monkeypatch):
     # This process has met one bad image, and another process a second one.
     monkeypatch.setattr(features, "gather_shares", lambda tree, count: tree | {"readable": ~np.isin(np.arange(count), (3, 9))})
     with pytest.raises(BadImage, match=r"images of this split cannot be read; 2 bad images of 20 are over the limit"):

@@ -29,7 +29,7 @@ def room(monkeypatch, tmp_path):
     return say
 
 
-def test_the_plan_is_ram_or_disk_and_says_why(room):
+def test_the_plan_says_why(room):
     directory = room(8, 20)
     where = lambda **values: plan(Numbered(5994), section(cache_dir=directory, canvas_px=512, **values))
     assert where() == ("ram", "5,994 images at 512 px take 4.39 GiB of 8.00 GiB of free memory")
@@ -47,7 +47,7 @@ def test_the_plan_is_ram_or_disk_and_says_why(room):
     assert where(cache="none").kind == "none"
 
 
-def test_processes_of_a_machine_plan_one_copy_and_those_that_cannot_share_plan_one_each(room):
+def test_the_plan_of_several_processes(room):
     directory = room(8, 20, shared_gib=6)
     where = lambda host, **values: plan(Numbered(5994), section(cache_dir=directory, canvas_px=512, **values), host)
     shared = Host(shares=True)
@@ -80,7 +80,7 @@ def _other_process(barrier, answers, token, cache_dir):
         answers.put((source.reads, seen))
 
 
-def test_two_processes_share_one_cache_decode_each_image_once_and_leave_nothing_in_memory(tmp_path):
+def test_two_processes_share_one_cache(tmp_path):
     context, token = multiprocessing.get_context("spawn"), secrets.token_hex(8)
     barrier, answers = context.Barrier(2), context.Queue()
     other = context.Process(target=_other_process, args=(barrier, answers, token, str(tmp_path)))
@@ -102,7 +102,7 @@ def test_two_processes_share_one_cache_decode_each_image_once_and_leave_nothing_
     assert other.exitcode == 0
 
 
-def test_all_processes_stop_when_one_cannot_make_its_file(tmp_path):
+def test_all_processes_stop_when_one_fails(tmp_path):
     fails = lambda value: 0.0 if isinstance(value, bool) else value
     with pytest.raises(ConfigError, match="another process of this run could not make its cache"):
         CanvasCache(Numbered(5), section(cache="disk", cache_dir=str(tmp_path)), Host(1, shares=True, least=fails))
@@ -124,7 +124,7 @@ def disk(tmp_path):
     return section(cache="disk", cache_dir=str(tmp_path / "cache")), data
 
 
-def test_a_file_serves_later_runs(disk):
+def test_later_runs_reuse_the_file(disk):
     config, data = disk
     _read_all(Numbered(5, [data]), config)
     later = Numbered(5, [data])
@@ -133,7 +133,7 @@ def test_a_file_serves_later_runs(disk):
     assert sorted(os.path.splitext(name)[1] for name in os.listdir(config.cache_dir)) == [".canvas", ".marks"]
 
 
-def test_a_file_that_is_there_needs_no_room(disk, room):
+def test_an_existing_file_needs_no_room(disk, room):
     config, data = disk
     _read_all(Numbered(5, [data]), config)
     room(8, 0)
@@ -142,7 +142,7 @@ def test_a_file_that_is_there_needs_no_room(disk, room):
         CanvasCache(Numbered(6, [data]), config)
 
 
-def test_other_data_sizes_and_grey_levels_get_another_file(disk):
+def test_other_data_gets_another_file(disk):
     config, data = disk
     _read_all(Numbered(5, [data]), config)
     data.write_bytes(b"22")
@@ -156,7 +156,7 @@ def test_other_data_sizes_and_grey_levels_get_another_file(disk):
     assert len(os.listdir(config.cache_dir)) == 8
 
 
-def test_what_a_crash_left_half_written_is_decoded_again(disk):
+def test_half_written_images_are_decoded_again(disk):
     config, data = disk
     cache = _read_all(Numbered(5, [data]), config)
     cache._canvas[2, 1] = 77  # the mark was written, the image not
@@ -165,7 +165,7 @@ def test_what_a_crash_left_half_written_is_decoded_again(disk):
     np.testing.assert_array_equal(later.reads, [0, 0, 1, 0, 0])
 
 
-def test_a_file_of_another_length_is_made_anew_and_a_full_disk_is_named(disk, monkeypatch):
+def test_truncated_files_and_a_full_disk(disk, monkeypatch):
     config, data = disk
     _read_all(Numbered(5, [data]), config)
     for name in os.listdir(config.cache_dir):

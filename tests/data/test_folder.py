@@ -24,7 +24,7 @@ def test_labelled_folder(photo_folder):
     assert test[0].part_boxes.shape == (0, 4)
 
 
-def test_flat_folder_is_unlabelled_and_searched_at_any_depth(photo_folder, tmp_path):
+def test_flat_folders_are_unlabelled(photo_folder, tmp_path):
     flat = FolderSource(str(photo_folder / "train" / "a class"), "train")
     assert (len(flat), flat.class_names, flat[0].label) == (8, (), UNLABELLED)
     assert len(FolderSource(str(photo_folder / "train"), "train")) == 24
@@ -92,7 +92,7 @@ def test_unusable_folders_are_named(tmp_path, files, message):
         [FolderSource(str(tmp_path), split) for split in ("train", "test")]
 
 
-def test_files_that_cannot_be_read_are_found_before_training(tmp_path):
+def test_unreadable_files_are_found_before_training(tmp_path):
     _make(tmp_path, "train/a/1.jpg", "train/a/2.jpg", "train/b/1.jpg")
     (tmp_path / "train" / "a" / "0.jpg").symlink_to(tmp_path / "gone")
     with pytest.raises(DatasetError, match=r"train: 1 of 4 images cannot be read, first .*a/0\.jpg; make them readable"):
@@ -140,7 +140,7 @@ def test_permissions(nobody):
         path.chmod(mode)
 
 
-def test_what_is_no_plain_file_is_a_bad_image(tmp_path, monkeypatch):
+def test_pipes_and_large_files_are_bad_images(tmp_path, monkeypatch):
     _make(tmp_path, "2.jpg", "3.jpg")
     os.mkfifo(tmp_path / "1.jpg")
     source = FolderSource(str(tmp_path), "train")
@@ -209,7 +209,7 @@ def test_nested_classes_are_the_folders_that_hold_images(tmp_path):
     assert FolderSource(str(tmp_path), "test").class_names == names
 
 
-def test_images_below_a_class_are_of_it_and_the_order_is_by_path(tmp_path):
+def test_order_and_images_below_a_class(tmp_path):
     _make(tmp_path, "train/a b/1.jpg", "train/a/x y/1.jpg", "train/a/x/2.jpg", "train/a/z.jpg")
     source = FolderSource(str(tmp_path), "train")
     assert [os.path.relpath(path, tmp_path / "train") for path in source.paths] == [
@@ -221,7 +221,7 @@ def test_images_below_a_class_are_of_it_and_the_order_is_by_path(tmp_path):
     assert (source.class_names, source.labels, source.note) == (("a", "a b"), [0, 0, 0, 1], "")
 
 
-def test_names_that_would_command_a_terminal_are_spelled_out(tmp_path):
+def test_unprintable_names_are_escaped(tmp_path):
     names = ["\x1b[31mred", "two\nlines", "$x^2$", "\u202ebackwards", os.fsdecode(b"\xff"), "日本"]
     _make(tmp_path, *(f"train/{name}/\x07.png" for name in names))
     source = FolderSource(str(tmp_path), "train")
@@ -232,7 +232,7 @@ def test_names_that_would_command_a_terminal_are_spelled_out(tmp_path):
     assert str(caught.value).isprintable()
 
 
-def test_what_is_no_image_of_the_users_is_left_out_and_said(tmp_path):
+def test_files_and_folders_left_out(tmp_path):
     kept = ("1.jpg", "a/2.JPEG", "a/3.jfif", "b/4.gif", "b/5.webp")
     ours = ("run/config.json", "run/checkpoints/4/x.png", "run/report/mil_overlays.png", "copied/mil_overlays.png")
     ours += ("cub/dataset_info.json", "cub/features.json", "cub/contact_sheet.png")
@@ -251,7 +251,7 @@ def test_what_is_no_image_of_the_users_is_left_out_and_said(tmp_path):
     assert separate(tmp_path) == source.paths  # of the Python interface
 
 
-def test_a_run_in_the_folder_itself_adds_no_images(tmp_path):
+def test_a_run_in_the_folder_itself(tmp_path):
     _make(tmp_path, "1.jpg", "report/index.html")
     _make(tmp_path, "config.json", "checkpoints/4/1.png", "eval/4/1.png", "report/mil_overlays.png", "tb/events.out.tfevents.1")
     assert find_images(str(tmp_path)) == folder.Listing(["1.jpg"], [], {}, {})

@@ -42,7 +42,7 @@ def workdir(tmp_path, folder):
     return str(tmp_path / "run")
 
 
-def test_the_place_of_a_folder_does_not_count(folder, workdir, tmp_path, monkeypatch):
+def test_moved_folders_are_the_same(folder, workdir, tmp_path, monkeypatch):
     shutil.move(folder, tmp_path / "moved")
     assert differences(workdir, _identify(tmp_path / "moved")) == []
     assert differences(workdir, _identify(f"{tmp_path}/moved/")) == []
@@ -73,7 +73,7 @@ def test_the_place_of_a_folder_does_not_count(folder, workdir, tmp_path, monkeyp
     ],
     ids=["removed", "added", "size", "class renamed", "many"],
 )
-def test_differences_are_counted_and_the_first_ones_named(folder, workdir, change, found):
+def test_differences_are_counted_and_named(folder, workdir, change, found):
     change(folder / "train")
     assert differences(workdir, _identify(folder)) == [f"the training images: {found}"]
 
@@ -97,7 +97,7 @@ def test_order_and_classes_count(folder, workdir):
     ]
 
 
-def test_a_split_that_appears_or_is_gone(folder, workdir):
+def test_added_and_removed_splits(folder, workdir):
     images = _identify(folder)
     both = images | {"eval_test": images["train"]}
     assert differences(workdir, both) == ["the test images: none then, 5 now"]
@@ -112,7 +112,7 @@ def test_without_the_listing_the_numbers_differ(folder, workdir):
     assert differences(workdir, _identify(folder)) == ["the training images: images 5 then, 4 now"]
 
 
-def test_a_prepared_dataset_is_its_name_version_and_count(tmp_path, folder, workdir):
+def test_prepared_datasets_are_compared_by_version(tmp_path, folder, workdir):
     section = default().data
 
     def prepared(version, count, config="family"):
@@ -144,7 +144,7 @@ def test_a_damaged_record_is_named(folder, workdir, content):
         differences(workdir, _identify(folder))
 
 
-def test_each_image_is_asked_for_its_size_once(folder, workdir, monkeypatch):
+def test_one_stat_per_image(folder, workdir, monkeypatch):
     asked = []
     section = default().data
     section.source, section.folder = "folder", str(folder)

@@ -46,7 +46,7 @@ def take(stream, count):
     return found
 
 
-def test_order_is_a_new_permutation_every_epoch_and_depends_on_the_seed():
+def test_order_depends_on_seed_and_epoch():
     order = epoch_order(10, seed=1)
     epochs = np.array([order[position] for position in range(30)]).reshape(3, 10)
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
@@ -56,7 +56,7 @@ def test_order_is_a_new_permutation_every_epoch_and_depends_on_the_seed():
 
 
 @pytest.mark.parametrize("kind", ["ram", "disk", "none"])
-def test_batches_hold_their_images_continue_anywhere_and_decode_once(kind, tmp_path):
+def test_batches_start_at_any_step(kind, tmp_path):
     source = Numbered(10)
     cache = CanvasCache(source, section(cache=kind, cache_dir=str(tmp_path)))
     first = take(batches(cache, 10, 4, seed=0, first_step=0, threads=3), 8)
@@ -74,7 +74,7 @@ def test_batches_hold_their_images_continue_anywhere_and_decode_once(kind, tmp_p
         np.testing.assert_array_equal(source.reads, np.ones(10))
 
 
-def test_the_memory_of_a_batch_is_used_again_only_when_nothing_refers_to_it():
+def test_batch_memory_is_reused_once_free():
     cache = CanvasCache(Numbered(8), section(cache="ram", canvas_px=8))
     stream = batches(cache, 8, 4, seed=0, first_step=0, threads=2)
     start_of = lambda batch: batch.canvas.ctypes.data
@@ -97,7 +97,7 @@ def test_the_memory_of_a_batch_is_used_again_only_when_nothing_refers_to_it():
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
-def test_processes_read_their_rows_of_the_same_global_batches_and_decode_nothing_else(processes):
+def test_each_process_reads_its_own_rows(processes):
     order = epoch_order(20, seed=3)
     for process in range(processes):
         source = Numbered(20)
@@ -111,12 +111,12 @@ def test_processes_read_their_rows_of_the_same_global_batches_and_decode_nothing
         assert set(np.flatnonzero(source.reads)) <= own
 
 
-def test_a_batch_that_does_not_divide_over_the_processes_is_refused():
+def test_batch_size_must_divide_over_processes():
     with pytest.raises(ConfigError, match=r"train\.batch_size 10 does not divide over 4 processes; use 8 or 12"):
         batches(CanvasCache(Numbered(20), section()), 20, 10, 0, 0, 1, 0, 4)
 
 
-def test_prefetch_keeps_the_order_and_runs_ahead_in_another_thread():
+def test_prefetch_keeps_the_order():
     threads, made = set(), []
 
     def items():
@@ -134,7 +134,7 @@ def test_prefetch_keeps_the_order_and_runs_ahead_in_another_thread():
     stream.close()
 
 
-def test_prefetch_stops_when_it_is_closed_and_passes_errors_on_in_their_turn():
+def test_prefetch_closes_and_passes_errors_on():
     closed = threading.Event()
 
     def endless():

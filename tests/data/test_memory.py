@@ -40,7 +40,7 @@ def v1(folder, limit, used, inactive=0):
     return {f"{of}limit_in_bytes": f"{limit}\n", f"{of}usage_in_bytes": f"{used}\n", f"{of}stat": stat}
 
 
-def test_version_2_counts_the_tightest_limit_on_the_way_up_and_not_what_the_kernel_can_drop(root):
+def test_cgroup_v2_tightest_limit(root):
     files = {"proc/self/cgroup": "0::/job/step\n"}
     files |= v2("job/step/", "max", 10 * MIB) | v2("job/", 100 * MIB, 70 * MIB, inactive=20 * MIB)
     assert cgroup_memory(root(files)) == 50 * MIB
@@ -50,18 +50,18 @@ def test_version_2_counts_the_tightest_limit_on_the_way_up_and_not_what_the_kern
 
 
 @pytest.mark.parametrize("path", ["/", "/kubepods/pod1/abc", "/../../abc"])
-def test_version_2_in_a_container_whose_own_cgroup_is_mounted_at_the_root(root, path):
+def test_cgroup_v2_in_a_container(root, path):
     assert cgroup_memory(root({"proc/self/cgroup": f"0::{path}\n"} | v2("", 64 * MIB, MIB))) == 63 * MIB
 
 
 @pytest.mark.parametrize("folder", ["", "docker/abc/"])
-def test_version_1_in_a_container_and_on_the_host(root, folder):
+def test_cgroup_v1(root, folder):
     lines = "9:name=systemd:/x\n4:cpu,memory:/docker/abc\n3:cpuset:/\n0::/\n"
     files = {"proc/self/cgroup": lines} | v1("", 2**63 - 4096, 900 * MIB) | v1(folder, 100 * MIB, 90 * MIB, inactive=40 * MIB)
     assert cgroup_memory(root(files)) == 50 * MIB
 
 
-def test_no_cgroups_no_limit_and_the_machine_counts_too(root, monkeypatch):
+def test_no_cgroups(root, monkeypatch):
     assert cgroup_memory(root({})) == math.inf
     where = root({"proc/self/cgroup": "0::/\n"} | v2("", "max", MIB))
     assert cgroup_memory(where) == math.inf

@@ -51,7 +51,7 @@ def _archive(server, **changes):
     return archives.Archive("a.tgz", "https://a.example", url=url, size=len(CONTENT), sha256=sha256)._replace(**changes)
 
 
-def test_an_interrupted_download_goes_on(server, tmp_path, capsys):
+def test_interrupted_downloads_resume(server, tmp_path, capsys):
     server.cut = 5000
     with pytest.raises(DatasetError, match=r"could not be fetched .*5,000 bytes are kept in .*a\.tgz\.partial.*run again"):
         download.download(_archive(server), str(tmp_path / "new"))
@@ -77,26 +77,26 @@ def test_prepare_downloads_what_is_missing(server, tmp_path, monkeypatch):
     assert server.asked == [None]
 
 
-def test_a_server_that_cannot_go_on_starts_again(server, tmp_path):
+def test_servers_without_ranges_start_again(server, tmp_path):
     (tmp_path / "a.tgz.partial").write_bytes(b"x" * 100)
     server.ranges = False
     path = download.download(_archive(server), str(tmp_path))
     assert Path(path).read_bytes() == CONTENT
 
 
-def test_a_whole_partial_file_is_not_fetched_again(server, tmp_path):
+def test_complete_partial_files_are_not_fetched(server, tmp_path):
     (tmp_path / "a.tgz.partial").write_bytes(CONTENT)
     download.download(_archive(server), str(tmp_path))
     assert server.asked == []
 
 
-def test_another_file_is_refused_and_removed(server, tmp_path):
+def test_wrong_files_are_removed(server, tmp_path):
     with pytest.raises(DatasetError, match=r"has sha256 .*, the genuine a\.tgz has 00; download it again"):
         download.download(_archive(server, sha256="00"), str(tmp_path))
     assert not list(tmp_path.iterdir())
 
 
-def test_a_dead_link_or_a_full_disk_says_what_to_do(server, tmp_path, monkeypatch):
+def test_dead_links_and_full_disks(server, tmp_path, monkeypatch):
     dead = _archive(server, url=f"http://127.0.0.1:{server.server_address[1]}/gone.tgz")
     with pytest.raises(DatasetError, match=r"HTTP Error 404.*or put a\.tgz from https://a\.example into "):
         download.download(dead, str(tmp_path))

@@ -21,7 +21,7 @@ def folder(photo_folder, tmp_path):
     return tmp_path / "photos"
 
 
-def test_a_folder_gets_a_manifest_that_sha256sum_reads_and_nothing_else(folder):
+def test_sha256sum_reads_the_manifest(folder):
     before = sorted(folder.rglob("*"))
     lines = prepare_folder(str(folder), False, 2)
     assert lines[0] == f"{folder}: 25 train, 12 test images, 3 classes"
@@ -34,7 +34,7 @@ def test_a_folder_gets_a_manifest_that_sha256sum_reads_and_nothing_else(folder):
     assert (folder / "manifest.sha256").read_bytes() == written
 
 
-def test_a_flipped_bit_that_still_decodes_is_found(folder):
+def test_flipped_bits_are_found(folder):
     prepare_folder(str(folder), False, 2)
     (path,) = folder.rglob("*.jpg")
     whole = path.read_bytes()
@@ -66,7 +66,7 @@ def test_a_damaged_manifest_is_named(folder, line):
         prepare_folder(str(folder), True, 2)
 
 
-def test_a_image_that_was_bad_from_the_start_and_a_folder_that_is_none(folder):
+def test_unreadable_images_and_missing_folders(folder):
     (folder / "train" / "b.class" / "1.png").write_bytes(b"no image")
     prepare_folder(str(folder), False, 2)
     with pytest.raises(BadImage, match=r"train/b\.class/1\.png: not a readable image .*\(1 of 37 images are bad\)"):
@@ -75,7 +75,7 @@ def test_a_image_that_was_bad_from_the_start_and_a_folder_that_is_none(folder):
         prepare_folder(str(folder / "none"), False, 2)
 
 
-def test_a_directory_that_cannot_be_written_to_is_named(folder, monkeypatch):
+def test_unwritable_directories_are_named(folder, monkeypatch):
     (folder / "manifest.sha256.partial").mkdir()
     with pytest.raises(
         DatasetError, match=r"manifest\.sha256 cannot be written \(Is a directory\); make the directory writable"

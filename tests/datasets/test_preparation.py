@@ -44,7 +44,7 @@ def test_a_dataset_is_described(prepare, tmp_path, capsys):
         assert np.ptp(np.asarray(sheet)) > 0
 
 
-def test_a_second_call_does_nothing_again_and_works_without_the_archive(prepare, tmp_path, capsys):
+def test_a_second_call_does_nothing(prepare, tmp_path, capsys):
     first = prepare()
     (tmp_path / miniatures.CUB_ARCHIVE).unlink()
     before = {path: path.stat().st_mtime_ns for path in prepare.directory.iterdir()}
@@ -81,7 +81,7 @@ def test_verify_finds_a_image_that_cannot_be_decoded(tmp_path, monkeypatch):
         run(verify=True)
 
 
-def test_what_is_no_dataset_is_refused():
+def test_unknown_datasets_are_refused():
     for name in ("folder", "tfds:", "birds"):
         with pytest.raises(ConfigError, match=f"there is no dataset '{name}'; use one of synthetic_birds, cub, .*tfds:NAME"):
             preparation.prepare_dataset(name, "x", None, False, 1)

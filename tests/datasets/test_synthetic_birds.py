@@ -13,7 +13,7 @@ def _digits(name):
     return tuple(int(digit) for digit in SPECIES[name])
 
 
-def test_every_species_differs_from_its_nearest_neighbours_in_one_or_two_parts():
+def test_nearest_species_differ_in_few_parts():
     codes = np.array([_digits(name) for name in SPECIES])
     distance = np.sum(codes[:, None] != codes[None], axis=-1)
     np.fill_diagonal(distance, len(PARTS))
@@ -24,7 +24,7 @@ def test_every_species_differs_from_its_nearest_neighbours_in_one_or_two_parts()
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_changing_one_part_changes_pixels_only_around_that_part(part):
+def test_a_part_changes_only_its_own_pixels(part):
     number, seed = PARTS.index(part), 11
     birds = []
     for digit in range(4):
@@ -43,7 +43,7 @@ def test_changing_one_part_changes_pixels_only_around_that_part(part):
         assert np.mean(difference[outside] > 40) < 0.002
 
 
-def test_images_are_a_function_of_the_seed_and_parts_lie_in_the_frame():
+def test_images_depend_on_the_seed():
     first, again, other = (render(_digits("reed_tarrel"), np.random.default_rng(seed), 64) for seed in (3, 3, 4))
     np.testing.assert_array_equal(first.image, again.image)
     assert np.mean(first.image != other.image) > 0.5
@@ -54,7 +54,7 @@ def test_images_are_a_function_of_the_seed_and_parts_lie_in_the_frame():
         assert np.all(boxes[:, 2:] > boxes[:, :2])
 
 
-def test_builder_writes_arrayrecord_that_the_source_reads(tmp_path, monkeypatch, tiny_config):
+def test_synthetic_birds_are_prepared_and_read(tmp_path, monkeypatch, tiny_config):
     monkeypatch.setattr(synthetic_birds, "IMAGES_PER_SPECIES", {"train": 2, "test": 1})
     tiny_config.data.source, tiny_config.data.data_dir = "synthetic_birds", str(tmp_path)
     train, test = (open_source(tiny_config.data, split) for split in ("train", "test"))
