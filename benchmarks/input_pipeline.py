@@ -22,14 +22,14 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from PIL import Image
 
 from benchmarks import classical
-from cmd_jax import config as config_lib
+from cmd_jax.config import ConfigDict
 from cmd_jax.config.presets import fine_grained
 from cmd_jax.data.augment import multi_crop
 from cmd_jax.data.cache import Batch
@@ -84,60 +84,52 @@ def photographs(count: int, seed: int = 0) -> list[bytes]:
     return encoded
 
 
-def run_classical(pool: ProcessPoolExecutor, images: int, batch_size: int, seed: int) -> Cost:
-    """(a) one epoch."""
-    order = np.random.default_rng(seed).permutation(images)
-    jobs = [order[start : start + batch_size].tolist() for start in range(0, images, batch_size)]
-    own, wall = time.process_time(), time.perf_counter()
-    workers = sum(pool.map(classical.make_batch, jobs, range(len(jobs))))
-    wall, own = time.perf_counter() - wall, time.process_time() - own
-    return Cost(images / wall, 1e3 * (workers + own) / images)
+def measure(images: int, work: Callable[[], float]) -> Cost:
+    """Cost of work on a number of images; it returns the CPU seconds of other processes."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    others = work()
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu + others
+    return Cost(images / wall, 1e3 * cpu / images)
 
 
-def run_ours(cache: CanvasCache, images: int, batch_size: int, threads: int, epochs: int) -> Cost:
+def read(cache: CanvasCache, images: int, batch_size: int, threads: int, epochs: int) -> Cost:
     """(b) of an empty cache, (c) of a full one: batches on the device."""
     stream = Prefetch(batches(cache, images, batch_size, 0, 0, threads), jax.device_put, 2)
     steps = epochs * images // batch_size
-    own, wall = time.process_time(), time.perf_counter()
-    for _ in range(steps):
-        batch = jax.block_until_ready(next(stream))
-    wall, own = time.perf_counter() - wall, time.process_time() - own
-    assert batch.canvas.shape[0] == batch_size
+
+    def consume() -> float:
+        for _ in range(steps):
+            jax.block_until_ready(next(stream))
+        return 0.0
+
+    cost = measure(steps * batch_size, consume)
     stream.close()
-    return Cost(steps * batch_size / wall, 1e3 * own / (steps * batch_size))
+    return cost
 
 
-def best(costs: list[Cost]) -> Cost:
-    return Cost(max(cost.images_per_s for cost in costs), min(cost.cpu_ms for cost in costs))
-
-
-def pipelines(arguments: argparse.Namespace, encoded: list[bytes], config: config_lib.ConfigDict) -> tuple[dict, CanvasCache]:
-    """Costs by name of the pipeline, and a full cache."""
-    images, size = len(encoded), arguments.batch_size
+def pipelines(arguments: argparse.Namespace, encoded: list[bytes], config: ConfigDict) -> tuple[dict[str, Cost], CanvasCache]:
+    """The best cost of every pipeline, and a full cache."""
+    images, size, workers = len(encoded), arguments.batch_size, arguments.workers
     found: dict[str, list[Cost]] = {"classical": [], "first_epoch": [], "cached": []}
     context = multiprocessing.get_context("spawn")  # a fork of a process with JAX threads may hang
-    with ProcessPoolExecutor(arguments.workers, context, classical.start_worker, (encoded,)) as pool:
-        list(pool.map(classical.make_batch, [[0]] * 8 * arguments.workers, range(8 * arguments.workers)))  # start and warm up
-        for number in range(arguments.rounds):
-            found["classical"].append(run_classical(pool, images, size, number))
+    with ProcessPoolExecutor(workers, context, classical.start_worker, (encoded,)) as pool:
+        list(pool.map(classical.make_batch, [[0]] * 8 * workers, range(8 * workers)))  # start and warm up
+        for seed in range(arguments.rounds):
+            order = np.random.default_rng(seed).permutation(images)
+            jobs = [order[start : start + size].tolist() for start in range(0, images, size)]
+            classic = lambda jobs=jobs: sum(pool.map(classical.make_batch, jobs, range(len(jobs))))
+            found["classical"].append(measure(images, classic))
             cache = CanvasCache(Images(encoded), config.data)
-            found["first_epoch"].append(run_ours(cache, images, size, arguments.workers, 1))
+            found["first_epoch"].append(read(cache, images, size, workers, 1))
             for index in range(images):  # those that the look-ahead had not reached
                 cache.load(index)
-            found["cached"].append(run_ours(cache, images, size, arguments.workers, CACHED_EPOCHS))
+            found["cached"].append(read(cache, images, size, workers, CACHED_EPOCHS))
+    best = lambda costs: Cost(max(cost.images_per_s for cost in costs), min(cost.cpu_ms for cost in costs))
     return {name: best(costs) for name, costs in found.items()}, cache
 
 
-class Gather(NamedTuple):
-    """Images a second that some threads copy out of the cache, and that as many copy between two arrays."""
-
-    threads: int
-    images_per_s: float
-    copy_images_per_s: float
-
-
-def gathers(cache: CanvasCache, images: int, batch_size: int, threads: int, rounds: int) -> list[Gather]:
-    """Rates by number of threads: 1, 2, 4, ... up to `threads`."""
+def gathers(cache: CanvasCache, images: int, batch_size: int, threads: int, rounds: int) -> dict[int, tuple[float, float]]:
+    """Images a second copied out of the cache, and between two arrays, by 1, 2, 4, ... threads up to a number."""
     counts = [2**power for power in range(threads.bit_length()) if 2**power < threads] + [threads]
     order = np.random.default_rng(0).integers(0, images, batch_size)
     source = cache.gather(order, None, ThreadPoolExecutor(1), 1).canvas
@@ -152,20 +144,10 @@ def gathers(cache: CanvasCache, images: int, batch_size: int, threads: int, roun
                 gathered = time.perf_counter()
                 list(pool.map(np.copyto, np.array_split(target, count), np.array_split(source, count)))
                 found[count].append((gathered - started, time.perf_counter() - gathered))
-    return [Gather(count, *(batch_size / min(times) for times in zip(*rows, strict=True))) for count, rows in found.items()]
+    return {count: tuple(batch_size / min(times) for times in zip(*rows, strict=True)) for count, rows in found.items()}
 
 
-def seconds(call: Callable[[], Any], clock: Callable[[], float], rounds: int) -> float:
-    """Least time of a call that is already compiled."""
-    found = []
-    for _ in range(rounds):
-        started = clock()
-        jax.block_until_ready(call())
-        found.append(clock() - started)
-    return min(found)
-
-
-def augmentation(config: config_lib.ConfigDict, cache: CanvasCache, rounds: int) -> tuple[float, float]:
+def augmentation(config: ConfigDict, cache: CanvasCache, rounds: int) -> tuple[float, float]:
     """Seconds an image of the views alone and of the whole train step; CPU seconds on a CPU."""
     size = config.train.batch_size
     run = build_run(config, range(5994), all_hardware())  # of CUB-200-2011: their number alone counts
@@ -174,18 +156,17 @@ def augmentation(config: config_lib.ConfigDict, cache: CanvasCache, rounds: int)
     batch = run.place(Batch(*map(np.stack, zip(*rows, strict=True)), np.arange(size, dtype=np.int32)))
     views = jax.jit(lambda key, *batch: multi_crop(key, *batch, views=config.views, normalization=config.data.normalization))
     step = run.compile()
-
-    def train() -> Any:
-        nonlocal state
-        state, metrics = step(state, batch)
-        return metrics
-
     clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
-    calls = (lambda: views(jax.random.key(0), *batch), train)
-    for call in calls:
-        jax.block_until_ready(call())
-    of_views, of_step = (seconds(call, clock, rounds) / size for call in calls)
-    return of_views, of_step
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for _ in range(1 + rounds):  # the first one compiles
+        started = clock()
+        jax.block_until_ready(views(jax.random.key(0), *batch))
+        between = clock()
+        state, metrics = step(state, batch)
+        jax.block_until_ready(metrics)
+        seconds[0].append(between - started)
+        seconds[1].append(clock() - between)
+    return min(seconds[0][1:]) / size, min(seconds[1][1:]) / size
 
 
 def main() -> None:
@@ -212,7 +193,7 @@ def main() -> None:
     config.model.dtype = config.views.dtype = arguments.dtype
     costs, cache = pipelines(arguments, encoded, config)
     device = jax.devices()[0].device_kind
-    result: dict[str, Any] = {
+    result = {
         "device": device,
         "pictures": len(encoded),
         "picture_kbytes": round(float(np.mean([len(image) for image in encoded])) / 1e3, 1),
@@ -223,10 +204,10 @@ def main() -> None:
         print(f"{name:12}{cost.images_per_s:10.1f} images/s{cost.cpu_ms:10.3f} CPU ms an image", flush=True)
         result |= {f"{name}_images_per_s": round(cost.images_per_s, 1), f"{name}_cpu_ms_per_image": round(cost.cpu_ms, 3)}
     rates = gathers(cache, len(encoded), arguments.gather_batch_size, arguments.gather_threads, arguments.rounds)
-    for rate in rates:
-        print(f"gather by {rate.threads} threads {rate.images_per_s:10.1f} images/s, plain copy {rate.copy_images_per_s:10.1f}")
-        result[f"gather_{rate.threads}_threads_images_per_s"] = round(rate.images_per_s, 1)
-        result[f"copy_{rate.threads}_threads_images_per_s"] = round(rate.copy_images_per_s, 1)
+    for threads, (gather, copy) in rates.items():
+        print(f"gather by {threads} threads {gather:10.1f} images/s, plain copy {copy:10.1f}")
+        result[f"gather_{threads}_threads_images_per_s"] = round(gather, 1)
+        result[f"copy_{threads}_threads_images_per_s"] = round(copy, 1)
     if arguments.step_batch_size:
         config.train.batch_size = arguments.step_batch_size
         views, step = augmentation(config, cache, arguments.rounds)
@@ -239,8 +220,9 @@ def main() -> None:
         }
     result["host_cost_ratio"] = round(costs["classical"].cpu_ms / costs["cached"].cpu_ms, 1)
     result["images_per_s_ratio"] = round(costs["first_epoch"].images_per_s / costs["classical"].images_per_s, 2)
-    result["gather_ratio"] = round(rates[-1].images_per_s / rates[0].images_per_s, 2)
-    result["gather_copy_ratio"] = round(rates[-1].images_per_s / rates[-1].copy_images_per_s, 2)
+    most = rates[arguments.gather_threads]
+    result["gather_ratio"] = round(most[0] / rates[1][0], 2)
+    result["gather_copy_ratio"] = round(most[0] / most[1], 2)
     print(json.dumps(result))
 
 
