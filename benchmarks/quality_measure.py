@@ -18,14 +18,14 @@ from benchmarks.quality_plan import Run, pools
 from cmd_jax import files
 from cmd_jax.config import ConfigDict, is_swin, token_px
 from cmd_jax.evaluation import logistic
-from cmd_jax.evaluation.features import Features, extract_features, make_extractor
+from cmd_jax.evaluation.features import Features, extract_features
 from cmd_jax.evaluation.knn import knn_classify, nearest
-from cmd_jax.evaluation.patches import inspect_patches, make_inspector
 from cmd_jax.evaluation.pointing import pointing
 from cmd_jax.evaluation.protocol import Neighbours
 from cmd_jax.evaluation.retrieval import retrieval
 from cmd_jax.evaluation.splits import Splits
-from cmd_jax.inference.encode import widths
+from cmd_jax.inference.patches import read_patches
+from cmd_jax.inference.run import Encoder, widths
 from cmd_jax.models.build import Params
 from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.run import build_run
@@ -154,13 +154,13 @@ class Measurement:
         finally:
             checkpoints.close()
         self._network = built.network
-        extract = make_extractor(config, built.network)
         width = widths(config, trained)["patch_tokens"][-1]
         replicated = data_parallel(jax.local_devices()).replicated
 
         def encode(teacher: Params) -> _Teacher:
             params = jax.device_put(teacher, replicated)
-            train, test = (extract_features(extract, params, split, config) for split in self._splits)
+            encoder = Encoder(config, built.network.backbone, params)
+            train, test = (extract_features(encoder, split) for split in self._splits)
             return _Teacher(params, self._pools(train.features, width), self._pools(test.features, width), train.labels, test)
 
         return {"start": encode(built.first_state().teacher), "trained": encode(trained)}
@@ -197,9 +197,10 @@ class Measurement:
         """[test images, P]: the weights by which the method points at patches."""
         if self.map == "mil":
             return teacher.queries.mil_weights
-        inspect, weights, images = make_inspector(self._run.config, self._network), [], len(teacher.queries.labels)
+        encoder = Encoder(self._run.config, self._network.backbone, teacher.params)
+        weights, images = [], len(teacher.queries.labels)
         for start in range(0, images, IMAGES_AT_ONCE):
             rows = teacher.queries.indices[start : start + IMAGES_AT_ONCE]
-            patches = inspect_patches(inspect, teacher.params, self._splits.test, self._run.config, rows)
+            patches = read_patches(encoder, self._splits.test, rows)
             weights.append(patches.attention if self.map == "attention" else similarity_to_mean(patches.tokens))
         return np.concatenate(weights)

@@ -1,10 +1,8 @@
 """Features in a notebook: `cmd_jax.load("runs/photos").embed(images)`."""
 
 import contextlib
-import itertools
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -12,10 +10,9 @@ from absl import logging
 
 from cmd_jax.config import ConfigDict
 from cmd_jax.errors import ConfigError
-from cmd_jax.evaluation.features import check_finite
-from cmd_jax.inference.encode import grid_side, make_encoder, widths
 from cmd_jax.inference.load import Trained, read_trained
-from cmd_jax.inference.preprocess import crop, separate
+from cmd_jax.inference.preprocess import crop, in_threads, separate
+from cmd_jax.inference.run import check_finite, grid_side, place, widths
 
 
 def load(
@@ -90,7 +87,7 @@ class Model:
 
     def __init__(self, trained: Trained, batch_size: int):
         self._trained, self._batch_size = trained, batch_size
-        self._encoders: dict[str, Any] = {}
+        self._encoder = place(trained)
         self._widths = widths(trained.config, trained.params)
         self.config: ConfigDict = trained.config
         self.step, self.source, self.fingerprint = trained.step, trained.source, trained.fingerprint
@@ -141,19 +138,10 @@ class Model:
         return array.reshape(*array.shape[:axis], *self.grid, *array.shape[axis + 1 :])
 
     def _run(self, images: Any, output: str) -> np.ndarray:
-        if output not in self._encoders:
-            self._encoders[output] = make_encoder(self.config, self._trained.params, (output,))
-        encoder, outputs = self._encoders[output], []
-        for crops in self._batches(iter(separate(images))):
-            rows = min(self._batch_size, 1 << (len(crops) - 1).bit_length())  # few sizes: few compilations
-            encoded = np.asarray(encoder(crops, rows)[output])[: len(crops)]
-            first = sum(map(len, outputs))
-            names = [f"image {number}" for number in range(first, first + len(crops))]
-            outputs.append(check_finite({output: encoded}, names)[output])
-        return np.concatenate(outputs) if outputs else np.zeros((0, *self._widths[output]), np.float32)
-
-    def _batches(self, pictures: Iterator[Any]) -> Iterator[np.ndarray]:
-        """[n, C, C, 3] uint8 each, decoded by threads."""
-        with ThreadPoolExecutor(self.config.data.decode_threads) as pool:
-            while batch := list(itertools.islice(pictures, self._batch_size)):
-                yield np.stack(list(pool.map(lambda picture: crop(picture, self.config), batch)))
+        crops = in_threads(lambda image: crop(image, self.config), separate(images), self.config.data.decode_threads)
+        found, first = [], 0
+        for encoded in self._encoder.run(crops, (output,), self._batch_size, fill=False):
+            names = [f"image {number}" for number in range(first, first + len(encoded[output]))]
+            found.append(check_finite(encoded, names)[output])
+            first += len(names)
+        return np.concatenate(found) if found else np.zeros((0, *self._widths[output]), np.float32)

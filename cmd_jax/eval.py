@@ -45,8 +45,10 @@ def main() -> None:
     cli.join_processes()
     cli.start_jax()
     from cmd_jax.evaluation import restore
+    from cmd_jax.report.page import write_report
 
-    restore.evaluate_run(_WORKDIR.value, _STEP.value, _BEST.value, _PROTOCOLS.value, _SOURCE.value, _FOLDER.value)
+    data = (_SOURCE.value, _FOLDER.value)
+    restore.evaluate_run(_WORKDIR.value, _STEP.value, _BEST.value, _PROTOCOLS.value, *data, write_report)
 
 
 if __name__ == "__main__":

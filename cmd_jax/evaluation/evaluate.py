@@ -15,9 +15,10 @@ from cmd_jax.errors import BadImage
 from cmd_jax.evaluation import agreement, breakdown, knn, label_free, linear, logistic, pointing, retrieval
 from cmd_jax.evaluation.announce import announced, forward_flops
 from cmd_jax.evaluation.breakdown import Confusion
-from cmd_jax.evaluation.features import Features, batch_count, extract_features, make_extractor
+from cmd_jax.evaluation.features import Features, extract_features
 from cmd_jax.evaluation.protocol import Cost, EvalInputs, Row
 from cmd_jax.evaluation.splits import Splits
+from cmd_jax.inference.run import Encoder, batch_count
 from cmd_jax.models.build import Params
 from cmd_jax.models.network import Network
 from cmd_jax.text import printable
@@ -117,12 +118,12 @@ def evaluate(
         between: called before every batch and fit, in all processes equally often.
         protocols: keys of PROTOCOLS; None is `eval.protocols`. What the data does not allow is left out.
     """
-    extract = make_extractor(config, network)
+    encoder = Encoder(config, network.backbone, teacher)
     queries = neighbours = None
     with announced("features", _feature_cost(config, teacher, splits), between) as counting:
-        gallery = extract_features(extract, teacher, splits.train, config, counting)
+        gallery = extract_features(encoder, splits.train, counting)
         if splits.labelled():
-            queries = extract_features(extract, teacher, splits.test, config, counting)
+            queries = extract_features(encoder, splits.test, counting)
     if queries is not None:  # whatever the protocols: the breakdown reads them too
         known, asked = gallery.features, queries.features
         with announced("neighbours", knn.neighbours_cost(known, asked), between) as counting:

@@ -16,9 +16,10 @@ from cmd_jax.config import ConfigDict
 from cmd_jax.data.augment import multi_crop
 from cmd_jax.data.decode import decode_record, to_canvas
 from cmd_jax.evaluation.announce import forward_flops
-from cmd_jax.evaluation.features import batch_count, gather_shares, in_batches, in_threads, once, pool_features, share
 from cmd_jax.evaluation.protocol import Cost, EvalInputs, Row
 from cmd_jax.evaluation.splits import spread
+from cmd_jax.inference.preprocess import in_threads
+from cmd_jax.inference.run import batch_count, gather_shares, joined, once, read_outputs, run_batches, share
 from cmd_jax.method.centers import sinkhorn_center
 from cmd_jax.method.chunks import Streaming
 from cmd_jax.method.logits import teacher_logits
@@ -147,7 +148,7 @@ def _make_entropies(config: ConfigDict, network: Network) -> Callable:
 
 
 def two_views(inputs: EvalInputs) -> tuple[np.ndarray, np.ndarray]:
-    """What the teacher says of the two global views of up to PAIR_IMAGES training images, augmented as in training.
+    """Teacher outputs for the two global views of up to PAIR_IMAGES training images, augmented as in training.
 
     Returns:
         Features [n, 2, F] l2-normalised, and image embeddings [n, 2, D].
@@ -161,7 +162,8 @@ def two_views(inputs: EvalInputs) -> tuple[np.ndarray, np.ndarray]:
         return *to_canvas(pixels, config.data.canvas_px), np.int32(chosen[place])
 
     items: Iterator = in_threads(load, share(len(chosen)), config.data.decode_threads)
-    found = gather_shares(in_batches(apply, inputs.teacher, items, config, inputs.between), len(chosen))
+    batches = run_batches(apply, inputs.teacher, items, config.eval.batch_size, inputs.between)
+    found = gather_shares(joined(batches), len(chosen))
     return found["features"], found["pooled"]
 
 
@@ -178,7 +180,8 @@ def _make_encoder(config: ConfigDict, network: Network) -> Callable:
         pairs, _ = multi_crop(key, canvas, size, index, views=views, normalization=config.data.normalization)
         encoded = network.apply({"params": params}, pairs.reshape(-1, *pairs.shape[2:]))  # [B, 2, ...] -> [B * 2, ...]
         split = lambda x: x.reshape(*pairs.shape[:2], -1)
-        return {"features": split(pool_features(encoded, config)), "pooled": split(encoded.image_embedding)}
+        features = read_outputs(config, params, encoded.backbone)["features"]
+        return {"features": split(features), "pooled": split(encoded.image_embedding)}
 
     return encode
 

@@ -20,18 +20,10 @@ from cmd_jax.data.cache import CanvasCache
 from cmd_jax.data.loader import batches, process_slice
 from cmd_jax.data.sources import Source, eval_section
 from cmd_jax.evaluation.announce import forward_flops
-from cmd_jax.evaluation.features import (
-    batch_count,
-    eval_images,
-    gather_shares,
-    in_batches,
-    last_blocks,
-    normalized,
-    once,
-    share,
-)
 from cmd_jax.evaluation.protocol import Cost, EvalInputs, Row, percent_row
 from cmd_jax.evaluation.splits import Part, order_within_class
+from cmd_jax.inference.preprocess import eval_images
+from cmd_jax.inference.run import Encoder, batch_count, gather_shares, joined, last_blocks, once, share
 from cmd_jax.models.build import Params
 from cmd_jax.models.network import Network
 from cmd_jax.training.processes import this_host
@@ -105,29 +97,22 @@ def training_crop(key: Array, canvas: Array, size: Array, crop_px: int) -> Array
 
 
 @once
-def make_encoders(config: ConfigDict, network: Network) -> tuple[Callable, Callable]:
-    """The frozen backbone's last blocks, not normalised.
-
-    Returns:
-        Of training images, (params, canvas [B, C, C, 3], size [B, 2], index [B], epoch [B]) -> [B, F]; and of evaluation
-        crops, (params, images [B, H, W, 3] uint8) -> {"blocks": [B, F]}.
-    """
-
-    def blocks(params: Params, pixels: Array) -> Array:
-        return last_blocks(network.apply({"params": params}, pixels).backbone, config.eval.last_blocks)
+def make_training_encoder(config: ConfigDict, network: Network) -> Callable[..., Array]:
+    """Builds the jitted function of training images: (params, canvas [B, C, C, 3], size [B, 2], index [B], epoch [B]) ->
+    the frozen backbone's last blocks of a random crop of each, [B, F], not normalised."""
 
     @jax.jit
-    def of_training(params: Params, canvas: Array, size: Array, index: Array, epoch: Array) -> Array:
+    def encode(params: Params, canvas: Array, size: Array, index: Array, epoch: Array) -> Array:
         base = jax.random.fold_in(jax.random.key(config.seed), PROBE_KEY)
 
         def one(canvas: Array, size: Array, index: Array, epoch: Array) -> Array:
             key = jax.random.fold_in(jax.random.fold_in(base, epoch), index)
             return normalize(training_crop(key, canvas, size, config.eval.crop_px), config.data.normalization)
 
-        return blocks(params, jax.vmap(one)(canvas, size, index, epoch))
+        pixels = jax.vmap(one)(canvas, size, index, epoch)
+        return last_blocks(network.apply({"params": params}, pixels).backbone, config.eval.last_blocks)
 
-    of_crops = jax.jit(lambda params, images: {"blocks": blocks(params, normalized(images, config))})
-    return of_training, of_crops
+    return encode
 
 
 def held_out(labels: np.ndarray, seed: int) -> np.ndarray:
@@ -175,10 +160,12 @@ def fit(inputs: EvalInputs, of_training: Callable, hidden: np.ndarray, rates: np
     return probe.layers
 
 
-def _blocks(inputs: EvalInputs, of_crops: Callable, source: Source) -> np.ndarray:
+def _blocks(inputs: EvalInputs, source: Source) -> np.ndarray:
     """Of the evaluation crops of a split: [N, F]."""
-    crops = ((pixels,) for pixels, *_ in eval_images(source, inputs.config, share(len(source))))
-    found = in_batches(of_crops, inputs.teacher, crops, inputs.config, inputs.between)
+    config = inputs.config
+    crops = (image.crop for image in eval_images(source, config, share(len(source))))
+    encoder = Encoder(config, inputs.network.backbone, inputs.teacher)
+    found = joined(encoder.run(crops, ("blocks",), config.eval.batch_size, inputs.between))
     return gather_shares(found, len(source))["blocks"]
 
 
@@ -196,17 +183,17 @@ def rows(inputs: EvalInputs) -> list[Row]:
     """Top-1 and top-5 of the last epoch, at the rate that does best on the held-out training images."""
     config, labels = inputs.config, inputs.gallery.labels
     hidden = held_out(labels, config.seed)
-    of_training, of_crops = make_encoders(config, inputs.network)
+    of_training = make_training_encoder(config, inputs.network)
     given = np.array(sorted(config.eval.linear_lrs), np.float32)
     count = batch_size(config, len(labels))
     layers = fit(inputs, of_training, hidden, given * count / LR_BATCH_SIZE)
     judged, tested = (jax.tree.map(lambda x, part=part: x[part], layers) for part in np.split(np.arange(2 * len(given)), 2))
     best = 0
     if hidden.any():
-        validation = _blocks(inputs, of_crops, Part(inputs.splits.train, np.flatnonzero(hidden)))
+        validation = _blocks(inputs, Part(inputs.splits.train, np.flatnonzero(hidden)))
         right = jnp.argmax(judged.logits(validation), axis=-1) == labels[hidden].astype(np.int32)
         best = int(jnp.argmax(jnp.mean(right, axis=1)))  # the smallest of equals
-    logits = np.asarray(tested.logits(_blocks(inputs, of_crops, inputs.splits.test)))[best]
+    logits = np.asarray(tested.logits(_blocks(inputs, inputs.splits.test)))[best]
     ranked = np.argsort(-logits, axis=1, kind="stable")[:, :5] == inputs.queries.labels[:, None]
     protocol = (
         f"references' linear probe, last epoch of {config.eval.linear_epochs}, SGD, batch {count}, lr {given[best]:g} x "

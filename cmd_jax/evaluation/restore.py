@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 
@@ -15,7 +15,6 @@ from cmd_jax.evaluation import breakdown
 from cmd_jax.evaluation import evaluate as evaluation_lib
 from cmd_jax.evaluation.splits import Splits, identify_splits, open_splits
 from cmd_jax.models.build import init_params, make_network
-from cmd_jax.report.page import write_report
 from cmd_jax.training import processes
 from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.sharding import all_hardware, data_parallel, local_copy
@@ -30,8 +29,9 @@ def evaluate_run(
     protocols: Sequence[str] | None = None,
     source: str | None = None,
     folder: str | None = None,
+    write_report: Callable[..., list[str]] | None = None,
 ) -> evaluation_lib.Evaluation:
-    """Restores a teacher, measures it, prints the tables and writes the numbers, and the report of the run's own data.
+    """Restores a teacher, measures it, prints the tables and writes the numbers.
 
     Args:
         workdir: of a run.
@@ -41,6 +41,7 @@ def evaluate_run(
         source: labelled data in the place of the run's, as `data.source`.
         folder: the same, as `data.folder`. If its images are those of the run, which may have been moved, it is the run's own
             data.
+        write_report: `report.page.write_report`, called for the run's own data; None: no report.
 
     Raises:
         CheckpointError: there is no such step, or it does not fit config.json.
@@ -84,7 +85,7 @@ def evaluate_run(
     agreement = None if other else evaluation_lib.agreement_text(workdir, config)
     if agreement:
         print(agreement)
-    for path in [] if other else write_report(evaluation, config, network, teacher, splits, workdir):
+    for path in [] if other or write_report is None else write_report(evaluation, config, network, teacher, splits, workdir):
         print(f"wrote {path}")
     return evaluation
 

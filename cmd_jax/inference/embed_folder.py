@@ -5,19 +5,16 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from cmd_jax import __version__, files
 from cmd_jax.errors import BadImage, ConfigError, DatasetError
-from cmd_jax.evaluation.features import check_finite
 from cmd_jax.inference import store
-from cmd_jax.inference.encode import grid_side, make_encoder, widths
 from cmd_jax.inference.load import Trained
-from cmd_jax.inference.preprocess import file_crop, folder_images
+from cmd_jax.inference.preprocess import file_crop, folder_images, in_threads
+from cmd_jax.inference.run import Encoder, check_finite, grid_side, joined, place, widths
 from cmd_jax.inference.store import Meta
 from cmd_jax.progress import Progress
 from cmd_jax.text import printable
@@ -170,12 +167,10 @@ def _write_parts(
     images, todo = sum(map(len, chunks)), sum(len(chunks[number]) for number in missing)
     if not missing:
         return 0
-    encoder = make_encoder(trained.config, trained.params, columns)
+    encoder = place(trained)
     progress = Progress(f"embedding {printable(folder)}", images, "images", images - todo)
-    with ThreadPoolExecutor(trained.config.data.decode_threads) as pool:
-        for number in missing:
-            batches = _encoded(trained, encoder, columns, folder, chunks[number], batch_size, pool, progress)
-            _write_part(parts[number], batches)
+    for number in missing:
+        _write_part(parts[number], encoder, columns, folder, chunks[number], batch_size, progress)
     progress.close()
     return todo
 
@@ -184,47 +179,35 @@ def _is_whole(part: str) -> bool:
     return store.count_rows(part) is not None and os.path.exists(f"{part}.bad")
 
 
-def _encoded(
-    trained: Trained,
-    encoder: Any,
-    columns: list[str],
-    folder: str,
-    paths: list[str],
-    batch_size: int,
-    pool: ThreadPoolExecutor,
-    progress: Progress,
-) -> Iterator[tuple[list[str], dict[str, np.ndarray], list[str]]]:
-    """(paths, columns, lines of bad images) of each batch; the next one is decoded while the device works."""
+def _write_part(
+    part: str, encoder: Encoder, columns: list[str], folder: str, paths: list[str], batch_size: int, progress: Progress
+) -> None:
+    """Writes the columns of the images that can be read, and beside them a line for each that cannot."""
+    names, bad = [], []
 
-    def start(at: int) -> list[Future]:
-        return [pool.submit(file_crop, os.path.join(folder, path), trained.config) for path in paths[at : at + batch_size]]
+    def load(path: str) -> np.ndarray | BadImage:
+        try:
+            return file_crop(os.path.join(folder, path), encoder.config)
+        except BadImage as error:
+            return error
 
-    ahead = start(0)
-    for at in range(0, len(paths), batch_size):
-        crops, names, bad = [], [], []
-        for path, future in zip(paths[at : at + batch_size], ahead, strict=True):
-            try:
-                crops.append(future.result())
+    def crops() -> Iterator[np.ndarray]:
+        for path, crop in zip(paths, in_threads(load, paths, encoder.config.data.decode_threads), strict=True):
+            if isinstance(crop, BadImage):
+                bad.append(f"{printable(path)}\t{printable(str(crop))}\n")
+            else:
                 names.append(path)
-            except BadImage as error:
-                bad.append(f"{printable(path)}\t{printable(str(error))}")
-        outputs = encoder(np.stack(crops), batch_size) if crops else {}
-        ahead = start(at + batch_size)
-        read = jax.device_get(outputs)
-        yield names, check_finite({name: read[name][: len(names)] for name in columns if read}, names), bad
-        progress.advance(len(names) + len(bad))
+                yield crop
+            progress.advance()
 
-
-def _write_part(part: str, batches: Iterator[tuple[list[str], dict[str, np.ndarray], list[str]]]) -> None:
-    names, pieces, bad = [], [], []
-    for good, columns, lines in batches:
-        names += [_text(path) for path in good]
-        bad += lines
-        if columns:
-            pieces.append(columns)
-    joined = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]} if pieces else {}
-    files.write(f"{part}.bad", "".join(f"{line}\n" for line in bad))
-    store.write_part(part, names, joined)
+    pieces, first = [], 0
+    for encoded in encoder.run(crops(), columns, batch_size):
+        (count,) = {len(array) for array in encoded.values()}
+        pieces.append(check_finite(encoded, names[first : first + count]))
+        first += count
+    files.write(f"{part}.bad", "".join(bad))
+    whole = joined(pieces) if pieces else {}
+    store.write_part(part, [_text(path) for path in names], {name: whole[name] for name in columns if whole})
 
 
 def _list_bad(out: str, bad: list[str]) -> str | None:

@@ -10,9 +10,9 @@ from flax.traverse_util import flatten_dict
 from cmd_jax import files
 from cmd_jax.config import ConfigDict, default
 from cmd_jax.errors import ConfigError, DatasetError
-from cmd_jax.inference.encode import grid_side, widths
 from cmd_jax.inference.load import Trained, read_trained
 from cmd_jax.inference.programs import check_onnx, write_onnx, write_stablehlo
+from cmd_jax.inference.run import grid_side, widths
 from cmd_jax.models.build import make_backbone
 from cmd_jax.normalization import statistics_of
 from cmd_jax.weights.card import CardFacts, Result, model_card

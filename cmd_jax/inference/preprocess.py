@@ -1,18 +1,22 @@
-"""Whatever holds a picture -> the evaluation crop that a network reads."""
+"""Images of any kind, or of a split -> the evaluation crops that a network reads."""
 
+import itertools
 import os
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from cmd_jax.config import ConfigDict
-from cmd_jax.data.decode import IMAGE_SUFFIXES, decode_rgb, eval_crop, image_rgb
+from cmd_jax.data.decode import IMAGE_SUFFIXES, decode_record, decode_rgb, eval_boxes, eval_crop, image_rgb
 from cmd_jax.data.folder import Listing, find_images, read_image_file
+from cmd_jax.data.sources import Source
 from cmd_jax.errors import ConfigError
 from cmd_jax.text import printable
 
+S, T = TypeVar("S"), TypeVar("T")
 OF_OBJECTS = "OUST"  # kinds of dtypes whose elements are objects or text
 
 
@@ -105,3 +109,41 @@ def _levels(array: np.ndarray) -> np.ndarray:
             f"an image has floating-point numbers from {array.min():g} to {array.max():g}; give 0..1 (not normalised), or uint8"
         )
     return np.round(array * 255).astype(np.uint8)
+
+
+class EvalImage(NamedTuple):
+    """One image as evaluation reads it.
+
+    Attributes:
+        crop: [H, W, 3] uint8.
+        boxes: [P, 4] float32, part boxes in the crop.
+        label: class index, or UNLABELLED.
+        name: path or id.
+    """
+
+    crop: np.ndarray
+    boxes: np.ndarray
+    label: int
+    name: str
+
+
+def eval_images(source: Source, config: ConfigDict, indices: Sequence[int]) -> Iterator[EvalImage]:
+    """Decodes images of a split in order. Raises BadImage."""
+    return in_threads(lambda index: load_eval_image(source, config, index), indices, config.data.decode_threads)
+
+
+def load_eval_image(source: Source, config: ConfigDict, index: int) -> EvalImage:
+    """Decodes one image of a split. Raises BadImage."""
+    resize_px, crop_px = config.eval.resize_px, config.eval.crop_px
+    record = source[index]
+    pixels = decode_record(record, grayscale=config.data.grayscale)
+    boxes = eval_boxes(record.part_boxes, pixels.shape[:2], resize_px, crop_px)
+    return EvalImage(eval_crop(pixels, resize_px, crop_px), boxes, record.label, record.name)
+
+
+def in_threads(load: Callable[[S], T], items: Iterable[S], threads: int) -> Iterator[T]:
+    """load(item) of all items in order, a few ahead of what is taken."""
+    items = iter(items)
+    with ThreadPoolExecutor(threads) as pool:
+        while chunk := list(itertools.islice(items, 4 * threads)):
+            yield from pool.map(load, chunk)

@@ -13,8 +13,8 @@ from jax.extend.core import jaxpr_as_fun
 from cmd_jax import files
 from cmd_jax.config import ConfigDict
 from cmd_jax.errors import ConfigError, WeightsError
-from cmd_jax.inference.encode import encode
 from cmd_jax.inference.load import Trained
+from cmd_jax.inference.run import encode
 from cmd_jax.models.build import make_backbone
 
 PLATFORMS = ("cpu", "cuda", "tpu")

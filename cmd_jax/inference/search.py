@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 from cmd_jax.errors import ConfigError
-from cmd_jax.inference.encode import grid_side, make_encoder
 from cmd_jax.inference.load import Trained
 from cmd_jax.inference.preprocess import file_crop
+from cmd_jax.inference.run import grid_side, place
 from cmd_jax.inference.store import Meta, rows
 
 
@@ -81,8 +81,8 @@ def search(
 
 
 def _encode(trained: Trained, query: str, outputs: tuple[str, ...]) -> list[np.ndarray]:
-    encoded = make_encoder(trained.config, trained.params, outputs)(file_crop(query, trained.config)[None], 1)
-    return [np.asarray(encoded[name])[0] for name in outputs]
+    (encoded,) = place(trained).run([file_crop(query, trained.config)], outputs, batch_size=1)
+    return [encoded[name][0] for name in outputs]
 
 
 Scores = Iterator[tuple[list[str], np.ndarray, np.ndarray | None]]

@@ -50,8 +50,9 @@ def main() -> None:
     else:
         cli.start_jax()
         from cmd_jax.evaluation import restore
+        from cmd_jax.report.page import write_report
 
-        restore.evaluate_run(_WORKDIRS.value[0], _STEP.value, _BEST.value, QUICK)
+        restore.evaluate_run(_WORKDIRS.value[0], _STEP.value, _BEST.value, QUICK, write_report=write_report)
 
 
 if __name__ == "__main__":

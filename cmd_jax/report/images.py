@@ -13,8 +13,9 @@ from cmd_jax.data.decode import decode_record, eval_crop
 from cmd_jax.data.sources import Source
 from cmd_jax.evaluation.evaluate import Evaluation
 from cmd_jax.evaluation.features import Features
-from cmd_jax.evaluation.patches import Patches, inspect_patches, make_inspector
 from cmd_jax.evaluation.splits import Splits
+from cmd_jax.inference.patches import Patches, read_patches
+from cmd_jax.inference.run import Encoder
 from cmd_jax.models.build import Params
 from cmd_jax.models.network import Network
 
@@ -68,8 +69,8 @@ def report_images(
     """Selects the images of an evaluation that could be read; `teacher` is on every device of this process."""
     queries = evaluation.queries
     splits = splits.select(evaluation.gallery.indices, None if queries is None else queries.indices)
-    inspector = make_inspector(config, network)
-    inspect = lambda source, rows: inspect_patches(inspector, teacher, source, config, rows)
+    encoder = Encoder(config, network.backbone, teacher)
+    inspect = lambda source, rows: read_patches(encoder, source, rows)
     if queries is None:
         source, features, kind = splits.train, evaluation.gallery, "training"
     else:

@@ -6,8 +6,8 @@ from typing import Any
 from cmd_jax import files
 from cmd_jax.config import ConfigDict
 from cmd_jax.evaluation.evaluate import Evaluation, load_metrics
-from cmd_jax.evaluation.patches import Patches
 from cmd_jax.evaluation.splits import Splits, spread
+from cmd_jax.inference.patches import Patches
 from cmd_jax.models.build import Params
 from cmd_jax.models.network import Network
 from cmd_jax.report import curves as curves_lib

@@ -12,6 +12,7 @@ from cmd_jax.data.loader import CanvasCache, batches
 from cmd_jax.errors import BadImage
 from cmd_jax.evaluation import features
 from cmd_jax.evaluation.features import extract_features
+from cmd_jax.inference.run import Encoder
 from cmd_jax.train_and_evaluate import train_and_evaluate
 from tests.data.test_loader import Numbered, section, take
 
@@ -136,11 +137,15 @@ def test_a_run_with_bad_images(tiny_config, photo_folder, tmp_path, capsys):
     assert all(protocol.endswith("unreadable: 1 train, 1 test") for protocol in content["protocol"].values())
 
 
+class FirstPixel(Encoder):
+    def program(self, outputs):
+        return lambda params, images: dict.fromkeys(outputs, images[:, 0, 0, :1])
+
+
 def _extracted(config, source):
     """Features that are the first pixel of the crop, so the index of the image."""
     config.eval.resize_px, config.eval.crop_px = 8, 8
-    encode = lambda params, images: {"features": images[:, 0, 0, :1], "mil_weights": images[:, 0, 0, :1]}
-    return extract_features(encode, {}, source, config)
+    return extract_features(FirstPixel(config, backbone=None, params={}), source)
 
 
 @pytest.mark.parametrize("bad", [[0], [19]])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cmd_jax.evaluation.features import last_blocks
+from cmd_jax.inference.run import last_blocks
 
 
 @pytest.fixture

@@ -18,10 +18,10 @@ from cmd_jax import config as config_lib
 from cmd_jax.config import ONE_CPU, validate
 from cmd_jax.errors import ConfigError, DatasetError
 from cmd_jax.inference import programs
-from cmd_jax.inference.encode import encode, grid_side
 from cmd_jax.inference.export import FORMATS, card_path, export_run
 from cmd_jax.inference.load import Trained
 from cmd_jax.inference.programs import inference, write_stablehlo
+from cmd_jax.inference.run import encode, grid_side
 from cmd_jax.models.build import init_params, make_backbone, make_network
 from tests.conftest import quick
 

@@ -6,8 +6,7 @@ import pytest
 
 from cmd_jax import config as config_lib
 from cmd_jax.errors import WeightsError
-from cmd_jax.evaluation.features import check_finite, normalized, pool_features
-from cmd_jax.inference.encode import encode, widths
+from cmd_jax.inference.run import check_finite, encode, normalized, widths
 from cmd_jax.models.build import init_params, make_backbone, make_network
 from tests.conftest import quick, tiny
 
@@ -24,8 +23,10 @@ def test_outputs_equal_those_of_the_training_network(scorer, heads):
     images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
     encoded = quick(lambda params, images: network.apply({"params": params}, normalized(images, config)))(params, images)
     outputs = quick(lambda params, images: encode(config, make_backbone(config), params, images))(kept, images)
+    pools = (encoded.backbone["cls_token"], np.mean(encoded.patch_tokens, axis=1), encoded.bag)
+    pools = [pool / np.linalg.norm(pool, axis=1, keepdims=True) for pool in pools]
     np.testing.assert_allclose(outputs["mil_weights"], encoded.mil_weights, atol=1e-6)
-    np.testing.assert_allclose(outputs["features"], pool_features(encoded, config), atol=1e-6)
+    np.testing.assert_allclose(outputs["features"], np.concatenate(pools, axis=1) / np.sqrt(3), atol=1e-6)
     # class token and mean, and a bag of each head: the backbone has three
     bags = {"class_token": 3}.get(scorer, heads)
     assert outputs["features"].shape == (3, (2 + bags) * encoded.patch_tokens.shape[-1])

@@ -7,9 +7,9 @@ import pytest
 
 import cmd_jax
 from cmd_jax.errors import WeightsError
-from cmd_jax.inference.encode import make_encoder
 from cmd_jax.inference.export import export_run
 from cmd_jax.inference.programs import OUTPUTS, write_onnx
+from cmd_jax.inference.run import place
 from tests.inference.test_export import coarse_images, random_network, run_card
 
 TOLERANCE = 1e-5
@@ -57,7 +57,7 @@ def test_onnx_runtime_computes_the_same(network, tmp_path):
     images = coarse_images(network.config.eval.crop_px)
     if network.config.data.grayscale:
         images[..., 1:] = images[..., :1]
-    expected = make_encoder(network.config, network.params, OUTPUTS)(images, 3)
+    (expected,) = place(network).run(images, OUTPUTS, batch_size=3)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     for count in (3, 1):
         outputs = session.run(list(OUTPUTS), {"images": images[:count]})

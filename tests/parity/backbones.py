@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from cmd_jax.evaluation.features import last_blocks
+from cmd_jax.inference.run import last_blocks
 from cmd_jax.method.logits import student_logits
 from cmd_jax.models.heads import ProjectionHead, Prototypes
 from cmd_jax.models.network import Network

@@ -15,10 +15,8 @@ VOID = {"meta", "img", "input", "br", "wbr", "link", "hr"}
 @pytest.fixture(scope="session")
 def measured(finished):
     """What `write_report` gets of the finished run: (evaluation, config, network, teacher, splits, workdir)."""
-    with pytest.MonkeyPatch.context() as patch:
-        given = []
-        patch.setattr(restore, "write_report", lambda *arguments: given.append(arguments) or [])
-        restore.evaluate_run(str(finished[0]), None)
+    given = []
+    restore.evaluate_run(str(finished[0]), None, write_report=lambda *arguments: given.append(arguments) or [])
     return given[0]
 
 

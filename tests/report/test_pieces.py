@@ -4,12 +4,12 @@ import itertools
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmd_jax.evaluation.features import eval_images, normalized
-from cmd_jax.evaluation.patches import BATCH, class_attention, inspect_patches, make_inspector
+from cmd_jax.inference.patches import BATCH, class_attention, read_patches
+from cmd_jax.inference.preprocess import eval_images
+from cmd_jax.inference.run import Encoder, normalized
 from cmd_jax.report.curves import COLOURS, HIDDEN, POINTS, Curve, charts, read_curves
 from cmd_jax.report.facts import duration, source_commit
 from cmd_jax.report.images import heat_overlay, patch_mosaic, short, tile, upsample
@@ -72,16 +72,16 @@ def test_maps_of_few_images_are_a_pca(features):
 
 
 def test_class_attention_leaves_itself_and_registers_out():
-    attention = np.zeros((1, 2, 5, 5), np.float32)  # class token, a register, three patches; two heads
-    attention[0, 0, 0] = (0.5, 0.1, 0.4, 0.0, 0.0)
-    attention[0, 1, 0] = (0.1, 0.5, 0.0, 0.2, 0.2)
-    np.testing.assert_allclose(class_attention(jnp.asarray(attention), 3), [[0.5, 0.25, 0.25]], rtol=1e-6)
+    attention = np.zeros((1, 2, 3), np.float32)  # two heads, three patches; the rest is the class token's and a register's
+    attention[0, 0] = (0.4, 0.0, 0.0)
+    attention[0, 1] = (0.0, 0.2, 0.2)
+    np.testing.assert_allclose(class_attention(attention), [[0.5, 0.25, 0.25]], rtol=1e-6)
 
 
 def test_the_inspector_agrees_with_the_network(measured):
     evaluation, config, network, teacher, splits, _ = measured
     rows = list(range(BATCH + 2))
-    patches = inspect_patches(make_inspector(config, network), teacher, splits.train, config, rows)
+    patches = read_patches(Encoder(config, network.backbone, teacher), splits.train, rows)
     np.testing.assert_allclose(patches.mil_weights, evaluation.gallery.mil_weights[rows], atol=1e-5)
     np.testing.assert_allclose(patches.attention.sum(1), 1, rtol=1e-5)
     crops = np.stack([crop for crop, *_ in eval_images(splits.train, config, [0, 17])])
