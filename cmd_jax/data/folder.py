@@ -1,11 +1,11 @@
-"""A folder of the user's as a source: `train/CLASS/*` and `test/CLASS/*`, or images at any depth without labels."""
+"""A folder of images as a source: `train/CLASS/*` and `test/CLASS/*`, or images at any depth without labels."""
 
 import os
 import stat
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple, NoReturn
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from cmd_jax.data.decode import IMAGE_SUFFIXES
 from cmd_jax.data.sources import NO_BOXES, UNLABELLED, Record
@@ -56,20 +56,15 @@ class Listing(NamedTuple):
 
     def note(self) -> str:
         """What was not read, for people; "" where all was."""
-        parts = []
-        if self.unread:
-            count = self.unread.total()
-            parts.append(f"not read: {count:,} {'file' if count == 1 else 'files'} ({_counts(self.unread)})")
-        if self.skipped:
-            count = self.skipped.total()
-            parts.append(f"left out: {count:,} {'folder' if count == 1 else 'folders'} ({_counts(self.skipped)})")
-        return "; ".join(parts)
+        kinds = (("not read", "file", self.unread), ("left out", "folder", self.skipped))
+        return "; ".join(f"{what}: {_counts(noun, counter)}" for what, noun, counter in kinds if counter)
 
 
-def _counts(counter: Counter[str]) -> str:
+def _counts(noun: str, counter: Counter[str]) -> str:
+    total = counter.total()
     ordered = sorted(counter.items(), key=lambda item: (-item[1], item[0]))
-    shown = [f"{count:,} {printable(name)}" for name, count in ordered[:_SHOWN]]
-    return ", ".join([*shown, "..."] if len(ordered) > _SHOWN else shown)
+    shown = ", ".join(f"{count:,} {printable(name)}" for name, count in ordered[:_SHOWN])
+    return f"{total:,} {noun}{'' if total == 1 else 's'} ({shown}{', ...' if len(ordered) > _SHOWN else ''})"
 
 
 def find_images(folder: str, above: Iterable[str] = ()) -> Listing:
@@ -122,7 +117,7 @@ def _read(folder: str) -> _Content:
                     if ending not in _NO_IMAGES:
                         content.unread[ending or "without an ending"] += 1
     except OSError as error:
-        _refuse(error)
+        raise _unreadable(error) from error
     return content
 
 
@@ -162,24 +157,12 @@ def _identity(folder: str) -> tuple[int, int]:
     try:
         status = os.stat(folder)
     except OSError as error:
-        _refuse(error)
+        raise _unreadable(error) from error
     return status.st_dev, status.st_ino
 
 
-def _refuse(error: OSError) -> NoReturn:
-    raise DatasetError(f"directory {error.filename} cannot be read ({error.strerror}); make it readable") from error
-
-
-def subfolders(folder: str) -> list[str]:
-    """Names of the folders directly in a folder, sorted; hidden ones are left out."""
-    return sorted(name for name in _read(folder).folders if not name.startswith("."))
-
-
-def ancestors(path: str) -> Iterator[str]:
-    """The folders that a relative path lies in, the outermost first: a/b/c.jpg -> a, a/b."""
-    for at, letter in enumerate(path):
-        if letter == os.sep:
-            yield path[:at]
+def _unreadable(error: OSError) -> DatasetError:
+    return DatasetError(f"directory {error.filename} cannot be read ({error.strerror}); make it readable")
 
 
 def read_image_file(path: str, name: str) -> bytes:
@@ -232,7 +215,7 @@ class FolderSource:
             split: "train" or "test"; the latter has length 0 where the folder has no test or validation images.
 
         Raises:
-            ConfigError: the folder is missing or holds nothing usable, or it is not clear how it is meant.
+            ConfigError: the folder is missing or holds nothing usable, or its layout is ambiguous.
             DatasetError: a folder or an image cannot be read.
         """
         self.root = os.path.abspath(os.path.expanduser(folder))
@@ -251,8 +234,8 @@ class FolderSource:
             )
         elif split == "train":
             listing = find_images(self.root)
-            _refuse_parent(self.root, listing)
-            self._take(self.root, listing.paths)
+            _refuse_nested_splits(self.root, listing)
+            self._set_images(self.root, listing.paths)
             self.note = listing.note()
         if split == "train" and not self.paths:
             raise ConfigError(
@@ -264,8 +247,8 @@ class FolderSource:
         """Reads one of the folders that `_split_folders` found."""
         train_directory = os.path.join(self.root, found["train"])
         train = find_images(train_directory, above=(self.root,))
-        classes = Classes.of(train_directory, train) if train.folders else None
-        self.class_names = tuple(map(printable, classes.names)) if classes else ()
+        classes = _find_classes(train_directory, train) if train.folders else []
+        self.class_names = tuple(map(printable, _class_names(classes)))
         name = found["train"] if split == "train" else found.get("test") or found.get("val")
         if name is None:
             return
@@ -274,20 +257,27 @@ class FolderSource:
         notes = [] if name == split else [f"read from {name}/"]
         if split == "test" and found.get("val", name) != name:
             notes.append(f"{found['val']}/ is not used")
+        if split == "train" and _is_nested(classes):
+            notes.append(
+                f"each of the {len(classes)} folders that hold images is a class, {classes[0]}/ is {_class_names(classes)[0]}"
+            )
         if classes:
-            if split == "train" and classes.nested():
-                notes.append(classes.note())
-            of = dict(zip(listing.paths, classes.labels(directory, listing), strict=True))
+            labels = _class_labels(directory, listing, classes)
             order = sorted(listing.paths, key=lambda path: (path.partition(os.sep)[0], path))
-            self._take(directory, order, [of[path] for path in order])
+            self._set_images(directory, order, [labels[path] for path in order])
         else:
-            self._take(directory, listing.paths)
+            self._set_images(directory, listing.paths)
         self.note = "; ".join([*notes, *filter(None, [listing.note()])])
 
-    def _take(self, directory: str, paths: list[str], labels: list[int] | None = None) -> None:
+    def _set_images(self, directory: str, paths: list[str], labels: list[int] | None = None) -> None:
         self.paths = [os.path.join(directory, path) for path in paths]
         self.labels = labels or [UNLABELLED] * len(paths)
-        _check_readable(self.paths, directory)
+        closed = [path for path in self.paths if not os.access(path, os.R_OK)]
+        if closed:
+            raise DatasetError(
+                f"{directory}: {len(closed):,} of {len(paths):,} images cannot be read, first {closed[0]}; make them readable "
+                "(chmod a+r), or remove them and dangling links"
+            )
 
     @property
     def files(self) -> list[str]:
@@ -301,99 +291,6 @@ class FolderSource:
         return Record(read_image_file(self.paths[index], name), self.labels[index], name, NO_BOXES)
 
 
-class Classes(NamedTuple):
-    """The classes of a training split.
-
-    Attributes:
-        folders: of the classes, relative to the split, sorted.
-        names: of the classes.
-    """
-
-    folders: list[str]
-    names: list[str]
-
-    @classmethod
-    def of(cls, directory: str, listing: Listing) -> "Classes":
-        """Finds them in a training split that has folders.
-
-        Raises:
-            ConfigError: images lie beside the class folders, a class has none, folders are classes on several levels, or the
-                names of two of them cannot be told apart everywhere.
-        """
-        _refuse_loose(directory, listing)
-        holding = {_parent(path) for path in listing.paths}
-        folders = sorted({next(place for place in _way(folder) if place in holding) for folder in holding})
-        classes = cls(folders, _names(folders))
-        empty = sorted(set(listing.folders) - classes._related(listing.folders))
-        if empty:
-            _refuse_empty(os.path.join(directory, empty[0]), listing)
-        outer = [folder for folder in folders if os.sep not in folder]
-        if outer and classes.nested():
-            deeper = next(folder for folder in folders if os.sep in folder)
-            raise ConfigError(
-                f"{directory}: {outer[0]}/ holds images itself, but {deeper.partition(os.sep)[0]}/ only in folders below it "
-                f"({deeper}/), so it is not clear which of them are the classes; put all images directly into the class folders"
-            )
-        seen: dict[str, str] = {}
-        for folder in folders:
-            other = seen.setdefault(_fold(folder), folder)
-            if other != folder:
-                raise ConfigError(
-                    f"{directory} has the classes {_spelled(other)} and {_spelled(folder)}, which are equal but for "
-                    f"{_difference(other, folder)}; merge or rename them"
-                )
-        return classes
-
-    def nested(self) -> bool:
-        """Whether classes lie deeper than directly in the split."""
-        return any(os.sep in folder for folder in self.folders)
-
-    def note(self) -> str:
-        """How nested folders were read."""
-        return f"each of the {len(self.folders)} folders that hold images is a class, {self.folders[0]}/ is {self.names[0]}"
-
-    def labels(self, directory: str, listing: Listing) -> list[int]:
-        """The class of each image of a split.
-
-        Raises:
-            ConfigError: an image or a folder is of no class, or a class has no image.
-        """
-        _refuse_loose(directory, listing)
-        index = {folder: label for label, folder in enumerate(self.folders)}
-        of = {
-            folder: next((index[place] for place in _way(folder) if place in index), None)
-            for folder in {_parent(path) for path in listing.paths}
-        }
-        unknown = set(listing.folders) - self._related(listing.folders)
-        unknown |= {folder for folder, label in of.items() if label is None}
-        unknown = sorted(folder for folder in unknown if _parent(folder) not in unknown)
-        if unknown:
-            self._refuse_unknown(directory, unknown)
-        missing = sorted(set(range(len(self.folders))) - set(of.values()))
-        if missing:
-            _refuse_empty(os.path.join(directory, self.folders[missing[0]]), listing)
-        return [of[_parent(path)] for path in listing.paths]
-
-    def _related(self, folders: Iterable[str]) -> set[str]:
-        """Those of the folders that are a class, hold one, or lie in one."""
-        classes = set(self.folders)
-        holders = {place for folder in self.folders for place in ancestors(folder)}
-        return {folder for folder in folders if folder in holders or any(place in classes for place in _way(folder))}
-
-    def _refuse_unknown(self, directory: str, unknown: list[str]) -> None:
-        folded = {_fold(folder): folder for folder in self.folders}
-        for folder in unknown:
-            twin = folded.get(_fold(folder))
-            if twin:
-                raise ConfigError(
-                    f"{directory} has the class {_spelled(folder)}, which train/ spells {_spelled(twin)}: equal but for "
-                    f"{_difference(folder, twin)}; rename one of them"
-                )
-        raise ConfigError(
-            f"{directory} has classes that train/ has not: {', '.join(unknown[:5])}; give both splits the same class folders"
-        )
-
-
 def _split_folders(root: str) -> dict[str, str]:
     """Which folder is which split: key of SPLIT_NAMES -> name.
 
@@ -401,7 +298,7 @@ def _split_folders(root: str) -> dict[str, str]:
         ConfigError: two are the same split.
     """
     found: dict[str, str] = {}
-    for name in subfolders(root):
+    for name in sorted(name for name in _read(root).folders if not name.startswith(".")):
         role = _role(name)
         if role and found.setdefault(role, name) != name:
             raise ConfigError(
@@ -414,13 +311,13 @@ def _role(name: str) -> str | None:
     return next((role for role, names in SPLIT_NAMES.items() if name.lower() in names), None)
 
 
-def _refuse_parent(root: str, listing: Listing) -> None:
+def _refuse_nested_splits(root: str, listing: Listing) -> None:
     """A folder that is read without labels must not hold splits further down: the test images would be trained on."""
     roles: defaultdict[str, set[str]] = defaultdict(set)
     for folder in listing.folders:
         role = _role(os.path.basename(folder))
         if role:
-            roles[_parent(folder)].add(role)
+            roles[os.path.dirname(folder)].add(role)
     places = sorted(place for place, has in roles.items() if "train" in has and len(has) > 1)
     if places:
         also = f" (and {len(places) - 1} others)" if len(places) > 1 else ""
@@ -428,6 +325,77 @@ def _refuse_parent(root: str, listing: Listing) -> None:
             f"data.folder {root} has no train/ itself, but {places[0]}/{also} in it has, and test images beside it that would "
             f"be trained on too; set data.folder to {os.path.join(root, places[0])}"
         )
+
+
+def _find_classes(directory: str, listing: Listing) -> list[str]:
+    """The class folders of a training split that has folders, relative to it and sorted.
+
+    Raises:
+        ConfigError: images lie beside the class folders, a class has none, folders are classes on several levels, or the
+            names of two of them cannot be told apart everywhere.
+    """
+    _refuse_loose(directory, listing)
+    holding = set(map(os.path.dirname, listing.paths))
+    classes = sorted({next(place for place in _way(folder) if place in holding) for folder in holding})
+    empty = sorted(_outside_classes(listing.folders, classes))
+    if empty:
+        _refuse_empty(os.path.join(directory, empty[0]), listing)
+    outer = [folder for folder in classes if os.sep not in folder]
+    if outer and _is_nested(classes):
+        deeper = next(folder for folder in classes if os.sep in folder)
+        raise ConfigError(
+            f"{directory}: {outer[0]}/ holds images itself, but {deeper.partition(os.sep)[0]}/ only in folders below it "
+            f"({deeper}/), so it is not clear which of them are the classes; put all images directly into the class folders"
+        )
+    seen: dict[str, str] = {}
+    for folder in classes:
+        other = seen.setdefault(_fold(folder), folder)
+        if other != folder:
+            raise ConfigError(
+                f"{directory} has the classes {_spelled(other)} and {_spelled(folder)}, which are equal but for "
+                f"{_difference(other, folder)}; merge or rename them"
+            )
+    return classes
+
+
+def _class_labels(directory: str, listing: Listing, classes: list[str]) -> dict[str, int]:
+    """The class of each path of a split.
+
+    Raises:
+        ConfigError: an image or a folder is of no class, or a class has no image.
+    """
+    _refuse_loose(directory, listing)
+    index = {folder: label for label, folder in enumerate(classes)}
+    label_of = {
+        folder: next((index[place] for place in _way(folder) if place in index), None)
+        for folder in set(map(os.path.dirname, listing.paths))
+    }
+    unknown = _outside_classes(listing.folders, classes)
+    unknown |= {folder for folder, label in label_of.items() if label is None}
+    unknown = sorted(folder for folder in unknown if os.path.dirname(folder) not in unknown)
+    twins = {_fold(folder): folder for folder in classes}
+    for folder in unknown:
+        twin = twins.get(_fold(folder))
+        if twin:
+            raise ConfigError(
+                f"{directory} has the class {_spelled(folder)}, which train/ spells {_spelled(twin)}: equal but for "
+                f"{_difference(folder, twin)}; rename one of them"
+            )
+    if unknown:
+        raise ConfigError(
+            f"{directory} has classes that train/ has not: {', '.join(unknown[:5])}; give both splits the same class folders"
+        )
+    missing = sorted(set(range(len(classes))) - set(label_of.values()))
+    if missing:
+        _refuse_empty(os.path.join(directory, classes[missing[0]]), listing)
+    return {path: label_of[os.path.dirname(path)] for path in listing.paths}
+
+
+def _outside_classes(folders: list[str], classes: list[str]) -> set[str]:
+    """Those of the folders that neither are a class, nor hold one, nor lie in one."""
+    known = set(classes)
+    holders = {place for folder in classes for place in _way(folder)}
+    return {folder for folder in folders if folder not in holders and known.isdisjoint(_way(folder))}
 
 
 def _refuse_loose(directory: str, listing: Listing) -> None:
@@ -444,19 +412,21 @@ def _refuse_empty(folder: str, listing: Listing) -> None:
     )
 
 
-def _names(folders: list[str]) -> list[str]:
+def _is_nested(classes: list[str]) -> bool:
+    """Whether classes lie deeper than directly in the split."""
+    return any(os.sep in folder for folder in classes)
+
+
+def _class_names(folders: list[str]) -> list[str]:
     """Names of class folders: their own where these differ, else their paths."""
     own = [os.path.basename(folder) for folder in folders]
     return own if len(set(map(_fold, own))) == len(own) else [folder.replace(os.sep, "/") for folder in folders]
 
 
-def _parent(path: str) -> str:
-    return path.rpartition(os.sep)[0]
-
-
-def _way(folder: str) -> Iterable[str]:
-    """The folders on the way down to a folder, and itself."""
-    return [*ancestors(folder), folder]
+def _way(folder: str) -> list[str]:
+    """The folders on the way down to a folder, and itself: a/b -> a, a/b."""
+    parts = folder.split(os.sep)
+    return [os.sep.join(parts[:depth]) for depth in range(1, len(parts) + 1)]
 
 
 def _fold(name: str) -> str:
@@ -476,12 +446,3 @@ def _spelled(name: str) -> str:
 
 def _in_brackets(note: str) -> str:
     return f" ({note})" if note else ""
-
-
-def _check_readable(paths: list[str], directory: str) -> None:
-    closed = [path for path in paths if not os.access(path, os.R_OK)]
-    if closed:
-        raise DatasetError(
-            f"{directory}: {len(closed):,} of {len(paths):,} images cannot be read, first {closed[0]}; make them readable "
-            "(chmod a+r), or remove them and dangling links"
-        )
