@@ -196,13 +196,12 @@ def check(path: str, archive: Archive) -> str:
             f"download it again from {archive.source}"
         )
     sha256 = digests([path], archive.name)[path]
-    for algorithm, wanted in (("sha256", archive.sha256), ("md5", archive.md5)):
-        if wanted:
-            found = sha256 if algorithm == "sha256" else digests([path], archive.name, algorithm)[path]
-            if found != wanted:
-                raise DatasetError(
-                    f"{path} has {algorithm} {found}, the genuine {archive.name} has {wanted}; "
-                    f"download it again from {archive.source}"
-                )
-            break
+    algorithm, wanted = ("sha256", archive.sha256) if archive.sha256 else ("md5", archive.md5)
+    if wanted:
+        found = sha256 if algorithm == "sha256" else digests([path], archive.name, algorithm)[path]
+        if found != wanted:
+            raise DatasetError(
+                f"{path} has {algorithm} {found}, the genuine {archive.name} has {wanted}; "
+                f"download it again from {archive.source}"
+            )
     return sha256

@@ -9,6 +9,7 @@ import re
 
 from cmd_jax.datasets import archives
 from cmd_jax.errors import DatasetError
+from cmd_jax.files import write as write_file
 from cmd_jax.text import printable
 
 MANIFEST = "manifest.sha256"
@@ -29,10 +30,7 @@ def write(directory: str, files: list[str], what: str) -> None:
     path = os.path.join(directory, MANIFEST)
     lines = [_line(name, digest) for name, digest in _digests(directory, files, what).items()]
     try:
-        # Names of files may hold any bytes.
-        with open(f"{path}.partial", "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-            file.writelines(lines)
-        os.replace(f"{path}.partial", path)
+        write_file(path, "".join(lines).encode("utf-8", "surrogateescape"))  # names of files may hold any bytes
     except OSError as error:
         raise DatasetError(f"{path} cannot be written ({error.strerror}); make the directory writable, or copy it") from error
 
@@ -84,7 +82,7 @@ def _read(path: str) -> dict[str, str]:
                 digest, name = digest[1:], re.sub(r"\\.", lambda escape: letters.get(escape[0], escape[0]), name)
             if not (gap and name and re.fullmatch("[0-9a-f]{64}", digest)):
                 raise DatasetError(
-                    f"{path}: line {number} is no digest with a name; restore the file, or remove it to start anew"
+                    f"{path}: line {number} is not a digest and a name; restore the file, or remove it to start anew"
                 )
             found[name] = digest
     return found

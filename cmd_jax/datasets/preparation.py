@@ -1,5 +1,6 @@
 """A dataset made ready on disk and described: download, ArrayRecord, counts, histogram, contact sheet, digests."""
 
+import io
 import json
 import os
 from collections import Counter
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from cmd_jax import files
 from cmd_jax.config import TFDS_PREFIX, ConfigDict, default
 from cmd_jax.data.decode import decode_record
 from cmd_jax.data.folder import FolderSource
@@ -61,9 +63,9 @@ def prepare_dataset(
     section = default().data
     section.source, section.data_dir, section.manual_dir = name, data_dir, manual_dir
     splits = {split: open_source(section, split) for split in SPLITS}
-    files = splits["train"].files
-    directory = os.path.dirname(files[0])
-    _digest(directory, files, "the prepared files", verify, f"remove {directory} and prepare again")
+    paths = splits["train"].files
+    directory = os.path.dirname(paths[0])
+    _digest(directory, paths, "the prepared files", verify, f"remove {directory} and prepare again")
     if verify:
         _decode_all(splits, threads)
     summary = _summary(directory, name, splits, digests)
@@ -99,9 +101,9 @@ def prepare_folder(folder: str, verify: bool, threads: int) -> list[str]:
     """
     folder = os.path.expanduser(folder)
     splits = {split: FolderSource(folder, split) for split in SPLITS}
-    files = [path for source in splits.values() for path in source.files]
+    paths = [path for source in splits.values() for path in source.files]
     restore = f"restore the files, or remove {os.path.join(folder, MANIFEST)} and run again to take the folder as it is"
-    written = _digest(folder, files, "the images", verify, restore)
+    written = _digest(folder, paths, "the images", verify, restore)
     if verify:
         _decode_all(splits, threads)
     lines = describe(_count(folder, splits))
@@ -109,13 +111,13 @@ def prepare_folder(folder: str, verify: bool, threads: int) -> list[str]:
     return [*lines, *notes, f"{'wrote' if written else 'has'} {os.path.join(folder, MANIFEST)}; {_checked(verify)}"]
 
 
-def _digest(directory: str, files: list[str], what: str, verify: bool, remedy: str) -> bool:
+def _digest(directory: str, paths: list[str], what: str, verify: bool, remedy: str) -> bool:
     """Writes a manifest where there is none, and says so; compares an older one if asked to."""
     if not manifest.exists(directory):
-        manifest.write(directory, files, what)
+        manifest.write(directory, paths, what)
         return True
     if verify:
-        manifest.compare(directory, files, what, remedy)
+        manifest.compare(directory, paths, what, remedy)
     return False
 
 
@@ -167,10 +169,7 @@ def _summary(directory: str, name: str, splits: dict[str, Source], digests: dict
         with open(path, encoding="utf-8") as file:
             return json.load(file)
     summary = _count(name, splits) | {"archives": digests}
-    with open(f"{path}.partial", "w", encoding="utf-8") as file:
-        json.dump(summary, file, indent=2)
-        file.write("\n")
-    os.replace(f"{path}.partial", path)
+    files.write(path, json.dumps(summary, indent=2) + "\n")
     return summary
 
 
@@ -240,5 +239,6 @@ def contact_sheet(source: Source, summary: dict[str, Any]) -> Image.Image:
 
 
 def _save(image: Image.Image, path: str) -> None:
-    image.save(f"{path}.partial", "png")
-    os.replace(f"{path}.partial", path)
+    encoded = io.BytesIO()
+    image.save(encoded, "png")
+    files.write(path, encoded.getvalue())

@@ -62,7 +62,7 @@ def test_other_files_are_found(folder, how):
 @pytest.mark.parametrize("line", ["no digest", "ab  a.png", "\xff\xfe", "  a.png"])
 def test_a_damaged_manifest_is_named(folder, line):
     (folder / "manifest.sha256").write_text(f"{'0' * 64}  a.png\n{line}\n", encoding="latin-1")
-    with pytest.raises(DatasetError, match=r"manifest\.sha256: line 2 is no digest with a name; restore the file"):
+    with pytest.raises(DatasetError, match=r"manifest\.sha256: line 2 is not a digest and a name; restore the file"):
         prepare_folder(str(folder), True, 2)
 
 
@@ -76,7 +76,7 @@ def test_unreadable_images_and_missing_folders(folder):
 
 
 def test_unwritable_directories_are_named(folder, monkeypatch):
-    (folder / "manifest.sha256.partial").mkdir()
+    (folder / "manifest.sha256").mkdir()
     with pytest.raises(
         DatasetError, match=r"manifest\.sha256 cannot be written \(Is a directory\); make the directory writable"
     ):
