@@ -19,8 +19,8 @@ from cmd_jax.config import METHODS, ConfigDict, flatten, is_swin, validate
 from cmd_jax.config.presets import PAPER
 from cmd_jax.datasets.prepared import open_source
 from cmd_jax.errors import ConfigError
-from cmd_jax.evaluation.evaluate import load_metrics
 from cmd_jax.evaluation.splits import Part, Splits, open_labelled_splits, spread
+from cmd_jax.metrics import load_metrics
 from cmd_jax.training.resume import config_differences
 from cmd_jax.training.schedules import total_steps
 

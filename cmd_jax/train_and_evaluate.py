@@ -12,6 +12,7 @@ from cmd_jax.datasets.prepared import open_source
 from cmd_jax.errors import ConfigError
 from cmd_jax.evaluation import evaluate as evaluation_lib
 from cmd_jax.evaluation.splits import Splits, identify_splits, open_splits
+from cmd_jax.metrics import load_metrics, save_metrics, table
 from cmd_jax.models.build import Params
 from cmd_jax.report.page import write_report
 from cmd_jax.training import dry_run, processes
@@ -92,21 +93,22 @@ def evaluation_of(run: Run, splits: Splits, workdir: str) -> loop.Evaluate:
         protocols = evaluation_lib.measurable(evaluation_lib.protocols_at(config, step, run.steps), splits)
         if not protocols:
             return {}
-        if not processes.broadcast_from_process_0(evaluation_lib.load_metrics(workdir, step) is None):
-            return evaluation_lib.load_metrics(workdir, step) or {}
+        if not processes.broadcast_from_process_0(load_metrics(workdir, step) is None):
+            done = load_metrics(workdir, step)
+            return done.values() if done else {}
         teacher = local_copy(teacher, run.shardings)
         measured = evaluation_lib.evaluate(config, run.network, teacher, step, splits, poll, protocols)
         if not processes.is_first():
-            return measured.metrics()
+            return measured.metrics.values()
         before_write()
         start = config_lib.start_name(config)
         title = "teacher" if step else f"teacher at the start ({start})"
-        before = evaluation_lib.load_metrics(workdir, 0) if step else None
-        write_line(f"{title}:\n{evaluation_lib.table(measured, before, start)}")
+        before = load_metrics(workdir, 0) if step else None
+        write_line(f"{title}:\n{table(measured.metrics, before, start)}")
         if step == run.steps:
             for path in write_report(measured, config, run.network, teacher, splits, workdir):
                 write_line(f"wrote {path}")
-        evaluation_lib.save(measured, config, workdir)  # last: the file says that all of it is done
-        return measured.metrics()
+        save_metrics(measured.metrics, workdir)  # last: the file says that all of it is done
+        return measured.metrics.values()
 
     return evaluate

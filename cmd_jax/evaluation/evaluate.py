@@ -1,34 +1,28 @@
 """The chosen protocols on one teacher: what `cmd_jax.eval` and the training loop call."""
 
-import json
-import os
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from cmd_jax import files
 from cmd_jax.config import ConfigDict
 from cmd_jax.data.sources import Source, eval_section, where
 from cmd_jax.errors import BadImage
-from cmd_jax.evaluation import agreement, breakdown, knn, label_free, linear, logistic, pointing, retrieval
-from cmd_jax.evaluation.announce import announced, forward_flops
-from cmd_jax.evaluation.breakdown import Confusion
+from cmd_jax.evaluation import knn, label_free, linear, logistic, pointing, retrieval
 from cmd_jax.evaluation.features import Features, extract_features
-from cmd_jax.evaluation.protocol import Cost, EvalInputs, Row
+from cmd_jax.evaluation.protocol import Cost, EvalInputs, announced, forward_flops
 from cmd_jax.evaluation.splits import Splits
 from cmd_jax.inference.run import Encoder, batch_count
+from cmd_jax.metrics import Metrics, Number
 from cmd_jax.models.build import Params
 from cmd_jax.models.network import Network
-from cmd_jax.text import printable
 
 
 class Protocol(NamedTuple):
     """One of `eval.protocols`: what it costs, and its numbers."""
 
     cost: Callable[[EvalInputs], Cost]
-    rows: Callable[[EvalInputs], list[Row]]
+    rows: Callable[[EvalInputs], list[Number]]
 
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -43,30 +37,19 @@ PROTOCOLS: dict[str, Protocol] = {
 
 
 class Evaluation(NamedTuple):
-    """Everything measured on one teacher.
+    """The metrics of a teacher, and what they were computed from.
 
     Attributes:
-        step: of the teacher.
-        rows: the numbers.
-        per_class: class name -> k-NN top-1 in percent; empty without labels, as the two below are empty and None.
-        confusions: pairs of classes that k-NN confuses, most often first.
+        metrics: all numbers.
         gallery: features of the training images.
         queries: features of the test images; None without labels.
-        predictions: [Q] int64, the class that k-NN gives every test image.
-        left_out: split -> number of its images that could not be read, and are in none of the numbers.
+        predictions: [Q] int64, the class that k-NN gives every test image; None without labels.
     """
 
-    step: int
-    rows: list[Row]
-    per_class: dict[str, float]
-    confusions: list[Confusion]
+    metrics: Metrics
     gallery: Features
     queries: Features | None
     predictions: np.ndarray | None
-    left_out: Mapping[str, int] = MappingProxyType({"train": 0, "test": 0})
-
-    def metrics(self) -> dict[str, float]:
-        return {row.key: row.value for row in self.rows}
 
 
 def protocols_at(config: ConfigDict, step: int, steps: int) -> tuple[str, ...]:
@@ -131,17 +114,21 @@ def evaluate(
     readable = splits.select(gallery.indices, None if queries is None else queries.indices)
     left_out = {name: len(whole) - len(part) for name, whole, part in zip(Splits._fields, splits, readable, strict=True)}
     inputs = EvalInputs(config, network, teacher, readable, gallery, queries, neighbours, between)
-    chosen, rows = measurable(config.eval.protocols if protocols is None else protocols, splits), []
+    chosen, numbers = measurable(config.eval.protocols if protocols is None else protocols, splits), []
     for name in [name for name in PROTOCOLS if name in chosen]:
         with announced(name, PROTOCOLS[name].cost(inputs), between) as counting:
-            rows += PROTOCOLS[name].rows(inputs._replace(between=counting))
-    rows = [row._replace(protocol=row.protocol + _left_out_note(left_out)) for row in rows]
+            numbers += PROTOCOLS[name].rows(inputs._replace(between=counting))
+    note = _left_out_note(left_out)
+    numbers = [number._replace(protocol=number.protocol + note) for number in numbers]
+    metrics = Metrics(step, data_name(config), numbers, {}, "", [], left_out)
     if queries is None:
-        return Evaluation(step, rows, {}, [], gallery, None, None, left_out)
-    found = knn.classify(inputs, knn.headline_k(config.eval.knn_k)).predictions.astype(np.int64)
-    names = splits.train.class_names
-    of_class, pairs = (count(found, queries.labels, names) for count in (breakdown.per_class, breakdown.confusions))
-    return Evaluation(step, rows, of_class, pairs, gallery, queries, found, left_out)
+        return Evaluation(metrics, gallery, None, None)
+    k, names = knn.headline_k(config.eval.knn_k), splits.train.class_names
+    found = knn.classify(inputs, k).predictions.astype(np.int64)
+    of_class, pairs = (count(found, queries.labels, names) for count in (knn.per_class, knn.confusions))
+    protocol = f"k-NN top-1, k={k}" if of_class else ""
+    metrics = metrics._replace(per_class=of_class, per_class_protocol=protocol, confusions=pairs)
+    return Evaluation(metrics, gallery, queries, found)
 
 
 def _feature_cost(config: ConfigDict, teacher: Params, splits: Splits) -> Cost:
@@ -153,72 +140,3 @@ def _feature_cost(config: ConfigDict, teacher: Params, splits: Splits) -> Cost:
 def data_name(config: ConfigDict) -> str:
     """What `evaluate` reads, for people."""
     return where(eval_section(config.data))
-
-
-def metrics_path(workdir: str, step: int, other: str | None = None) -> str:
-    """Where the numbers of a step are kept; `other` is the folder of those on other data than the run's."""
-    return os.path.join(workdir, "eval", str(step), *([other] if other else []), "metrics.json")
-
-
-def save(evaluation: Evaluation, config: ConfigDict, workdir: str, other: str | None = None) -> str:
-    """Writes `eval/STEP/metrics.json` and returns its path; numbers of protocols that were measured earlier are kept in it."""
-    path, rows = metrics_path(workdir, evaluation.step, other), evaluation.rows
-    files.make_directory(os.path.dirname(path))
-    content: dict[str, Any] = {
-        "step": evaluation.step,
-        "data": data_name(config),
-        "images_left_out": dict(evaluation.left_out),
-        "metrics": evaluation.metrics(),
-        "title": {row.key: row.title for row in rows},
-        "unit": {row.key: row.unit for row in rows},
-        "protocol": {row.key: row.protocol for row in rows},
-        "interval": {row.key: [row.low, row.high] for row in rows if row.low is not None},
-        "per_class_top1": {
-            "protocol": f"k-NN top-1, k={knn.headline_k(config.eval.knn_k)}" if evaluation.per_class else "",
-            "percent": evaluation.per_class,
-        },
-        "confusions": [
-            {"class": pair.true, "predicted": pair.predicted, "count": pair.count, "percent": pair.percent}
-            for pair in evaluation.confusions
-        ],
-    }
-    earlier = json.loads(files.read(path)) if files.exists(path) else {}
-    for part in ("metrics", "title", "unit", "protocol", "interval"):
-        content[part] = {**earlier.get(part, {}), **content[part]}
-    files.write(path, json.dumps(content, indent=2) + "\n")
-    return path
-
-
-def load_metrics(workdir: str, step: int, other: str | None = None) -> dict[str, float] | None:
-    """The numbers that `save` wrote for a step, or None."""
-    path = metrics_path(workdir, step, other)
-    return json.loads(files.read(path))["metrics"] if files.exists(path) else None
-
-
-def table(evaluation: Evaluation, before: dict[str, float] | None = None, start: str = "") -> str:
-    """The numbers as text, each with its 95 % interval and protocol.
-
-    Args:
-        evaluation: of a teacher.
-        before: numbers at the start of the run, by key, for a column beside them; None: no such column.
-        start: what the run starts from (`config.start_name`), said below that column.
-    """
-    lines, unit = [], None
-    for row in evaluation.rows:
-        if row.unit != unit:
-            unit = row.unit
-            head = "" if before is None else f"{'start':>11}"
-            lines.append(f"{unit or 'label-free':24}{head}{'step ' + str(evaluation.step):>11}{'':16}protocol")
-        write = (lambda value: f"{value:.1f}") if unit else (lambda value: f"{value:.4g}")
-        earlier = "" if before is None else f"{write(before[row.key]) if row.key in before else '-':>11}"
-        spread = "" if row.low is None else f" [{write(row.low)}, {write(row.high)}]"
-        lines.append(f"{row.title:24}{earlier}{write(row.value):>11}{spread:16}{row.protocol}")
-    return "\n".join(lines if before is None else [*lines, f"start: {printable(start)}"])
-
-
-def agreement_text(workdir: str, config: ConfigDict) -> str | None:
-    """How well the label-free numbers order the evaluated steps of a run, or None where there are too few."""
-    of = f"knn{knn.headline_k(config.eval.knn_k)}_top1"
-    history = [load_metrics(workdir, step) or {} for step in agreement.evaluated_steps(workdir)]
-    found = agreement.rank_correlations(history, of)
-    return agreement.text(found, of) if found else None

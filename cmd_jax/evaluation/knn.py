@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmd_jax.evaluation.devices import by_query, chunks, in_chunks
-from cmd_jax.evaluation.protocol import Cost, EvalInputs, Neighbours, Row, percent_row
+from cmd_jax.evaluation.protocol import Cost, EvalInputs, Neighbours, percent_number
+from cmd_jax.metrics import Confusion, Number
 
 HEADLINE_K = 20  # of the predictions that breakdowns and pictures show; the one that DINO found best for most of its runs
 TOP = 5
+PAIRS = 50  # of confused classes that are kept; the tail is single images
 
 
 class KNNResult(NamedTuple):
@@ -110,7 +112,7 @@ def cost(inputs: EvalInputs) -> Cost:
     return Cost(f"votes of {len(inputs.queries.labels):,} queries", 0, "", 0.0)
 
 
-def rows(inputs: EvalInputs) -> list[Row]:
+def rows(inputs: EvalInputs) -> list[Number]:
     """Top-1 and top-5 for every `eval.knn_k` that there are training images for."""
     images, asked = len(inputs.gallery.labels), sorted(set(inputs.config.eval.knn_k))
     chosen = [k for k in asked if k <= images]
@@ -123,8 +125,8 @@ def rows(inputs: EvalInputs) -> list[Row]:
         protocol = f"{measured}, T={inputs.config.eval.knn_temp}, {inputs.features()}, {inputs.counts()}"
         seed = inputs.config.seed
         chance = f"; chance {100 / inputs.classes():.1f}"
-        found.append(percent_row(f"knn{k}_top1", f"k-NN top-1 (k={k})", result.right1, protocol + chance + note, seed))
-        found.append(Row(f"knn{k}_top5", f"k-NN top-5 (k={k})", result.top5, protocol + note))
+        found.append(percent_number(f"knn{k}_top1", f"k-NN top-1 (k={k})", result.right1, protocol + chance + note, seed))
+        found.append(Number(f"knn{k}_top5", f"k-NN top-5 (k={k})", result.top5, protocol + note))
     return found
 
 
@@ -143,3 +145,33 @@ def classify(inputs: EvalInputs, k: int) -> KNNResult:
 def headline_k(asked: tuple[int, ...]) -> int:
     """The k of `eval.knn_k` that breakdowns show: 20 where it is among them, else the nearest."""
     return min(asked, key=lambda k: (abs(k - HEADLINE_K), k))
+
+
+def per_class(predictions: np.ndarray, labels: np.ndarray, names: tuple[str, ...]) -> dict[str, float]:
+    """Class name -> percent of its test images that are right; classes without test images are left out.
+
+    Args:
+        predictions: [Q] int, classes.
+        labels: [Q] int.
+        names: of the classes.
+    """
+    right = predictions == labels
+    return {name: 100 * float(np.mean(right[labels == label])) for label, name in enumerate(names) if np.any(labels == label)}
+
+
+def confusions(predictions: np.ndarray, labels: np.ndarray, names: tuple[str, ...]) -> list[Confusion]:
+    """The pairs of classes that are confused most often: by images, then by share of the class, then in the classes' order.
+
+    Args:
+        predictions: [Q] int, classes.
+        labels: [Q] int.
+        names: of the classes.
+
+    Returns:
+        At most PAIRS of them.
+    """
+    wrong = predictions != labels
+    pairs, counts = np.unique(np.stack([labels[wrong], predictions[wrong]], axis=1), axis=0, return_counts=True)
+    percent = 100 * counts / np.bincount(labels, minlength=len(names))[pairs[:, 0]]
+    order = np.lexsort((pairs[:, 1], pairs[:, 0], -percent, -counts))[:PAIRS]
+    return [Confusion(names[pairs[i, 0]], names[pairs[i, 1]], int(counts[i]), float(percent[i])) for i in order]

@@ -2,7 +2,7 @@
 
 RankMe and alpha-ReQ read the spectrum of the features, uniformity their spread, alignment how far apart two views of an image
 lie, and the teacher's entropies are those that training logs. Alone none of them is a verdict: random features are spread and
-of full rank. They compare checkpoints of one run; `agreement.py` says how well they did.
+of full rank. They compare checkpoints of one run; `agreement` says how well they did.
 """
 
 import math
@@ -15,14 +15,14 @@ import numpy as np
 from cmd_jax.config import ConfigDict
 from cmd_jax.data.augment import multi_crop
 from cmd_jax.data.decode import decode_record, to_canvas
-from cmd_jax.evaluation.announce import forward_flops
-from cmd_jax.evaluation.protocol import Cost, EvalInputs, Row
+from cmd_jax.evaluation.protocol import Cost, EvalInputs, forward_flops
 from cmd_jax.evaluation.splits import spread
 from cmd_jax.inference.preprocess import in_threads
 from cmd_jax.inference.run import batch_count, gather_shares, joined, once, read_outputs, run_batches, share
 from cmd_jax.method.centers import sinkhorn_center
 from cmd_jax.method.chunks import Streaming
 from cmd_jax.method.logits import teacher_logits
+from cmd_jax.metrics import Metrics, Number
 from cmd_jax.models.build import Params
 from cmd_jax.models.network import Network
 from cmd_jax.training.health import relative_entropy
@@ -31,6 +31,8 @@ PAIR_IMAGES = 1024  # of alignment and entropies: means over images, which settl
 FIRST_RANK, LAST_RANK = 4, 100  # of the eigenvalues that alpha-ReQ's code fits
 FEWEST_RANKS = 8
 VIEWS_KEY = 2**31 - 1  # folded into the seed's key; training folds its steps, which stay below
+KEYS = ("rankme", "alpha_req", "uniformity", "alignment", "teacher_entropy", "marginal_entropy")
+FEWEST_STEPS = 4  # of a rank correlation; of three, any order is near another
 ROWS_AT_ONCE = 64  # of logits [rows, K]
 
 
@@ -195,7 +197,7 @@ def cost(inputs: EvalInputs) -> Cost:
     return Cost(work, 1 + batch_count(config, images), "batches", flops)
 
 
-def rows(inputs: EvalInputs) -> list[Row]:
+def rows(inputs: EvalInputs) -> list[Number]:
     """All of them, of the training images; what fewer than two images or a flat spectrum cannot say is left out."""
     config, gallery = inputs.config, inputs.gallery.features
     chosen = gallery[spread(len(gallery), config.eval.label_free_images)]
@@ -216,4 +218,39 @@ def rows(inputs: EvalInputs) -> list[Row]:
         ("teacher_entropy", "Teacher entropy", entropy, f"mean over views, {of_teacher}"),
         ("marginal_entropy", "Teacher entropy of mean", marginal, f"0 is collapsed, {of_teacher}"),
     ]
-    return [Row(key, title, value, protocol, unit="") for key, title, value, protocol in numbers if value is not None]
+    return [Number(key, title, value, protocol, unit="") for key, title, value, protocol in numbers if value is not None]
+
+
+def rank_correlations(history: list[dict[str, float]], of: str) -> dict[str, float]:
+    """Spearman's rho of each label-free number with a labelled one over checkpoints.
+
+    Args:
+        history: metrics of each checkpoint; those without both numbers do not count.
+        of: key of the labelled number.
+
+    Returns:
+        Key -> rho in -1..1, of every number that has FEWEST_STEPS checkpoints and is not the same in all.
+    """
+    found = {}
+    for key in KEYS:
+        pairs = [(metrics[key], metrics[of]) for metrics in history if key in metrics and of in metrics]
+        columns = list(zip(*pairs, strict=True))
+        if len(pairs) >= FEWEST_STEPS and all(len(set(column)) > 1 for column in columns):
+            from scipy import stats  # imported here: half a second of every start, and few need it
+
+            found[key] = float(stats.spearmanr(*columns).statistic)
+    return found
+
+
+def agreement(history: list[Metrics], of: str) -> str | None:
+    """How well the label-free numbers order the evaluated steps of a run, in one line; None where there are too few.
+
+    Args:
+        history: of every evaluated step.
+        of: key of a labelled number.
+    """
+    correlations = rank_correlations([metrics.values() for metrics in history], of)
+    if not correlations:
+        return None
+    numbers = ", ".join(f"{key} {rho:+.2f}" for key, rho in correlations.items())
+    return f"rank correlation (Spearman) with {of} over the evaluated steps: {numbers}"

@@ -19,11 +19,11 @@ from cmd_jax.data.augment import BOX_NUMBERS, normalize, resized_crop, sample_bo
 from cmd_jax.data.cache import CanvasCache
 from cmd_jax.data.loader import batches, process_slice
 from cmd_jax.data.sources import Source, eval_section
-from cmd_jax.evaluation.announce import forward_flops
-from cmd_jax.evaluation.protocol import Cost, EvalInputs, Row, percent_row
+from cmd_jax.evaluation.protocol import Cost, EvalInputs, forward_flops, percent_number
 from cmd_jax.evaluation.splits import Part, order_within_class
 from cmd_jax.inference.preprocess import eval_images
 from cmd_jax.inference.run import Encoder, batch_count, gather_shares, joined, last_blocks, once, share
+from cmd_jax.metrics import Number
 from cmd_jax.models.build import Params
 from cmd_jax.models.network import Network
 from cmd_jax.training.processes import this_host
@@ -179,7 +179,7 @@ def cost(inputs: EvalInputs) -> Cost:
     return Cost(work, calls, "batches", forward_flops(config, inputs.teacher, images, side))
 
 
-def rows(inputs: EvalInputs) -> list[Row]:
+def rows(inputs: EvalInputs) -> list[Number]:
     """Top-1 and top-5 of the last epoch, at the rate that does best on the held-out training images."""
     config, labels = inputs.config, inputs.gallery.labels
     hidden = held_out(labels, config.seed)
@@ -201,6 +201,6 @@ def rows(inputs: EvalInputs) -> list[Row]:
         f"at {config.eval.crop_px} px, {inputs.counts()}"
     )
     return [
-        percent_row("linear_top1", "Linear probe top-1", ranked[:, 0], protocol, config.seed),
-        Row("linear_top5", "Linear probe top-5", 100 * float(ranked.any(axis=1).mean()), protocol),
+        percent_number("linear_top1", "Linear probe top-1", ranked[:, 0], protocol, config.seed),
+        Number("linear_top5", "Linear probe top-5", 100 * float(ranked.any(axis=1).mean()), protocol),
     ]

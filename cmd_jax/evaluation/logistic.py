@@ -19,8 +19,9 @@ import optax
 from jax.experimental import multihost_utils
 
 from cmd_jax.evaluation.devices import everywhere, padded, place
-from cmd_jax.evaluation.protocol import Cost, EvalInputs, Row, percent_row
+from cmd_jax.evaluation.protocol import Cost, EvalInputs, percent_number
 from cmd_jax.evaluation.splits import order_within_class
+from cmd_jax.metrics import Number
 
 Array = jax.Array
 
@@ -262,12 +263,12 @@ def fraction_cost(inputs: EvalInputs) -> Cost:
     return _cost(inputs, [round(fraction * images) for fraction in inputs.config.eval.fractions])
 
 
-def rows(inputs: EvalInputs) -> list[Row]:
+def rows(inputs: EvalInputs) -> list[Number]:
     """Top-1 with the labels of all training images."""
     return [_row(inputs, np.ones(len(inputs.gallery.labels), bool), "logistic_top1", "Logistic top-1", "")]
 
 
-def fraction_rows(inputs: EvalInputs) -> list[Row]:
+def fraction_rows(inputs: EvalInputs) -> list[Number]:
     """Top-1 with the labels of some training images, `eval.fractions` of every class, drawn from the seed."""
     labels, seed, found = inputs.gallery.labels, inputs.config.seed, []
     for fraction in inputs.config.eval.fractions:
@@ -277,7 +278,7 @@ def fraction_rows(inputs: EvalInputs) -> list[Row]:
     return found
 
 
-def _row(inputs: EvalInputs, chosen: np.ndarray, key: str, title: str, share: str) -> Row:
+def _row(inputs: EvalInputs, chosen: np.ndarray, key: str, title: str, share: str) -> Number:
     gallery, queries, seed = inputs.gallery, inputs.queries, inputs.config.seed
     train = gallery.features[chosen], gallery.labels[chosen]
     predictions, strength = fit_predict(*train, queries.features, seed, inputs.between)
@@ -285,4 +286,4 @@ def _row(inputs: EvalInputs, chosen: np.ndarray, key: str, title: str, share: st
         f"logistic regression, C={strength:g} by {FOLDS}-fold cross-validation, standardised {inputs.features()}, "
         f"{len(queries.labels):,} test, {share}{int(chosen.sum()):,} train images"
     )
-    return percent_row(key, title, predictions == queries.labels, protocol, seed)
+    return percent_number(key, title, predictions == queries.labels, protocol, seed)

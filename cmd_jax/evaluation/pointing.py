@@ -5,7 +5,8 @@ from typing import NamedTuple
 import numpy as np
 
 from cmd_jax.config import token_px
-from cmd_jax.evaluation.protocol import Cost, EvalInputs, Row, percent_row
+from cmd_jax.evaluation.protocol import Cost, EvalInputs, percent_number
+from cmd_jax.metrics import Number
 
 
 class PointingResult(NamedTuple):
@@ -68,7 +69,7 @@ def cost(inputs: EvalInputs) -> Cost:
     return Cost(f"{len(inputs.queries.labels):,} test images", 1, "passes", 0.0)
 
 
-def rows(inputs: EvalInputs) -> list[Row]:
+def rows(inputs: EvalInputs) -> list[Number]:
     """Pointing accuracy of the MIL weights beside chance; nothing where no test image has a part."""
     queries, config = inputs.queries, inputs.config
     if not np.any(queries.boxes[..., 2:] > queries.boxes[..., :2]):
@@ -78,6 +79,6 @@ def rows(inputs: EvalInputs) -> list[Row]:
     patches = f"{queries.mil_weights.shape[1]} patches, {len(point.hits):,} test images"
     on_part, at_random = f"most weighted patch on a part box, {patches}", f"a patch drawn at random, {patches}"
     return [
-        percent_row("pointing_accuracy", "MIL pointing accuracy", point.hits, on_part, config.seed),
-        Row("pointing_chance", "MIL pointing chance", point.chance, at_random),
+        percent_number("pointing_accuracy", "MIL pointing accuracy", point.hits, on_part, config.seed),
+        Number("pointing_chance", "MIL pointing chance", point.chance, at_random),
     ]

@@ -1,38 +1,25 @@
-"""What a protocol reads, and the rows that it gives."""
+"""What a protocol reads, how a number gets its interval, and what long parts of an evaluation print."""
 
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
+import jax
 import numpy as np
 
-from cmd_jax.config import ConfigDict
-from cmd_jax.evaluation.bootstrap import interval
+from cmd_jax.config import ConfigDict, token_px
 from cmd_jax.evaluation.features import Features
 from cmd_jax.evaluation.splits import Splits
+from cmd_jax.metrics import Number
 from cmd_jax.models.build import Params
 from cmd_jax.models.network import Network
+from cmd_jax.progress import Progress
+from cmd_jax.training import processes
 
-
-class Row(NamedTuple):
-    """One number.
-
-    Attributes:
-        key: in metrics.json.
-        title: for people.
-        value: the number.
-        protocol: how it was measured.
-        unit: "percent", or "" for a number without one.
-        low: lower end of its 95 % interval; None where none is computed.
-        high: upper end.
-    """
-
-    key: str
-    title: str
-    value: float
-    protocol: str
-    unit: Literal["percent", ""] = "percent"
-    low: float | None = None
-    high: float | None = None
+RESAMPLES = 1000
+COVERAGE = 0.95
+DRAWN_AT_ONCE = 2**22  # numbers that are drawn at a time
+ANNOUNCED_FLOPS = 2e11  # a few seconds on two CPU cores
 
 
 class Neighbours(NamedTuple):
@@ -98,15 +85,74 @@ class EvalInputs(NamedTuple):
         return f"{self.config.eval.features} features at {self.config.eval.crop_px} px"
 
 
-def percent_row(key: str, title: str, of_images: np.ndarray, protocol: str, seed: int) -> Row:
+def interval(of_images: np.ndarray, seed: int) -> tuple[float, float]:
+    """95 % interval of a mean by the percentile bootstrap (Efron, 1979): 1,000 samples of the images, drawn with replacement.
+
+    The training images stay as they are: the interval says what other test images would change, not another run.
+
+    Args:
+        of_images: [Q] numbers, one of each test image; Q is at least 1.
+        seed: of the samples; the same for numbers that are compared with one another.
+
+    Returns:
+        (low, high), in the unit of the numbers.
+    """
+    values, rng = np.asarray(of_images, np.float64), np.random.default_rng(seed)
+    means: list[np.ndarray] = []
+    rows = max(1, min(RESAMPLES, DRAWN_AT_ONCE // len(values)))
+    for start in range(0, RESAMPLES, rows):
+        drawn = rng.integers(len(values), size=(min(rows, RESAMPLES - start), len(values)))
+        means.append(values[drawn].mean(axis=1))
+    tail = (1 - COVERAGE) / 2
+    low, high = np.quantile(np.concatenate(means), (tail, 1 - tail))
+    return float(low), float(high)
+
+
+def percent_number(key: str, title: str, of_images: np.ndarray, protocol: str, seed: int) -> Number:
     """The mean of a number of every test image, in percent, with its bootstrap interval.
 
     Args:
-        key: of the row.
-        title: of the row.
+        key: of the number.
+        title: of the number.
         of_images: [Q] in 0..1 (bool, or an average precision).
-        protocol: of the row.
+        protocol: of the number.
         seed: of the bootstrap.
     """
     low, high = interval(of_images, seed)
-    return Row(key, title, 100 * float(np.mean(of_images)), protocol, low=100 * low, high=100 * high)
+    return Number(key, title, 100 * float(np.mean(of_images)), protocol, low=100 * low, high=100 * high)
+
+
+def forward_flops(config: ConfigDict, teacher: Params, images: int, px: int) -> float:
+    """A teacher's operations for some images, roughly: every parameter meets every patch once."""
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(teacher["backbone"]))
+    return 2.0 * images * numbers * (-(-px // token_px(config))) ** 2
+
+
+@contextlib.contextmanager
+def announced(name: str, cost: Cost, between: Callable[[], None]) -> Iterator[Callable[[], None]]:
+    """Prints the cost of a part that takes more than some seconds, its progress, and in the end how long it took.
+
+    Args:
+        name: of the part.
+        cost: of the part; below ANNOUNCED_FLOPS nothing is printed, as in all processes but the first.
+        between: called before each unit of work.
+
+    Yields:
+        `between` for the part, which counts.
+    """
+    if cost.flops < ANNOUNCED_FLOPS or not processes.is_first():
+        yield between
+        return
+    print(f"{name}: {cost.work}", flush=True)
+    progress, started = Progress(name, cost.calls, cost.unit), False
+
+    def counting() -> None:
+        nonlocal started
+        if started:
+            progress.advance()
+        started = True
+        between()
+
+    yield counting
+    progress.advance()
+    progress.close()

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 import jax
 
 from cmd_jax import config as config_lib
+from cmd_jax import metrics as metrics_lib
 from cmd_jax.config import ConfigDict, validate
 from cmd_jax.data import identity
 from cmd_jax.data.sources import eval_section
 from cmd_jax.errors import ConfigError, NoLabels
-from cmd_jax.evaluation import breakdown
 from cmd_jax.evaluation import evaluate as evaluation_lib
+from cmd_jax.evaluation import knn, label_free
 from cmd_jax.evaluation.splits import Splits, identify_splits, open_splits
 from cmd_jax.models.build import init_params, make_network
 from cmd_jax.training import processes
@@ -76,15 +77,18 @@ def evaluate_run(
     evaluation = evaluation_lib.evaluate(config, network, teacher, step, splits)
     if not processes.is_first():
         return evaluation
-    before = evaluation_lib.load_metrics(workdir, 0, other) if step else None
-    print(evaluation_lib.table(evaluation, before, config_lib.start_name(config)))
-    if evaluation.per_class:
-        print(breakdown.class_table(evaluation.per_class))
-        print(breakdown.confusion_table(evaluation.confusions))
-    print(f"wrote {evaluation_lib.save(evaluation, config, workdir, other)}")
-    agreement = None if other else evaluation_lib.agreement_text(workdir, config)
-    if agreement:
-        print(agreement)
+    metrics = evaluation.metrics
+    before = metrics_lib.load_metrics(workdir, 0, other) if step else None
+    print(metrics_lib.table(metrics, before, config_lib.start_name(config)))
+    if metrics.per_class:
+        print(metrics_lib.class_table(metrics))
+        print(metrics_lib.confusion_table(metrics))
+    print(f"wrote {metrics_lib.save_metrics(metrics, workdir, other)}")
+    if not other:
+        history = list(metrics_lib.load_all_metrics(workdir).values())
+        agreement = label_free.agreement(history, f"knn{knn.headline_k(config.eval.knn_k)}_top1")
+        if agreement:
+            print(agreement)
     for path in [] if other or write_report is None else write_report(evaluation, config, network, teacher, splits, workdir):
         print(f"wrote {path}")
     return evaluation

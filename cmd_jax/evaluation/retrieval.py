@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmd_jax.evaluation.devices import by_query, chunks, in_chunks
-from cmd_jax.evaluation.protocol import Cost, EvalInputs, Row, percent_row
+from cmd_jax.evaluation.protocol import Cost, EvalInputs, percent_number
+from cmd_jax.metrics import Number
 
 SORT_FLOPS = 100  # what ranking one similarity costs, in operations of a matrix product
 AP_RANKS = 100
@@ -137,7 +138,7 @@ def cost(inputs: EvalInputs) -> Cost:
     return Cost(text, chunks(tests) + chunks(chosen), "chunks", pairs * (2.0 * width + SORT_FLOPS))
 
 
-def rows(inputs: EvalInputs) -> list[Row]:
+def rows(inputs: EvalInputs) -> list[Number]:
     """Rank-1, Rank-5, mAP of CMD's two splits, "origin" and "ratio"."""
     gallery, queries = inputs.gallery, inputs.queries
     origin = ((gallery.features, gallery.labels), (queries.features, queries.labels))
@@ -153,14 +154,14 @@ def rows(inputs: EvalInputs) -> list[Row]:
     ]
 
 
-def _split_rows(inputs: EvalInputs, split: tuple, prefix: str, title: str, protocol: str) -> list[Row]:
+def _split_rows(inputs: EvalInputs, split: tuple, prefix: str, title: str, protocol: str) -> list[Number]:
     (gallery, gallery_labels), (queries, query_labels) = split
     scores, seed = query_scores(gallery, gallery_labels, queries, query_labels, inputs.between), inputs.config.seed
     result = RetrievalResult(*(100 * scores.mean(axis=0)).tolist())
     at_100 = f"first {AP_RANKS} ranks, over the relevant found there, {protocol}"
     return [
-        percent_row(f"{prefix}rank1", f"{title} Rank-1", scores[:, 0], protocol, seed),
-        Row(f"{prefix}rank5", f"{title} Rank-5", result.rank5, protocol),
-        Row(f"{prefix}map_at_100", f"{title} mAP@100", result.map_at_100, at_100),
-        percent_row(f"{prefix}map", f"{title} mAP", scores[:, 3], f"whole ranking, {protocol}", seed),
+        percent_number(f"{prefix}rank1", f"{title} Rank-1", scores[:, 0], protocol, seed),
+        Number(f"{prefix}rank5", f"{title} Rank-5", result.rank5, protocol),
+        Number(f"{prefix}map_at_100", f"{title} mAP@100", result.map_at_100, at_100),
+        percent_number(f"{prefix}map", f"{title} mAP", scores[:, 3], f"whole ranking, {protocol}", seed),
     ]

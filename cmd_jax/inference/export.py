@@ -1,21 +1,21 @@
 """Weights and programs out of a run, each with a model card beside it."""
 
-import json
 import os
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from flax.traverse_util import flatten_dict
 
 from cmd_jax import files
 from cmd_jax.config import ConfigDict, default
-from cmd_jax.errors import ConfigError, DatasetError
+from cmd_jax.errors import ConfigError
 from cmd_jax.inference.load import Trained, read_trained
 from cmd_jax.inference.programs import check_onnx, write_onnx, write_stablehlo
 from cmd_jax.inference.run import grid_side, widths
+from cmd_jax.metrics import load_metrics
 from cmd_jax.models.build import make_backbone
 from cmd_jax.normalization import statistics_of
-from cmd_jax.weights.card import CardFacts, Result, model_card
+from cmd_jax.weights.card import CardFacts, model_card
 from cmd_jax.weights.export import preprocessor_config, write_hugging_face, write_timm
 from cmd_jax.weights.names import Arrays
 from cmd_jax.weights.single import Single, write_single
@@ -125,22 +125,5 @@ def _card(form: str, out: str, trained: Trained, scalars: int, workdir: str) -> 
         fingerprint=trained.fingerprint,
         statistics=statistics_of(trained.config.data.normalization),
     )
-    return model_card(about, _results(workdir, trained) if trained.network == "teacher" else [])
-
-
-def _results(workdir: str, trained: Trained) -> list[Result]:
-    """What evaluation wrote of this step, if it did."""
-    path = os.path.join(workdir, "eval", str(trained.step), "metrics.json")
-    if not files.exists(path):
-        return []
-    try:
-        stored: dict[str, Any] = json.loads(files.read(path))
-        results = []
-        for key, value in stored["metrics"].items():
-            low, high = stored.get("interval", {}).get(key, (None, None))
-            title, unit = stored.get("title", {}).get(key, key), stored.get("unit", {}).get(key, "percent")
-            interval = None if low is None else (float(low), float(high))
-            results.append(Result(key, str(title), float(value), str(unit), interval, str(stored["protocol"][key])))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DatasetError(f"{path} is damaged ({type(error).__name__}: {error}); evaluate again: cmd_jax.eval") from error
-    return results
+    metrics = load_metrics(workdir, trained.step) if trained.network == "teacher" else None
+    return model_card(about, [number for number in metrics.numbers if number.value is not None] if metrics else [])

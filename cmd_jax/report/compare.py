@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from cmd_jax import files
 from cmd_jax.config import ConfigDict
 from cmd_jax.errors import ConfigError
+from cmd_jax.metrics import Metrics, load_all_metrics
 from cmd_jax.report import curves as curves_lib
 from cmd_jax.report import facts
 from cmd_jax.report.render import render
@@ -19,18 +20,16 @@ class RunFiles(NamedTuple):
         workdir: the directory.
         config: resolved.
         curves: of `metrics.jsonl`.
-        step: of the last evaluation; None without one.
-        evaluation: its content; {"metrics": {}} without one.
-        before: numbers at the start of the run, or None.
+        metrics: of the last evaluation; None without one.
+        before: those at the start of the run, or None.
     """
 
     name: str
     workdir: str
     config: ConfigDict
     curves: dict[str, curves_lib.Curve]
-    step: int | None
-    evaluation: dict[str, Any]
-    before: dict[str, float] | None
+    metrics: Metrics | None
+    before: Metrics | None
 
 
 def write_comparison(workdirs: list[str], out: str) -> list[str]:
@@ -58,11 +57,10 @@ def read_runs(workdirs: list[str]) -> list[RunFiles]:
             raise ConfigError(f"--workdir={path} is given twice; name each run once")
     runs = []
     for name, path in zip(different_names(paths), paths, strict=True):
-        config, found = facts.read_config(path), facts.evaluations(path)
-        step = max(found) if found else None
-        content = found[step] if found else {"metrics": {}}
-        before = found[0]["metrics"] if 0 in found and step else None
-        runs.append(RunFiles(name, path, config, curves_lib.read_curves(path), step, content, before))
+        config, found = facts.read_config(path), load_all_metrics(path)
+        last = max(found, default=None)
+        before = found.get(0) if last else None
+        runs.append(RunFiles(name, path, config, curves_lib.read_curves(path), found.get(last), before))
     return runs
 
 
@@ -85,8 +83,8 @@ def comparison_page(runs: list[RunFiles]) -> str:
             {
                 "name": run.name,
                 "colour": curves_lib.colour(number),
-                "step": run.step,
-                "facts": facts.run_facts(run.config, run.curves, run.step),
+                "step": run.metrics.step if run.metrics else None,
+                "facts": facts.run_facts(run.config, run.curves, run.metrics.step if run.metrics else None),
             }
             for number, run in enumerate(runs)
         ],
@@ -105,7 +103,7 @@ def number_table(runs: list[RunFiles]) -> list[dict[str, Any]]:
         interval, value at the start, and mark. Of percentages more is better: the best is marked "best", and those whose
         interval overlaps the interval of the best, "tie". Numbers without that unit, and those of chance, are not marked.
     """
-    tables = [{n.key: n for n in facts.numbers(run.evaluation, run.before)} for run in runs]
+    tables = [{n.key: n for n in (facts.numbers(run.metrics, run.before) if run.metrics else [])} for run in runs]
     keys = list(dict.fromkeys(key for table in tables for key in table))
     rows = []
     for key in keys:
@@ -124,18 +122,19 @@ def number_table(runs: list[RunFiles]) -> list[dict[str, Any]]:
 
 
 def _marks(key: str, runs: list[RunFiles]) -> list[str]:
-    values = [run.evaluation["metrics"].get(key) for run in runs]
-    unit = next(run.evaluation.get("unit", {}).get(key, "percent") for run in runs if key in run.evaluation["metrics"])
-    known = [value for value in values if value is not None]
-    if unit != "percent" or "chance" in key or len(known) < 2:
+    found = [next((n for n in run.metrics.numbers if n.key == key), None) if run.metrics else None for run in runs]
+    known = [number for number in found if number and number.value is not None]
+    if "chance" in key or len(known) < 2 or known[0].unit != "percent":
         return [""] * len(runs)
-    best = values.index(max(known))
-    low = runs[best].evaluation.get("interval", {}).get(key, (values[best],))[0]
+    best = max(known, key=lambda number: number.value)
+    low = best.value if best.low is None else best.low
     marks = []
-    for run, value in zip(runs, values, strict=True):
-        high = run.evaluation.get("interval", {}).get(key, (None, value))[1]
-        reaches = value is not None and high is not None and high >= low
-        marks.append("best" if value == values[best] else "tie" if reaches else "")
+    for number in found:
+        if number is None or number.value is None:
+            marks.append("")
+            continue
+        high = number.value if number.high is None else number.high
+        marks.append("best" if number.value == best.value else "tie" if high >= low else "")
     return marks
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import subprocess
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cmd_jax
 from cmd_jax import config as config_lib
@@ -14,6 +14,7 @@ from cmd_jax import files
 from cmd_jax.config import ConfigDict
 from cmd_jax.data.sources import where
 from cmd_jax.errors import ConfigError
+from cmd_jax.metrics import Metrics
 from cmd_jax.report.curves import Curve
 
 HEADLINES = 4
@@ -21,7 +22,7 @@ PREFERRED = ("knn20_top1", "linear_top1", "logistic_top1", "rank1", "map")  # as
 VERSIONS = ("jax", "jaxlib", "flax", "optax", "numpy", "pillow", "scikit-learn", "plotly")
 
 
-class Number(NamedTuple):
+class ShownNumber(NamedTuple):
     """One metric of an evaluation as text.
 
     Attributes:
@@ -43,33 +44,26 @@ class Number(NamedTuple):
     protocol: str
 
 
-def numbers(content: dict[str, Any], before: dict[str, float] | None) -> list[Number]:
-    """Formats the metrics of an evaluation.
-
-    Args:
-        content: of `eval/STEP/metrics.json`.
-        before: numbers at the start of the run by key.
-    """
-    found = []
-    for key, value in content["metrics"].items():
-        unit = content.get("unit", {}).get(key, "percent")
-        old = (before or {}).get(key)
-        ends = content.get("interval", {}).get(key)
+def numbers(metrics: Metrics, before: Metrics | None) -> list[ShownNumber]:
+    """Formats the metrics of an evaluation; `before` are those at the start of the run."""
+    found, start = [], {} if before is None else before.values()
+    for number in metrics.numbers:
+        value, unit, old = number.value, number.unit, start.get(number.key)
         found.append(
-            Number(
-                key,
-                content.get("title", {}).get(key, key),
+            ShownNumber(
+                number.key,
+                number.title,
                 text(value, unit),
                 "" if old is None else text(old, unit),
-                "" if old is None or None in (value, old) else f"{value - old:+.2f}".replace("-", "\N{MINUS SIGN}"),
-                "" if ends is None else f"{text(ends[0], unit)} to {text(ends[1], unit)}",
-                content.get("protocol", {}).get(key, ""),
+                "" if None in (value, old) else f"{value - old:+.2f}".replace("-", "\N{MINUS SIGN}"),
+                "" if number.low is None else f"{text(number.low, unit)} to {text(number.high, unit)}",
+                number.protocol,
             )
         )
     return found
 
 
-def headlines(found: list[Number]) -> list[Number]:
+def headlines(found: list[ShownNumber]) -> list[ShownNumber]:
     """Selects the metrics at the top of the page: the usual ones, else the first."""
     usual = sorted((n for n in found if n.key in PREFERRED), key=lambda n: PREFERRED.index(n.key))
     return (usual or found)[:HEADLINES]
@@ -80,14 +74,6 @@ def text(value: float | None, unit: str = "percent") -> str:
     if value is None:
         return "not finite"
     return f"{value:.2f} %" if unit == "percent" else f"{value:.4g}"
-
-
-def evaluations(workdir: str) -> dict[int, dict[str, Any]]:
-    """Reads every `eval/STEP/metrics.json`: step -> content, by step."""
-    directory = os.path.join(workdir, "eval")
-    steps = sorted(int(name) for name in files.names(directory) if name.isdigit())
-    paths = {step: os.path.join(directory, str(step), "metrics.json") for step in steps}
-    return {step: json.loads(files.read(path)) for step, path in paths.items() if files.exists(path)}
 
 
 def read_config(workdir: str) -> ConfigDict:

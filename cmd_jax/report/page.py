@@ -5,9 +5,10 @@ from typing import Any
 
 from cmd_jax import files
 from cmd_jax.config import ConfigDict
-from cmd_jax.evaluation.evaluate import Evaluation, load_metrics
+from cmd_jax.evaluation.evaluate import Evaluation
 from cmd_jax.evaluation.splits import Splits, spread
 from cmd_jax.inference.patches import Patches
+from cmd_jax.metrics import load_metrics
 from cmd_jax.models.build import Params
 from cmd_jax.models.network import Network
 from cmd_jax.report import curves as curves_lib
@@ -47,18 +48,19 @@ def run_page(evaluation: Evaluation, images: ReportImages, workdir: str, looks: 
     stored = facts.read_config(workdir)  # an evaluation may have been asked for other protocols than the run's
     curves = curves_lib.read_curves(workdir)
     charts = curves_lib.charts([("", curves)])
-    found = facts.numbers(_all_numbers(evaluation, workdir), load_metrics(workdir, 0) if evaluation.step else None)
+    metrics = evaluation.metrics.merged(load_metrics(workdir, evaluation.metrics.step))  # those of now may not be on disk yet
+    found = facts.numbers(metrics, load_metrics(workdir, 0) if metrics.step else None)
     feature_map, retrieval = panels.feature_map_panel(images), panels.retrieval(images)
     present = set(feature_map["points"]["class"])
     return render(
         "run.html",
         title=os.path.basename(workdir.rstrip("/")) or workdir,
-        step=evaluation.step,
+        step=metrics.step,
         kind=images.kind,
         labelled=bool(images.train.class_names),
         headlines=facts.headlines(found),
         numbers=found,
-        facts=facts.run_facts(stored, curves, evaluation.step),
+        facts=facts.run_facts(stored, curves, metrics.step),
         versions=facts.versions(),
         charts=charts,
         **looks,
@@ -70,8 +72,8 @@ def run_page(evaluation: Evaluation, images: ReportImages, workdir: str, looks: 
         classes=[name for name in images.train.class_names if name in present],
         queries=retrieval["queries"],
         query_table=retrieval["table"],
-        confusions=panels.confusion_pairs(images, evaluation.confusions, evaluation.predictions),
-        per_class=sorted(evaluation.per_class.items(), key=lambda item: (item[1], item[0])),
+        confusions=panels.confusion_pairs(images, metrics.confusions, evaluation.predictions),
+        per_class=sorted(metrics.per_class.items(), key=lambda item: (item[1], item[0])),
         changed=facts.changed(stored),
         config=list(facts.flat(stored).items()),
         data={
@@ -84,17 +86,3 @@ def run_page(evaluation: Evaluation, images: ReportImages, workdir: str, looks: 
             },
         },
     )
-
-
-def _all_numbers(evaluation: Evaluation, workdir: str) -> dict[str, Any]:
-    """Content of metrics.json: what was measured now, which may not be on disk yet, and what earlier evaluations left there."""
-    rows = evaluation.rows
-    now = {
-        "metrics": {row.key: row.value for row in rows},
-        "title": {row.key: row.title for row in rows},
-        "unit": {row.key: row.unit for row in rows},
-        "protocol": {row.key: row.protocol for row in rows},
-        "interval": {row.key: [row.low, row.high] for row in rows if row.low is not None},
-    }
-    earlier = facts.evaluations(workdir).get(evaluation.step, {})
-    return {part: {**earlier.get(part, {}), **numbers} for part, numbers in now.items()}

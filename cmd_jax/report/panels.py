@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from cmd_jax.evaluation.breakdown import Confusion
 from cmd_jax.evaluation.splits import spread
 from cmd_jax.inference.patches import Patches
+from cmd_jax.metrics import Confusion
 from cmd_jax.report import facts
 from cmd_jax.report.curves import COLOURS, colour, layout
 from cmd_jax.report.images import (

@@ -8,30 +8,11 @@ from typing import Any, NamedTuple
 import jinja2
 
 from cmd_jax import __version__
+from cmd_jax.metrics import Number
 from cmd_jax.text import printable
 
 _LIBRARIES = {"safetensors": "cmd_jax", "stablehlo": "jax", "onnx": "onnx", "timm": "timm", "hf": "transformers"}
 _MARKUP = re.compile(r"([\\`*_\[\]<>#!|~$&:@/])")  # addresses and @names become links where they are bare
-
-
-class Result(NamedTuple):
-    """One number of an evaluation.
-
-    Attributes:
-        key: as in metrics.json.
-        title: for people.
-        value: in `unit`.
-        unit: "percent" or "".
-        interval: (low, high), 95 %; or None.
-        protocol: how it was measured.
-    """
-
-    key: str
-    title: str
-    value: float
-    unit: str
-    interval: tuple[float, float] | None
-    protocol: str
 
 
 class CardFacts(NamedTuple):
@@ -78,7 +59,7 @@ def _quoted(value: Any) -> str:
     return _Safe(json.dumps(printable(str(value))).replace("`", "\\u0060"))
 
 
-def model_card(facts: CardFacts, results: list[Result]) -> str:
+def model_card(facts: CardFacts, results: list[Number]) -> str:
     """Renders the card; every value is escaped unless the template asks for a quoted string.
 
     Args:

@@ -20,8 +20,8 @@ from cmd_jax.data.cache import CanvasCache
 from cmd_jax.data.loader import batches
 from cmd_jax.datasets.prepared import open_source
 from cmd_jax.errors import ConfigError
-from cmd_jax.evaluation.evaluate import load_metrics
 from cmd_jax.evaluation.knn import knn_classify, nearest
+from cmd_jax.metrics import load_metrics
 from cmd_jax.models.build import init_params, make_network
 from cmd_jax.train_and_evaluate import train_and_evaluate
 from cmd_jax.training.resume import RESUMABLE_KEYS, config_differences
@@ -322,7 +322,7 @@ def test_whole_comparison(photo_folder, tmp_path, capsys, monkeypatch):
     found = measured.tests(feature)
     assert run.config.eval.features == feature
     for state, step in (("start", 0), ("trained", run.steps)):
-        assert found[state]["knn"] == pytest.approx(load_metrics(run.workdir, step)["knn20_top1"])
+        assert found[state]["knn"] == pytest.approx(load_metrics(run.workdir, step).values()["knn20_top1"])
     monkeypatch.setattr(quality_measure, "build_run", lambda *_: pytest.fail("measured again"))
     monkeypatch.setattr(quality, "train", lambda runs, _: {run.name: 3 for run in runs})
     assert quality.main(options) == quality.FAILED

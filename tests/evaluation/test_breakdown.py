@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from cmd_jax.evaluation.bootstrap import interval
-from cmd_jax.evaluation.breakdown import PAIRS, Confusion, confusion_table, confusions, per_class
+from cmd_jax.evaluation.knn import PAIRS, confusions, per_class
+from cmd_jax.evaluation.protocol import interval
+from cmd_jax.metrics import Confusion, Metrics, confusion_table
 
 
 def test_the_interval_is_the_one_of_the_normal_approximation_where_that_holds():
@@ -42,7 +43,8 @@ def test_classes_and_confusions_by_hand():
         Confusion("c", "no test image", 1, 50.0),
         Confusion("a", "c", 1, 25.0),
     ]
-    assert confusion_table(confusions(predictions, labels, names), lines=1).splitlines()[1:] == ["     2   50.0  a -> b"]
+    metrics = Metrics(0, "", [], {}, "", confusions(predictions, labels, names), {})
+    assert confusion_table(metrics, lines=1).splitlines()[1:] == ["     2   50.0  a -> b"]
     assert confusions(labels, labels, names) == []
 
 

@@ -13,11 +13,11 @@ import pytest
 from cmd_jax import config as config_lib
 from cmd_jax.config import EVAL_PROTOCOLS, default, validate
 from cmd_jax.errors import ConfigError
-from cmd_jax.evaluation import announce
-from cmd_jax.evaluation import evaluate as evaluation_lib
-from cmd_jax.evaluation.evaluate import PROTOCOLS, Evaluation, protocols_at, save, table
-from cmd_jax.evaluation.protocol import Row
+from cmd_jax.evaluation import protocol as protocol_lib
+from cmd_jax.evaluation.evaluate import PROTOCOLS, protocols_at
+from cmd_jax.evaluation.label_free import agreement
 from cmd_jax.evaluation.restore import evaluate_run
+from cmd_jax.metrics import Metrics, Number, load_all_metrics, save_metrics, table
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +40,7 @@ def test_the_names_of_the_configuration_are_those_of_the_protocols():
 def test_everything_but_the_slow_probe_on_a_run(workdir, photo_folder, capsys, monkeypatch):
     names = tuple(name for name in EVAL_PROTOCOLS if name != "linear")
     with monkeypatch.context() as patch:
-        patch.setattr(announce, "ANNOUNCED_FLOPS", 1.0)  # as if all of it took long
+        patch.setattr(protocol_lib, "ANNOUNCED_FLOPS", 1.0)  # as if all of it took long
         evaluation = evaluate_run(str(workdir), None, protocols=names)
     text, stored = capsys.readouterr().out, _stored(workdir, "6")
     # every part says what it costs before, and counts up to that
@@ -56,7 +56,7 @@ def test_everything_but_the_slow_probe_on_a_run(workdir, photo_folder, capsys, m
     for key in headlines:
         low, high = stored["interval"][key]
         assert 0 <= low <= stored["metrics"][key] <= high <= 100
-    assert stored["metrics"] == evaluation.metrics()
+    assert stored["metrics"] == evaluation.metrics.values()
     for part in ("title", "unit", "protocol"):
         assert set(stored[part]) == set(stored["metrics"])
     assert {key for key, unit in stored["unit"].items() if unit == ""} == {
@@ -80,12 +80,12 @@ def test_everything_but_the_slow_probe_on_a_run(workdir, photo_folder, capsys, m
     line = next(line for line in text.splitlines() if line.startswith("Logistic top-1  "))
     assert line.split()[2] == "-"
     line = next(line for line in text.splitlines() if line.startswith("k-NN top-1 (k=10)"))
-    assert f"{evaluation.metrics()['knn10_top1']:.1f} [" in line
+    assert f"{evaluation.metrics.values()['knn10_top1']:.1f} [" in line
     assert "most confused" in text
     # protocols of an earlier evaluation are kept, and one measured anew is written over
     again = evaluate_run(str(workdir), None, protocols=("retrieval",))
     assert "chunks" not in capsys.readouterr().out  # a part of less than some seconds says nothing
-    assert set(again.metrics()) < set(stored["metrics"])
+    assert set(again.metrics.values()) < set(stored["metrics"])
     assert _stored(workdir, "6") == stored
 
 
@@ -95,8 +95,8 @@ def test_a_k_of_more_than_all_training_images_is_all_of_them(finished, workdir):
         config.eval.knn_k = (500, 100)
     config_lib.save(config, str(workdir / "config.json"))
     evaluation = evaluate_run(str(workdir), None, protocols=("knn",))
-    assert [row.key for row in evaluation.rows] == ["knn100_top1", "knn100_top5"]
-    assert evaluation.rows[0].protocol.startswith("k=24, all there are, T=0.07")
+    assert [row.key for row in evaluation.metrics.numbers] == ["knn100_top1", "knn100_top5"]
+    assert evaluation.metrics.numbers[0].protocol.startswith("k=24, all there are, T=0.07")
 
 
 def test_other_data_have_a_place_of_their_own_and_leave_the_run_as_it_is(workdir, photo_folder, tmp_path):
@@ -166,32 +166,37 @@ def test_features_are_the_best_for_cmd_and_the_references_own_for_them(method, m
     assert config_lib.resolve(config, 100).eval.features == features
 
 
-def _evaluation(*rows):
-    return Evaluation(5, list(rows), {}, [], None, None, None)
+def _metrics(*numbers, step=5):
+    return Metrics(step, "", list(numbers), {}, "", [], {})
 
 
 def test_a_table_has_intervals_dashes_and_numbers_without_unit():
     rows = (
-        Row("a", "First", 45.0, "how", low=40.64, high=49.4),
-        Row("b", "Second", 1.25, "so"),
-        Row("c", "Rank", 12.345, "", ""),
+        Number("a", "First", 45.0, "how", low=40.64, high=49.4),
+        Number("b", "Second", 1.25, "so"),
+        Number("c", "Rank", 12.345, "", ""),
     )
-    lines = table(_evaluation(*rows), {"a": 30.0, "old": 1.0}, "weights of /dino\n.pth").splitlines()
+    lines = table(
+        _metrics(*rows), _metrics(Number("a", "", 30.0, ""), Number("old", "", 1.0, "")), "weights of /dino\n.pth"
+    ).splitlines()
     assert lines[0].split() == ["percent", "start", "step", "5", "protocol"]
     assert lines[1].split() == ["First", "30.0", "45.0", "[40.6,", "49.4]", "how"]
     assert lines[2].split() == ["Second", "-", "1.2", "so"]
     assert lines[3].split() == ["label-free", "start", "step", "5", "protocol"]
     assert lines[4].split() == ["Rank", "-", "12.35"]
     assert lines[5:] == [r"start: weights of /dino\n.pth"]
-    assert "start" not in table(_evaluation(*rows))
+    assert "start" not in table(_metrics(*rows))
     assert len({line.index("protocol") for line in lines if "protocol" in line} | {lines[1].index("how")}) == 1
 
 
 def test_the_agreement_is_that_of_all_evaluated_steps(tmp_path):
-    config = default()
     for step, value in enumerate((3.0, 1.0, 2.0, 5.0)):
-        rows = (Row("knn20_top1", "", value, ""), Row("rankme", "", 10 + value, "", ""), Row("alignment", "", -value, "", ""))
-        save(_evaluation(*rows)._replace(step=step), config, str(tmp_path))
-        text = evaluation_lib.agreement_text(str(tmp_path), config)
+        rows = (
+            Number("knn20_top1", "", value, ""),
+            Number("rankme", "", 10 + value, "", ""),
+            Number("alignment", "", -value, "", ""),
+        )
+        save_metrics(_metrics(*rows, step=step), str(tmp_path))
+        text = agreement(list(load_all_metrics(str(tmp_path)).values()), "knn20_top1")
         assert (text is None) == (step < 3)
     assert text.endswith("with knn20_top1 over the evaluated steps: rankme +1.00, alignment -1.00")

@@ -6,9 +6,18 @@ import numpy as np
 import pytest
 
 from cmd_jax import config as config_lib
-from cmd_jax.evaluation.agreement import KEYS, rank_correlations, text
 from cmd_jax.evaluation.knn import knn_classify, nearest
-from cmd_jax.evaluation.label_free import alignment, alpha_req, rankme, teacher_entropies, uniformity
+from cmd_jax.evaluation.label_free import (
+    KEYS,
+    agreement,
+    alignment,
+    alpha_req,
+    rank_correlations,
+    rankme,
+    teacher_entropies,
+    uniformity,
+)
+from cmd_jax.metrics import Metrics, Number
 from cmd_jax.models.build import init_params, make_network
 from tests.conftest import quick, tiny
 
@@ -148,5 +157,8 @@ def test_rank_correlations_by_hand_and_of_too_few_checkpoints():
     assert rank_correlations(history[:3], "k") == {}
     swapped = [{"k": k, "alpha_req": a} for k, a in ((1, 1), (2, 2), (3, 4), (4, 3), (5, 5))]
     assert rank_correlations(swapped, "k") == pytest.approx({"alpha_req": 1 - 6 * 2 / (5 * 24)})
-    assert "alpha_req +0.90" in text(rank_correlations(swapped, "k"), "knn20_top1")
+    histories = [
+        Metrics(0, "", [Number(key, "", value, "") for key, value in step.items()], {}, "", [], {}) for step in swapped
+    ]
+    assert "alpha_req +0.90" in agreement(histories, "k")
     assert set(KEYS) > set(rank_correlations(history, "k"))

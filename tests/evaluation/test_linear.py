@@ -113,7 +113,7 @@ def subject(photo_folder):
 
 def test_the_probe_of_a_random_network_tells_colours(subject):
     polls = []
-    rows = evaluate(*subject, lambda: polls.append(0), ("linear",)).rows
+    rows = evaluate(*subject, lambda: polls.append(0), ("linear",)).metrics.numbers
     assert [row.key for row in rows] == ["linear_top1", "linear_top5"]
     assert rows[0].value >= 75  # of three classes
     assert rows[0].low <= rows[0].value <= rows[0].high
@@ -122,7 +122,7 @@ def test_the_probe_of_a_random_network_tells_colours(subject):
     # 3 + 2 batches of all features, 11 of the probe's training (4 x 24 / 9), 1 of the held-out images, 2 of the test images,
     # and one chunk of queries of k-NN
     assert len(polls) == 5 + 11 + 1 + 2 + 1
-    assert rows == evaluate(*subject, protocols=("linear",)).rows  # a function of the seed
+    assert rows == evaluate(*subject, protocols=("linear",)).metrics.numbers  # a function of the seed
 
 
 def test_no_rate_is_chosen_on_test_labels(subject, monkeypatch):
@@ -131,7 +131,7 @@ def test_no_rate_is_chosen_on_test_labels(subject, monkeypatch):
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.eval.linear_lrs = (1e-9, 0.3)
-    lr = lambda: evaluate(config, *rest, protocols=("linear",)).rows[0].protocol.split("lr ")[1].split()[0]
+    lr = lambda: evaluate(config, *rest, protocols=("linear",)).metrics.numbers[0].protocol.split("lr ")[1].split()[0]
     assert lr() == "0.3"
     monkeypatch.setattr(linear, "held_out", lambda labels, seed: np.zeros(len(labels), bool))
     assert lr() == "1e-09"

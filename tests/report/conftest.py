@@ -27,10 +27,12 @@ def renamed(measured, names):
     sources = [copy.copy(source) for source in splits]
     for source in sources:
         source.class_names = tuple(names)
-    evaluation = evaluation._replace(
-        per_class={new[name]: value for name, value in evaluation.per_class.items()},
-        confusions=[pair._replace(true=new[pair.true], predicted=new[pair.predicted]) for pair in evaluation.confusions],
+    metrics = evaluation.metrics
+    metrics = metrics._replace(
+        per_class={new[name]: value for name, value in metrics.per_class.items()},
+        confusions=[pair._replace(true=new[pair.true], predicted=new[pair.predicted]) for pair in metrics.confusions],
     )
+    evaluation = evaluation._replace(metrics=metrics)
     return evaluation, config, network, teacher, splits._replace(train=sources[0], test=sources[1]), workdir
 
 
@@ -39,10 +41,11 @@ def unlabelled(measured):
     evaluation, config, network, teacher, splits, workdir = measured
     train = copy.copy(splits.train)
     train.class_names, train.labels = (), [-1] * len(train)
-    row = evaluation.rows[0]._replace(key="spread", title="Spread", value=1.25, protocol="24 images", unit="")
+    number = evaluation.metrics.numbers[0]._replace(key="spread", title="Spread", value=1.25, protocol="24 images", unit="")
     gallery = evaluation.gallery._replace(labels=evaluation.gallery.labels * 0 - 1)
     empty = SimpleNamespace(class_names=(), __len__=lambda: 0)
-    evaluation = evaluation._replace(rows=[row], per_class={}, confusions=[], gallery=gallery, queries=None, predictions=None)
+    metrics = evaluation.metrics._replace(numbers=[number], per_class={}, confusions=[])
+    evaluation = evaluation._replace(metrics=metrics, gallery=gallery, queries=None, predictions=None)
     return evaluation, config, network, teacher, splits._replace(train=train, test=empty), workdir
 
 

@@ -16,7 +16,7 @@ from cmd_jax.data.cache import Batch, CanvasCache
 from cmd_jax.data.loader import batches
 from cmd_jax.datasets.prepared import open_source
 from cmd_jax.errors import CheckpointError, ConfigError, Preempted
-from cmd_jax.evaluation import agreement
+from cmd_jax.evaluation import label_free
 from cmd_jax.evaluation.restore import evaluate_run
 from cmd_jax.evaluation.splits import open_splits
 from cmd_jax.train_and_evaluate import describe_run, evaluation_of, prepare, train_and_evaluate
@@ -124,7 +124,7 @@ def test_eval_binary_repeats_the_final_numbers(finished, capsys):
     workdir, _ = finished
     trained = json.loads((workdir / "eval" / str(STEPS) / "metrics.json").read_text())["metrics"]
     evaluation = evaluate_run(str(workdir), None)
-    assert evaluation.metrics() == pytest.approx(trained)
+    assert evaluation.metrics.values() == pytest.approx(trained)
     text = capsys.readouterr().out
     assert "start: random weights" in text
     assert "k=10, T=0.07" in text
@@ -180,12 +180,12 @@ def test_unlabelled_images_get_label_free_numbers(config, photo_folder, tmp_path
     train_and_evaluate(config, str(tmp_path))
     assert "evaluation without labels: " in capsys.readouterr().out
     stored = json.loads((tmp_path / "eval" / "6" / "metrics.json").read_text())
-    assert list(stored["metrics"]) == list(agreement.KEYS)
+    assert list(stored["metrics"]) == list(label_free.KEYS)
     assert set(stored["unit"].values()) == {""}
     assert (stored["per_class_top1"]["percent"], stored["confusions"], stored["interval"]) == ({}, [], {})
     assert [line["step"] for line in runs.lines(tmp_path) if "eval_rankme" in line] == [0, 6]
     evaluation = evaluate_run(str(tmp_path), None)
-    assert evaluation.metrics() == pytest.approx(stored["metrics"], rel=1e-5)
+    assert evaluation.metrics.values() == pytest.approx(stored["metrics"], rel=1e-5)
     assert (evaluation.queries, evaluation.predictions, len(evaluation.gallery.labels)) == (None, None, 24)
     with pytest.raises(ConfigError, match=r"knn, linear: .* has no labels; .* or choose --protocols=label_free"):
         evaluate_run(str(tmp_path), None, protocols=("knn", "linear"))
@@ -208,7 +208,7 @@ def test_best_step_is_kept_and_evaluated(config, photo_folder, tmp_path):
     assert list(values) == [0, 2, 4, 6]
     del values[0]  # of the start, which is not saved
     best = max(values, key=values.get)
-    assert values[evaluate_run(str(tmp_path), None, best=True).step] == values[best]
+    assert values[evaluate_run(str(tmp_path), None, best=True).metrics.step] == values[best]
     assert len(runs.steps(tmp_path)) <= 2
     assert runs.steps(tmp_path)[-1] == STEPS
     config.data.folder = str(photo_folder / "train")

@@ -6,8 +6,9 @@ import pytest
 import yaml
 
 from cmd_jax import config as config_lib
+from cmd_jax.metrics import Number
 from cmd_jax.normalization import statistics_of
-from cmd_jax.weights.card import CardFacts, Result, markdown, model_card
+from cmd_jax.weights.card import CardFacts, markdown, model_card
 
 STATISTICS = statistics_of("0.5,0.5,0.5/0.25,0.5,0.5")
 HOSTILE = [
@@ -31,7 +32,7 @@ def _card(name, form="safetensors"):
     config = config_lib.resolve(config_lib.default(), 0)
     config.data.source, config.data.folder, config.init.weights = "folder", name, name
     facts = CardFacts(form, name, name, config.to_dict(), 3, "teacher", 1000, 96, 2, "f" * 32, STATISTICS)
-    return model_card(facts, [Result(name, name, 1.0, "percent", None, name)])
+    return model_card(facts, [Number(name, name, 1.0, name)])
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -99,7 +99,7 @@ def test_import_is_evaluated_and_not_continued(config, tmp_path):
     workdir = str(tmp_path / "run")
     notes = import_run(config, workdir)
     assert notes[-1] == "from the seed: image_head, image_last_layer, mil_scorer, region_head, region_last_layer"
-    assert evaluate_run(workdir, None).step == 0
+    assert evaluate_run(workdir, None).metrics.step == 0
     with pytest.raises(CheckpointError, match=r"an imported teacher alone; .* pass it as --config\.init\.weights"):
         train_and_evaluate(config, workdir)
     with pytest.raises(CheckpointError, match="an imported teacher alone"):
