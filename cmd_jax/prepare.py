@@ -15,7 +15,7 @@ USAGE = """Prepares a dataset as ArrayRecord, which training reads, and describe
 
 NAME is synthetic_birds, cub, cars, aircraft, aircraft/family, aircraft/manufacturer, nabirds, tfds:NAME for any other
 dataset of TFDS, or folder for images of your own. What its source still serves (cub, aircraft) is downloaded into the manual
-directory; otherwise the error says which file to get and where to put it. An interrupted download goes on where it stopped; a
+directory; otherwise the error says which file to get and where to put it. An interrupted download resumes; a
 step that was done is skipped; official counts are checked. Beside the data: manifest.sha256, summary.json (counts of every
 class) and contact_sheet.png, with --views also views.png. Exit codes: 0 done, 64 bad flag or name, 65 archive missing or
 damaged, or data that fails --verify.

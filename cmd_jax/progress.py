@@ -1,4 +1,4 @@
-"""Progress of a long job on the host: a line with count, speed and remaining time every few seconds."""
+"""Progress of long jobs on the host: a line with count, speed and remaining time every few seconds."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -14,7 +14,7 @@ def clock(seconds: float) -> str:
 
 
 class Progress:
-    """Counts towards a known total and prints; the last line has the time taken instead of the time left.
+    """Prints progress towards a known total; the last line has the time taken instead of the time left.
 
     Args:
         what: first words of every line.
@@ -47,7 +47,7 @@ class Progress:
 
 
 def track(items: Iterable[T], what: str, total: int, unit: str = "images") -> Iterator[T]:
-    """Passes the items on and prints how far it is."""
+    """Yields the items and prints progress."""
     progress = Progress(what, total, unit)
     for item in items:
         yield item

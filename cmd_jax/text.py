@@ -2,7 +2,7 @@
 
 
 def printable(name: str) -> str:
-    r"""The name with what cannot be printed spelled out: a line feed as \n, an escape sequence's start as \x1b.
+    r"""Escapes the unprintable characters of a name: a line feed as \n, an escape sequence's start as \x1b.
 
     Control characters, marks that turn the direction of writing, and bytes of a file's name that are not UTF-8 count.
     """

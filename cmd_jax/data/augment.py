@@ -52,14 +52,14 @@ class ViewParams(NamedTuple):
 
 
 def normalize(pixels: Array, normalization: str) -> Array:
-    """Pixels as a network sees them.
+    """Normalizes pixels for the network.
 
     Args:
         pixels: [H, W, 3] in 0..255.
-        normalization: "imagenet" takes out ImageNet's mean and standard deviation of each channel, MEAN/STD such as
-            "0.5,0.5,0.5/0.5,0.5,0.5" others (see `cmd_jax.normalization`). "local_contrast" takes out the mean of each
-            pixel's neighbourhood and divides by its contrast (Jarrett et al., ICCV 2009), so that colour casts, lighting and
-            smooth backgrounds are no cue and edges are.
+        normalization: "imagenet" subtracts ImageNet's mean of each channel and divides by its standard deviation; MEAN/STD
+            such as "0.5,0.5,0.5/0.5,0.5,0.5" uses others (see `cmd_jax.normalization`). "local_contrast" subtracts the mean
+            of each pixel's neighbourhood and divides by its contrast (Jarrett et al., ICCV 2009), so that edges are a cue, but
+            not colour casts, lighting and smooth backgrounds.
 
     Returns:
         [H, W, 3] float32.
@@ -77,7 +77,7 @@ def normalize(pixels: Array, normalization: str) -> Array:
 
 
 def sample_box(uniform: Array, size: Array, scale: tuple[float, float], focus: Array | None = None) -> Array:
-    """Random resized crop: the first of ten boxes that fits, else a central crop of a clamped aspect ratio.
+    """Samples the box of a random resized crop: the first of ten that fits, else a central crop of a clamped aspect ratio.
 
     Args:
         uniform: [BOX_NUMBERS] in 0..1, independent.
@@ -122,7 +122,7 @@ def sample_params(
     views: ConfigDict,
     focus: Array | None = None,
 ) -> ViewParams:
-    """Draws the parameters of one view; `views` is the config's section of that name, `focus` as in `sample_box`."""
+    """Samples the parameters of one view; `views` is the config's section of that name, `focus` as in `sample_box`."""
     # All numbers at once: every call of the generator is compiled for itself.
     coin, spread, (order, sigma), box = jnp.split(jax.random.uniform(key, (11 + BOX_NUMBERS,)), (5, 9, 11))
     strength = jnp.array([views.brightness, views.contrast, views.saturation, views.hue])
@@ -153,7 +153,7 @@ FILTERS = {"bicubic": (cubic, 2), "bilinear": (triangle, 1)}  # with the distanc
 
 
 def interpolation_matrix(start: Array, length: Array, out: int, size: int, interpolation: str = "bicubic") -> Array:
-    """Pillow's antialiased resize of the pixels [start, start + length) of an axis to `out` pixels.
+    """Weights of Pillow's antialiased resize of the pixels [start, start + length) of an axis to `out` pixels.
 
     Returns:
         [out, size] float32, rows sum to 1.
@@ -174,7 +174,7 @@ def interpolation_matrix(start: Array, length: Array, out: int, size: int, inter
 def resized_crop(
     canvas: Array, box: Array, flip: Array, out: int, dtype: str = "float32", interpolation: str = "bicubic"
 ) -> Array:
-    """[C, C, 3] uint8, box [4] -> [out, out, 3] float32 whole levels in 0..255, mirrored where `flip`.
+    """Crops, resizes and flips: [C, C, 3] uint8, box [4] -> [out, out, 3] float32 whole levels in 0..255.
 
     Along x, then along y, each rounded to whole levels and cut to 0..255 as Pillow does. Whole levels are exact in bfloat16,
     and what its weights lose is divided out, so with dtype "bfloat16" a pixel is off by about a level at most.
@@ -193,12 +193,12 @@ def resized_crop(
 
 
 def luma(pixels: Array) -> Array:
-    """[..., 3] -> [..., 1], ITU-R 601 as in Pillow."""
+    """Grey levels by ITU-R 601 as in Pillow: [..., 3] -> [..., 1]."""
     return jnp.sum(pixels * jnp.array(LUMA), axis=-1, keepdims=True)
 
 
 def shift_hue(pixels: Array, shift: Array) -> Array:
-    """Turns the hue by `shift` of the circle: [..., 3] in 0..255 -> the same."""
+    """Shifts the hue by `shift` of the circle: [..., 3] in 0..255 -> the same."""
     high, low = jnp.max(pixels, axis=-1), jnp.min(pixels, axis=-1)
     chroma = high - low
     safe = jnp.where(chroma > 0, chroma, 1.0)
@@ -210,7 +210,7 @@ def shift_hue(pixels: Array, shift: Array) -> Array:
 
 
 def color_jitter(pixels: Array, factors: Array, order: Array) -> Array:
-    """Brightness, contrast, saturation and hue in the given order: [H, W, 3] in 0..255 -> the same."""
+    """Changes brightness, contrast, saturation and hue in the given order: [H, W, 3] in 0..255 -> the same."""
     for position in range(4):
         operation = order[position]
         gray = luma(pixels)
@@ -239,14 +239,14 @@ def gaussian_blur(pixels: Array, sigma: Array, max_sigma: float) -> Array:
 
 
 def solarize(pixels: Array) -> Array:
-    """Inverts what is 128 or brighter, in 0..255."""
+    """Inverts levels of 128 or more, in 0..255."""
     return jnp.where(pixels >= 128, 255 - pixels, pixels)
 
 
 def apply_params(
     canvas: Array, params: ViewParams, out: int, max_sigma: float, normalization: str, dtype: str = "float32"
 ) -> Array:
-    """One view of one image: [C, C, 3] uint8 -> [out, out, 3] float32, normalised."""
+    """Makes one view of one image: [C, C, 3] uint8 -> [out, out, 3] float32, normalised."""
     pixels = resized_crop(canvas, params.box, params.flip, out, dtype)
     pixels = jnp.where(params.jitter, color_jitter(pixels, params.factors, params.order), pixels)
     pixels = jnp.where(params.grayscale, luma(pixels), pixels)
@@ -256,7 +256,7 @@ def apply_params(
 
 
 class Placed(NamedTuple):
-    """Views of one size and where they lie.
+    """Views of one size and their boxes.
 
     Attributes:
         pixels: [B, V, S, S, 3] float32, normalised.
@@ -283,7 +283,7 @@ def crop_views(
     views: ConfigDict,
     normalization: str,
 ) -> Placed:
-    """The global or the local views of a batch, vectorised over images and views.
+    """Makes the global or the local views of a batch, vectorised over images and views.
 
     Args:
         key: of (seed, step); folded with each image's index, then with the view's number.
@@ -317,7 +317,7 @@ def crop_views(
 
 
 def key_points(key: Array, index: Array, weights: Array, shown: Placed, *, patch_side: float, views: ConfigDict) -> Array:
-    """Points of the images for local views to look at, drawn where the weights of the global views' patches lie.
+    """Samples points of the images to centre local views on, by the weights of the global views' patches.
 
     Args:
         key: as of `crop_views`: the numbers of views go on, one for each point.
@@ -354,7 +354,7 @@ def key_points(key: Array, index: Array, weights: Array, shown: Placed, *, patch
 def multi_crop(
     key: Array, canvas: Array, size: Array, index: Array, *, views: ConfigDict, normalization: str
 ) -> tuple[Array, Array | None]:
-    """All views of a batch, each placed anywhere in its image; arguments as of `crop_views`.
+    """Makes all views of a batch, each placed anywhere in its image; arguments as of `crop_views`.
 
     Returns:
         Global views [B, 2, G, G, 3] and local views [B, L, l, l, 3] (None when L is 0), float32, normalised.

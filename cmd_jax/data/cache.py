@@ -18,7 +18,7 @@ from cmd_jax.data.decode import BadImages, decode_record, to_canvas
 from cmd_jax.data.sources import Source, fingerprint
 from cmd_jax.errors import BadImage, ConfigError
 
-RAM_SHARE = 0.8  # of what is free
+RAM_SHARE = 0.8  # of the free memory
 GIB = 2**30
 SHARED_MEMORY = "/dev/shm"  # files in memory, on Linux
 FORMAT = 2  # of the files: to be raised when decoding or the marks change
@@ -49,7 +49,7 @@ ALONE = Host()
 
 
 class Batch(NamedTuple):
-    """What one step needs of the data.
+    """Images of one step.
 
     Attributes:
         canvas: [B, C, C, 3] uint8.
@@ -64,7 +64,7 @@ class Batch(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Where a cache goes: kind is ram, disk or none; `note` says why, for people."""
+    """Where decoded images are kept: kind is ram, disk or none; `note` says why, for people."""
 
     kind: str
     note: str
@@ -116,7 +116,7 @@ def plan(source: Source, config: ConfigDict, host: Host = ALONE) -> Plan:
 
 
 def cache_directory(config: ConfigDict) -> str:
-    """Where files of decoded images lie."""
+    """The directory of the files of decoded images."""
     return os.path.expanduser(config.cache_dir or os.path.join(config.data_dir, "canvas_cache"))
 
 
@@ -179,11 +179,11 @@ class CanvasCache:
             self._canvas = np.zeros(shape, np.uint8) if chosen.kind == "ram" else None
             self._marks = np.zeros(marks, np.uint32)
         self._trusted = np.zeros(len(source), bool)  # images that this process has decoded or compared
-        self._memory = _Memory()
+        self._memory = _MemoryPool()
         self.bad = BadImages(self._marks[:, BAD], "the next one takes its place")
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """One image, decoded if it was not yet: canvas [C, C, 3] uint8 and size [2] int32.
+        """Returns one image, decoded if it was not yet: canvas [C, C, 3] uint8 and size [2] int32.
 
         Raises:
             BadImage: there are too many bad images.
@@ -199,7 +199,7 @@ class CanvasCache:
         return canvas, size
 
     def _decode(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """An image, or the next one that is not bad."""
+        """Decodes an image, or the next one that is not bad."""
         if self._canvas is not None or not self._marks[index, BAD]:
             try:
                 return to_canvas(decode_record(self._source[index], grayscale=self._grayscale), self._side)
@@ -208,7 +208,7 @@ class CanvasCache:
         return self.load((index + 1) % len(self._source))
 
     def _compare(self, index: int) -> bool:
-        """Whether another process, now or earlier, has left this image whole in the file."""
+        """Whether another process, now or earlier, has written this image whole to the file."""
         if not self._in_file or not self._marks[index, HEIGHT]:
             return False
         if self._marks[index, BAD]:
@@ -223,14 +223,14 @@ class CanvasCache:
             return str(error)
 
     def prepare(self, indices: np.ndarray, pool: Executor) -> list[Future] | None:
-        """Starts decoding what is missing of a batch; `gather` takes the result. None when all is there."""
+        """Starts decoding the missing images of a batch, for `gather`; returns None when all are decoded."""
         if self._canvas is None:
             return [pool.submit(self.load, int(index)) for index in indices]
         missing = indices[~self._trusted[indices]]
         return [pool.submit(self.load, int(index)) for index in np.unique(missing)] if len(missing) else None
 
     def gather(self, indices: np.ndarray, started: list[Future] | None, pool: Executor, parts: int) -> Batch:
-        """A batch in memory that nothing else refers to: of its own, or of an earlier batch that is gone.
+        """Copies a batch into memory that nothing else refers to: new, or of an earlier batch that is no longer used.
 
         Args:
             indices: [B].
@@ -252,8 +252,8 @@ class CanvasCache:
         return Batch(canvas, self._marks[indices, :CHECK].astype(np.int32), indices.astype(np.int32))
 
 
-class _Memory:
-    """Memory of batches, used again once no array refers to it: to clear new pages takes the kernel as long as the copy.
+class _MemoryPool:
+    """A pool of batch memory, reused once no array refers to it: clearing new pages takes the kernel as long as the copy.
 
     An array that JAX still transfers, or that a device of the host uses without a copy, refers to its memory.
     """
@@ -263,7 +263,7 @@ class _Memory:
         self._lock = threading.Lock()
 
     def take(self, shape: tuple[int, ...], boundary: int = 64) -> np.ndarray:
-        """Uint8 memory with any contents, from a boundary on: a device that shares the host's memory needs no copy."""
+        """Returns uninitialised uint8 memory, aligned so that a device that shares the host's memory needs no copy."""
         size = int(np.prod(shape))
         is_free = lambda at: self._kept[at].size == size + boundary and sys.getrefcount(self._kept[at]) <= UNUSED
         with self._lock:
@@ -276,7 +276,7 @@ class _Memory:
 
 
 def _open_files(files: dict[str, tuple[tuple[int, ...], type]], host: Host, keep: bool) -> list[np.ndarray]:
-    """Files as arrays that the processes of a machine share.
+    """Maps files as arrays that the processes of a machine share.
 
     Args:
         files: shape and dtype by path; a file that is missing or of another size is made, full of zeros.
@@ -326,7 +326,7 @@ def _make_file(path: str, size: int, reserve: bool) -> None:
 
 
 class _Controller(NamedTuple):
-    """Where one version of cgroups keeps its numbers."""
+    """Names of the files of one version of cgroups."""
 
     folder: str
     limits: tuple[str, ...]
@@ -339,7 +339,7 @@ V2 = _Controller("sys/fs/cgroup", ("memory.max", "memory.high"), "memory.current
 
 
 def available_memory(root: str = "/") -> float:
-    """Bytes that this process can take: what the machine has free and what every cgroup around the process still allows."""
+    """Bytes that this process can use: the machine's free memory, or less where a cgroup around the process allows less."""
     return min(psutil.virtual_memory().available, cgroup_memory(root))
 
 

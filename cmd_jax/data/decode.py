@@ -85,7 +85,7 @@ def decode_rgb(encoded: bytes, name: str, *, grayscale: bool = False, max_pixels
 
 
 def image_rgb(image: Image.Image, name: str, *, grayscale: bool = False, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Pixels of an image that Pillow has opened; arguments and result as of `decode_rgb`.
+    """Decodes an image that Pillow has opened; arguments and result as of `decode_rgb`.
 
     Raises:
         BadImage: too many pixels, a strip of them, or numbers of no agreed range; what Pillow raises on damaged files passes.
@@ -153,7 +153,7 @@ def to_canvas(pixels: np.ndarray, canvas_px: int) -> tuple[np.ndarray, np.ndarra
 
 
 def eval_crop(pixels: np.ndarray, resize_px: int, crop_px: int) -> np.ndarray:
-    """Evaluation preprocessing of the references: shorter side to `resize_px` (Pillow bicubic), centre crop of `crop_px`.
+    """Evaluation crop of the references: shorter side to `resize_px` (Pillow bicubic), centre crop of `crop_px`.
 
     Args:
         pixels: [height, width, 3] uint8.
@@ -168,7 +168,7 @@ def eval_crop(pixels: np.ndarray, resize_px: int, crop_px: int) -> np.ndarray:
 
 
 def eval_size(size: tuple[int, int], resize_px: int) -> tuple[int, int]:
-    """(height, width) after the shorter side is resized; the longer one is cut to a whole number as torchvision does."""
+    """(height, width) after resizing the shorter side; the longer one is cut to a whole number as torchvision does."""
     height, width = size
     if width <= height:
         return int(resize_px * height / width), resize_px
@@ -181,7 +181,7 @@ def eval_corner(size: tuple[int, int], crop_px: int) -> tuple[int, int]:
 
 
 def eval_boxes(boxes: np.ndarray, size: tuple[int, int], resize_px: int, crop_px: int) -> np.ndarray:
-    """Boxes of an image -> boxes of its evaluation crop.
+    """Maps boxes of an image to boxes of its evaluation crop.
 
     Args:
         boxes: [P, 4] (ymin, xmin, ymax, xmax), fractions of the image.
@@ -199,7 +199,7 @@ def eval_boxes(boxes: np.ndarray, size: tuple[int, int], resize_px: int, crop_px
 class BadImages:
     """The bad images of a split: each is logged once to the error stream, and counted.
 
-    A share is the sign of a dataset that went wrong, a row of them that of a damaged part of it. One bad image is allowed in
+    A share points to a damaged dataset, a row of them to a damaged part of it. One bad image is allowed in
     any folder, so that a single bad photo never ends a small run; two are too many below 2,000 images.
 
     Args:
@@ -217,14 +217,14 @@ class BadImages:
         return int(np.count_nonzero(self._flags))
 
     def note(self, index: int, reason: str) -> None:
-        """An image turned out to be bad.
+        """Records that an image is bad.
 
         Args:
             index: of the image.
             reason: starts with its path or id.
 
         Raises:
-            BadImage: they are too many.
+            BadImage: there are too many.
         """
         with self._lock:
             self._flags[index] = 1
@@ -245,7 +245,7 @@ class BadImages:
             )
 
     def _in_a_row(self, index: int) -> int:
-        """Length of the row of bad images around one, which ends at MAX_IN_A_ROW to either side and at the split's ends."""
+        """Number of adjacent bad images around one, counted up to MAX_IN_A_ROW to either side."""
         first = last = index
         while first > max(0, index - MAX_IN_A_ROW) and self._flags[first - 1]:
             first -= 1

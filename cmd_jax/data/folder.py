@@ -40,7 +40,7 @@ _SHOWN = 6  # endings or names in a note
 
 
 class Listing(NamedTuple):
-    """What a folder holds.
+    """The images of a folder, and what was left out.
 
     Attributes:
         paths: of the images, relative to the folder, sorted.
@@ -122,7 +122,7 @@ def _read(folder: str) -> _Content:
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
-    """Of a link, whether it leads to one; no system call for what is no link."""
+    """Whether an entry is a folder or a link to one; needs a system call for links alone."""
     try:
         return entry.is_dir()
     except OSError:  # a link to itself
@@ -166,21 +166,21 @@ def _unreadable(error: OSError) -> DatasetError:
 
 
 def read_image_file(path: str, name: str) -> bytes:
-    """The bytes of an image file.
+    """Reads an image file.
 
     Args:
         path: of the file.
         name: for the error message.
 
     Raises:
-        BadImage: it is no file, too large, or cannot be read.
+        BadImage: it is not a regular file, too large, or cannot be read.
     """
     try:
         # A named pipe would keep a plain open() waiting for ever.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise BadImage(f"{name}: is no file but a pipe, device or directory; remove it")
+                raise BadImage(f"{name}: is not a regular file but a pipe, device or directory; remove it")
             if status.st_size > MAX_FILE_BYTES:
                 raise BadImage(f"{name}: {status.st_size:,} bytes are over the limit of {MAX_FILE_BYTES:,}; remove it")
             return file.read()
@@ -292,7 +292,7 @@ class FolderSource:
 
 
 def _split_folders(root: str) -> dict[str, str]:
-    """Which folder is which split: key of SPLIT_NAMES -> name.
+    """Finds the folders of the splits: key of SPLIT_NAMES -> name.
 
     Raises:
         ConfigError: two are the same split.
@@ -328,7 +328,7 @@ def _refuse_nested_splits(root: str, listing: Listing) -> None:
 
 
 def _find_classes(directory: str, listing: Listing) -> list[str]:
-    """The class folders of a training split that has folders, relative to it and sorted.
+    """Finds the class folders of a training split that has folders; relative to it, sorted.
 
     Raises:
         ConfigError: images lie beside the class folders, a class has none, folders are classes on several levels, or the
@@ -359,7 +359,7 @@ def _find_classes(directory: str, listing: Listing) -> list[str]:
 
 
 def _class_labels(directory: str, listing: Listing, classes: list[str]) -> dict[str, int]:
-    """The class of each path of a split.
+    """Finds the class of each path of a split.
 
     Raises:
         ConfigError: an image or a folder is of no class, or a class has no image.
@@ -383,7 +383,8 @@ def _class_labels(directory: str, listing: Listing, classes: list[str]) -> dict[
             )
     if unknown:
         raise ConfigError(
-            f"{directory} has classes that train/ has not: {', '.join(unknown[:5])}; give both splits the same class folders"
+            f"{directory} has classes that train/ does not have: {', '.join(unknown[:5])}; give both splits the same "
+            "class folders"
         )
     missing = sorted(set(range(len(classes))) - set(label_of.values()))
     if missing:

@@ -1,4 +1,4 @@
-"""Which images a run reads: recorded in its work directory when it starts, and compared when it goes on or is evaluated.
+"""Identifies the images of a run: recorded in its work directory at the start, compared when it resumes or is evaluated.
 
 A folder is identified by the names of its images relative to it, in their order, with the size and the class of each; a
 prepared TFDS dataset by its name, version and number of images. Neither depends on the host or on where the data lies, and no
@@ -95,21 +95,21 @@ def record(workdir: str, splits: dict[str, Split]) -> None:
 
 
 def brief(splits: dict[str, Split]) -> dict[str, list | None]:
-    """Count and half of the digest of every split by its title, None of those that are not there."""
+    """Count and half of the digest of every split by its title; None for a missing split."""
     of = lambda split: [len(split.source), split.digest[:32]] if split else None
     return {title: of(splits.get(name)) for name, title in SPLITS.items()}
 
 
 def is_recorded(workdir: str) -> bool:
-    """Whether a run knows its images; those of earlier versions do not."""
+    """Whether a run has recorded its images; those of earlier versions have not."""
     return files.exists(os.path.join(workdir, NAME))
 
 
 def differences(workdir: str, splits: dict[str, Split], without: tuple[str, ...] = ()) -> list[str]:
-    """What differs between the images of a run and others; a phrase for each split that differs.
+    """Describes how images differ from those of a run: a phrase for each split that differs.
 
     Args:
-        workdir: of the run, which knows its images.
+        workdir: of the run, which has recorded its images.
         splits: the others, by their keys in SPLITS.
         without: keys of splits that are not compared.
 
@@ -140,7 +140,7 @@ def _changes(workdir: str, name: str, before: dict[str, Any], now: Split) -> str
     path = _listing_path(workdir, name)
     if now.folder is None or "dataset" in before or not files.exists(path):
         keys = [key for key in {**before, **now.summary} if key != "digest" and before.get(key) != now.summary.get(key)]
-        return ", ".join(f"{key} {before.get(key)} then, {now.summary.get(key)} now" for key in keys) or "others than then"
+        return ", ".join(f"{key} {before.get(key)} then, {now.summary.get(key)} now" for key in keys) or "other images"
     with gzip.open(io.BytesIO(files.read_bytes(path)), "rt", encoding="utf-8", newline="\n") as file:
         left = dict(_parsed(line) for line in file)
     changed: dict[str, list[str]] = {"added": [], "of another size": [], "of another class": [], "removed": []}

@@ -20,12 +20,12 @@ T = TypeVar("T")
 
 
 def epoch_order(images: int, seed: int) -> grain.MapDataset:
-    """Endless random-access order: position p holds an index of the dataset, every epoch its own permutation."""
+    """The order of the images, without end: position p holds an index of the dataset, every epoch its own permutation."""
     return grain.MapDataset.range(images).seed(seed).shuffle().repeat(None)
 
 
 def process_slice(batch_size: int, process_index: int, process_count: int) -> slice:
-    """Rows of the global batch that a process reads: contiguous, so the rows' order does not depend on their number.
+    """The rows of the global batch that a process reads; contiguous, so their order does not depend on the process count.
 
     Raises:
         ConfigError: the batch does not divide over the processes.
@@ -49,7 +49,7 @@ def batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Endless batches from a step on; step s holds positions s * B .. s * B + B - 1 of the order.
+    """Yields batches from a step on, without end; step s holds positions s * B .. s * B + B - 1 of the order.
 
     Args:
         cache: of the training images.
@@ -85,9 +85,9 @@ def _batches(
 
 
 class Prefetch(Iterator[T]):
-    """Runs an iterator ahead in a thread: what comes out was made, and put on the device, while the last step ran.
+    """Prefetches batches to the device in a thread, while the last step runs.
 
-    Exceptions of the iterator come out at their turn. `close` stops the thread.
+    Exceptions of the iterator are raised at their turn. `close` stops the thread.
 
     Attributes:
         waited_s: seconds that `next` has waited, all calls together; it stops growing when the thread keeps ahead.

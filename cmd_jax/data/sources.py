@@ -47,7 +47,7 @@ class Source(Protocol):
 
 
 class PreparedSource:
-    """A split of a TFDS dataset that lies on the disk as ArrayRecord: its first image feature, and its label if it has one.
+    """A split of a prepared TFDS dataset: its first image feature, and its label if it has one.
 
     "test" is the dataset's test split, or its validation split where there is no other; a dataset with neither has length 0.
     """
@@ -106,7 +106,7 @@ def prepared_files(directory: str) -> list[str]:
 
 
 def eval_section(config: ConfigDict) -> ConfigDict:
-    """The section `data` as evaluation reads it: `eval_source` and `eval_folder` in the place of the training data.
+    """The section `data` for evaluation: `eval_source` and `eval_folder` replace the training data.
 
     Args:
         config: the config's section `data`.

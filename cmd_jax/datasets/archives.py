@@ -1,4 +1,4 @@
-"""Genuine archives of datasets: where they come from, their digests, and reading them without writing anything to disk."""
+"""Archives of published datasets: their sources and digests, and reading them without unpacking anything to disk."""
 
 import gzip
 import hashlib
@@ -20,7 +20,7 @@ HEADER_BYTES = 2**20  # between two members
 
 
 class Archive(NamedTuple):
-    """A file that a dataset is published as.
+    """A file of a published dataset.
 
     Attributes:
         name: of the file.
@@ -40,7 +40,7 @@ class Archive(NamedTuple):
 
 
 def locate(directory: str, layouts: tuple[tuple[Archive, ...], ...], prepare_name: str) -> dict[str, str]:
-    """Paths of the first layout whose files are all there, by name.
+    """Finds the first layout whose files are all there: paths by name.
 
     Args:
         directory: the manual directory.
@@ -67,7 +67,7 @@ def locate(directory: str, layouts: tuple[tuple[Archive, ...], ...], prepare_nam
 
 
 class _Unpacked:
-    """The bytes of a gzipped file as tarfile reads them, with limits on what comes out.
+    """Decompresses a gzipped file for tarfile, with limits on the output.
 
     tarfile keeps headers of any length in memory, so what comes between two members is limited too.
     """
@@ -77,7 +77,7 @@ class _Unpacked:
         self._total, self._until = 0, MAX_MEMBER_BYTES + HEADER_BYTES
 
     def next_member(self) -> None:
-        """A member begins here."""
+        """Sets the limit of the member that begins here."""
         self._until = self._total + MAX_MEMBER_BYTES + HEADER_BYTES
 
     def read(self, size: int) -> bytes:
@@ -91,7 +91,7 @@ class _Unpacked:
 
 
 def members(path: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    """Contents of the wanted files of a gzipped tar, in its order, read in place.
+    """Yields names and contents of the wanted files of a gzipped tar, in its order.
 
     Nothing is written. Plain files are read; links that stay inside are passed over. What Python's "data" filter of
     extraction refuses (a name or link that leads out, a device), an absolute name, and sizes beyond the limits above end in
@@ -102,7 +102,7 @@ def members(path: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, byt
         wanted: says of a name, without a leading "./", whether it is read.
 
     Raises:
-        DatasetError: the file is no gzipped tar, is damaged, or breaks a rule above.
+        DatasetError: the file is not a gzipped tar, is damaged, or breaks a rule above.
     """
     try:
         with open(path, "rb") as packed:
@@ -137,7 +137,7 @@ def _check_member(path: str, member: tarfile.TarInfo, count: int) -> None:
 
 
 def read_all(path: str, names: set[str]) -> dict[str, bytes]:
-    """The named members; reading ends with the last of them.
+    """Reads the named members, and stops at the last of them.
 
     Raises:
         DatasetError: one is missing.
@@ -154,7 +154,7 @@ def read_all(path: str, names: set[str]) -> dict[str, bytes]:
 
 
 def images(path: str, wanted: set[str]) -> Iterator[tuple[str, bytes]]:
-    """Members that must all be there, in the archive's order.
+    """Yields members that must all be there, in the archive's order.
 
     Raises:
         DatasetError: one comes twice, or at the end, when some did not come.
@@ -170,7 +170,7 @@ def images(path: str, wanted: set[str]) -> Iterator[tuple[str, bytes]]:
 
 
 def digests(paths: list[str], what: str, algorithm: str = "sha256") -> dict[str, str]:
-    """Hexadecimal digests of files by path, with progress under the name `what`."""
+    """Computes hexadecimal digests of files by path, with progress under the name `what`."""
     progress, found = Progress(f"{algorithm} of {what}", sum(map(os.path.getsize, paths)), "bytes"), {}
     for path in paths:
         hasher = hashlib.new(algorithm)
@@ -184,7 +184,7 @@ def digests(paths: list[str], what: str, algorithm: str = "sha256") -> dict[str,
 
 
 def check(path: str, archive: Archive) -> str:
-    """Compares a file with what is registered, and returns its sha256.
+    """Compares a file with its registered size and digest, and returns its sha256.
 
     Raises:
         DatasetError: it is another file.

@@ -31,7 +31,7 @@ def read_annotations(archive: str, root: str, parts: int) -> Annotations:
         parts: P.
 
     Raises:
-        DatasetError: the file is no gzipped tar, a table is missing or not of this format.
+        DatasetError: the file is not a gzipped tar, a table is missing or not of this format.
     """
     files = archives.read_all(archive, {f"{root}/{name}" for name in FILES})
     try:
@@ -61,7 +61,7 @@ def _parse(lines: dict[str, list[str]], root: str, parts: int) -> Annotations:
         for number, path in paths.items()
     }
     if labels.keys() | splits.keys() | boxes.keys() != paths.keys():
-        raise ValueError("images.txt has not the images of the other tables")
+        raise ValueError("images.txt lists other images than the other tables")
     return Annotations([names[number] for number in used], images)
 
 

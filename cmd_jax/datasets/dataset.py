@@ -1,4 +1,4 @@
-"""What the published datasets share: a description, the annotations of their archives, and examples for TFDS."""
+"""Published datasets: their description, the annotations in their archives, and their examples for TFDS."""
 
 import io
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +18,7 @@ PART_SIDE = 0.15
 
 
 class Annotation(NamedTuple):
-    """What an archive says of one image; coordinates in pixels of the stored image, not turned by EXIF.
+    """The annotation of one image; coordinates in pixels of the stored image, before EXIF rotation.
 
     Attributes:
         label: 0-based.
@@ -126,7 +126,7 @@ class Dataset(NamedTuple):
 
 
 def example(encoded: bytes, image: Annotation, name: str, banner_px: int = 0) -> tuple[str, dict[str, Any]]:
-    """Key and example of an image.
+    """Makes the key and the TFDS example of an image.
 
     Args:
         encoded: the file's bytes; they are stored as they are.
@@ -135,7 +135,7 @@ def example(encoded: bytes, image: Annotation, name: str, banner_px: int = 0) ->
         banner_px: rows at the bottom that are cut off; fractions are of what is above.
 
     Raises:
-        BadImage: the bytes are no image, or one without rows above the banner.
+        BadImage: the bytes are not an image, or it has no rows above the banner.
     """
     try:
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as opened:
@@ -159,7 +159,7 @@ def example(encoded: bytes, image: Annotation, name: str, banner_px: int = 0) ->
 
 
 def _turn(points: np.ndarray, orientation: int) -> np.ndarray:
-    """[N, 2] (y, x) fractions of the stored image -> of the one that decoding turns by its EXIF orientation (1..8)."""
+    """Applies an EXIF orientation (1..8) to [N, 2] (y, x) fractions of the stored image."""
     y, x = points.T
     turned = {2: (y, 1 - x), 3: (1 - y, 1 - x), 4: (1 - y, x), 5: (x, y), 6: (x, 1 - y), 7: (1 - x, 1 - y), 8: (1 - x, y)}
     return np.stack(turned.get(orientation, (y, x)), axis=1)
@@ -172,7 +172,7 @@ def _turn_boxes(boxes: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def part_boxes(parts: np.ndarray, box: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Squares around the visible parts.
+    """Makes squares around the visible parts.
 
     Args:
         parts: [P, 3] (y, x, visible) in pixels.

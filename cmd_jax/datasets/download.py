@@ -1,4 +1,4 @@
-"""Fetches an archive that its source still serves; an interrupted download goes on where it stopped."""
+"""Downloads archives; an interrupted download resumes."""
 
 import http.client
 import os
@@ -15,7 +15,7 @@ TIMEOUT_S = 60
 
 
 def download(archive: Archive, directory: str) -> str:
-    """Fetches an archive into a directory, compares it with what is registered, and returns its path.
+    """Downloads an archive into a directory, compares it with its registered digest, and returns its path.
 
     Bytes gather in NAME.partial; the file gets its name when its digest is right.
 

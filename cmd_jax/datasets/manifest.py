@@ -1,4 +1,4 @@
-"""Digests of files, written when they are known to be right and compared on request: `manifest.sha256`.
+"""`manifest.sha256`: digests of files, written once and compared on request.
 
 The format is that of `sha256sum`, so `sha256sum --check manifest.sha256` compares without this program. It is the only thing
 that finds a flipped bit in a JPEG: nearly all of them decode without an error, to other pixels.
@@ -36,7 +36,7 @@ def write(directory: str, files: list[str], what: str) -> None:
 
 
 def compare(directory: str, files: list[str], what: str, remedy: str) -> None:
-    """Compares files with the manifest in their directory.
+    """Compares files with the manifest of their directory.
 
     Args:
         directory: as in `write`, as are files and what.

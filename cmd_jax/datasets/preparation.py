@@ -1,4 +1,4 @@
-"""A dataset made ready on disk and described: download, ArrayRecord, counts, histogram, contact sheet, digests."""
+"""Prepares and describes a dataset: download, ArrayRecord, counts, histogram, contact sheet, digests."""
 
 import io
 import json
@@ -36,7 +36,7 @@ def prepare_dataset(
     threads: int,
     draw_views: Callable[[Source, ConfigDict], Image.Image] | None = None,
 ) -> list[str]:
-    """Makes a dataset ready and describes it; every step that was done before is skipped.
+    """Prepares a dataset and describes it; steps that were done before are skipped.
 
     Beside the ArrayRecord files it writes `manifest.sha256` (for `sha256sum --check`), `summary.json` (counts of every class
     and digests of the archives) and `contact_sheet.png`.
@@ -112,7 +112,7 @@ def prepare_folder(folder: str, verify: bool, threads: int) -> list[str]:
 
 
 def _digest(directory: str, paths: list[str], what: str, verify: bool, remedy: str) -> bool:
-    """Writes a manifest where there is none, and says so; compares an older one if asked to."""
+    """Writes a manifest if there is none, and returns whether it did; else compares it if asked to."""
     if not manifest.exists(directory):
         manifest.write(directory, paths, what)
         return True
@@ -126,7 +126,7 @@ def _checked(verify: bool) -> str:
 
 
 def _archives(name: str, data_dir: str, manual_dir: str | None) -> dict[str, str]:
-    """Downloads what is missing and can be, and returns sha256 by name; nothing if the dataset is already prepared."""
+    """Downloads missing archives that have a url, and returns sha256 by name; nothing if the dataset is already prepared."""
     layouts, manual = DATASETS[name].layouts, manual_directory(data_dir, manual_dir)
     if not layouts or is_prepared(name, data_dir):
         return {}
@@ -185,7 +185,7 @@ def _count(name: str, splits: dict[str, Source]) -> dict[str, Any]:
 
 
 def describe(summary: dict[str, Any]) -> list[str]:
-    """Counts, and how many classes have how many images."""
+    """Lines with the counts and a histogram of images per class."""
     images = ", ".join(f"{count:,} {split}" for split, count in summary["images"].items())
     lines = [f"{summary['name']}: {images} images, {summary['classes']} classes"]
     for split, per_class in summary["per_class"].items():
@@ -208,7 +208,7 @@ def describe(summary: dict[str, Any]) -> list[str]:
 
 
 def contact_sheet(source: Source, summary: dict[str, Any]) -> Image.Image:
-    """Images of classes spread over the dataset, as training sees them, with their parts."""
+    """Draws images of classes spread over the dataset, as training sees them, with their parts."""
     wanted = SHEET_ROWS * SHEET_COLUMNS
     labels = np.array([source[index].label for index in range(len(source))])
     if summary["classes"]:

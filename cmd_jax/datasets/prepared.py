@@ -1,4 +1,4 @@
-"""Opens data sets; a TFDS dataset that is not on the disk yet is prepared there as ArrayRecord first. No TensorFlow."""
+"""Opens datasets; a TFDS dataset that is not on the disk yet is prepared there as ArrayRecord first. No TensorFlow."""
 
 import contextlib
 import fcntl

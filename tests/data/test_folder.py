@@ -43,7 +43,7 @@ def _make(root, *names):
         ((), "holds no images"),
         (("train/a/1.txt",), "class folder .*a holds no images"),
         (("train/a/1.jpg", "train/b/notes.txt"), "class folder .*b holds no images"),
-        (("train/a/1.jpg", "test/z/1.jpg"), "classes that train/ has not: z"),
+        (("train/a/1.jpg", "test/z/1.jpg"), "classes that train/ does not have: z"),
         (("train/a/1.jpg", "test/1.jpg"), "test has 1 images beside its class folders, first 1.jpg"),
         (
             ("train/a/1.jpg", "train/1.jpg", "train/0.png"),
@@ -69,8 +69,8 @@ def _make(root, *names):
         ),
         (("train/a/x/1.jpg", "train/b/y/1.jpg", "train/b/z/1.txt"), "class folder .*train/b/z holds no images"),
         (("train/a/x/1.jpg", "train/b/y/1.jpg", "test/a/x/1.jpg"), "class folder .*test/b/y holds no images"),
-        (("train/a/x/1.jpg", "test/a/1.jpg", "test/a/x/1.jpg"), "classes that train/ has not: a;"),
-        (("train/a/x/1.jpg", "test/a/x/1.jpg", "test/a/z/1.jpg"), "classes that train/ has not: a/z;"),
+        (("train/a/x/1.jpg", "test/a/1.jpg", "test/a/x/1.jpg"), "classes that train/ does not have: a;"),
+        (("train/a/x/1.jpg", "test/a/x/1.jpg", "test/a/z/1.jpg"), "classes that train/ does not have: a/z;"),
         (
             ("train/Apple/1.jpg", "train/apple/1.jpg"),
             "the classes 'Apple' and 'apple', which are equal but for upper and lower",
@@ -144,7 +144,7 @@ def test_pipes_and_large_files_are_bad_images(tmp_path, monkeypatch):
     _make(tmp_path, "2.jpg", "3.jpg")
     os.mkfifo(tmp_path / "1.jpg")
     source = FolderSource(str(tmp_path), "train")
-    with pytest.raises(BadImage, match=r"1\.jpg: is no file but a pipe, device or directory"):
+    with pytest.raises(BadImage, match=r"1\.jpg: is not a regular file but a pipe, device or directory"):
         source[0]
     monkeypatch.setattr(folder, "MAX_FILE_BYTES", 0)
     with pytest.raises(BadImage, match=r"2\.jpg: 1 bytes are over the limit of 0; remove it"):
