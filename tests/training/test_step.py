@@ -18,6 +18,7 @@ from cmd_jax.training.step import encode_views, make_train_step
 from tests.conftest import quick, tiny
 
 IMAGES = 16
+TERMS = ("intra_image", "intra_region", "inter_student", "inter_teacher")
 _BUILT = {}
 
 
@@ -27,23 +28,42 @@ def _batch(size=8, canvas=32):
     return Batch(pixels, np.full((size, 2), canvas, np.int32), np.arange(size, dtype=np.int32))
 
 
+def _lower(config):
+    """The initial state as a function, and the lowered step of a resolved configuration. None scatters: scatters with repeated
+    indices add up in no fixed order on GPUs, and one by one on TPUs."""
+    network, optimizer = make_network(config), adamw(config.optim.clip_grad, freeze_steps=1)
+    init = lambda: init_state(config, network, optimizer)
+    step = make_train_step(config, network, optimizer, make_schedules(config, IMAGES))
+    lowered = quick(step).lower(jax.eval_shape(init), _batch())
+    assert "scatter" not in lowered.as_text()
+    return init, lowered
+
+
 def _setup(config):
-    """State before the first step, and the step; of equal configurations they are the same objects."""
+    """State before the first step, and the compiled step; of equal configurations they are the same objects."""
     config = config_lib.resolve(config, IMAGES)
     key = config.to_json()
     if key not in _BUILT:
-        network = make_network(config)
-        optimizer = adamw(config.optim.clip_grad, freeze_steps=1)
-        state = quick(lambda: init_state(config, network, optimizer))()
-        _BUILT[key] = state, quick(make_train_step(config, network, optimizer, make_schedules(config, IMAGES)))
+        init, lowered = _lower(config)
+        _BUILT[key] = quick(init)(), lowered.compile()
     return _BUILT[key]
 
 
+def _assert_finite(metrics):
+    assert all(np.isfinite(float(value)) for value in metrics.values())
+
+
 @pytest.fixture
-def multi_crop(tiny_config):
+def multi_crop():
     """With local views, for a test that they matter to."""
-    tiny_config.views.local_count = 2
-    return tiny_config
+    return _multi_crop()
+
+
+def _multi_crop():
+    config = tiny()
+    config.views.local_count = 2
+    config.model.update(drop_path=0.5, packed_views=False, scan_blocks=False)
+    return config
 
 
 def _moved(before, after):
@@ -63,7 +83,8 @@ def test_a_step_moves_the_student_and_the_teacher_follows(multi_crop, method):
     for _ in range(3):
         state, metrics = step(state, _batch())
         states.append(state)
-    assert all(np.isfinite(float(value)) for value in metrics.values())
+    _assert_finite(metrics)
+    assert not {"loss_koleo", "loss_mil_entropy"} & set(metrics)
     assert int(state.step) == 3
     used = {"backbone", "image_head", "image_last_layer"}
     if method != "dino":
@@ -83,8 +104,7 @@ def test_a_step_moves_the_student_and_the_teacher_follows(multi_crop, method):
 
 
 def test_stochastic_depth_is_the_students_alone(multi_crop, monkeypatch):
-    multi_crop.model.drop_path = 0.9
-    state, step = _setup(multi_crop)
+    config = config_lib.resolve(multi_crop, IMAGES)
     drawn = []
 
     def record(network, params, groups, drop_keys):
@@ -92,12 +112,12 @@ def test_stochastic_depth_is_the_students_alone(multi_crop, monkeypatch):
         return encode_views(network, params, groups, drop_keys)
 
     monkeypatch.setattr(step_lib, "encode_views", record)
-    jax.eval_shape(step, state, _batch())
+    _lower(config)
     # the teacher's global views, then all of the student's
     assert drawn == [([2], False), ([2, multi_crop.views.local_count], True)]
 
 
-def test_key_patch_views_look_where_the_teachers_weights_lie_and_change_no_other_view(multi_crop, monkeypatch):
+def test_key_patch_views_look_where_the_weights_lie(multi_crop, monkeypatch):
     multi_crop.views.local_scale = (0.05, 0.1)
     seen = {}
 
@@ -128,18 +148,13 @@ def test_key_patch_views_look_where_the_teachers_weights_lie_and_change_no_other
 
 
 SPEED = {
-    "packed_views": {"model.packed_views": True},
-    "scan_blocks": {"model.scan_blocks": True},
-    "remat dots": {"model.remat": "dots"},
-    "remat full, scanned": {"model.remat": "full", "model.scan_blocks": True},
-    "prototype_chunk": {"method.prototype_chunk": 7},
+    "packed views, remat dots, chunks": {"model.packed_views": True, "model.remat": "dots", "method.prototype_chunk": 7},
+    "scanned blocks, remat full": {"model.scan_blocks": True, "model.remat": "full"},
 }
 
 
 def _numbers(options):
-    config, numbers = tiny(), []
-    config.views.local_count = 2
-    config.model.update(drop_path=0.5, packed_views=False, scan_blocks=False)
+    config, numbers = _multi_crop(), []
     config.update_from_flattened_dict(options)
     state, step = _setup(config)
     for _ in range(3):
@@ -149,21 +164,13 @@ def _numbers(options):
     return numbers
 
 
-@pytest.fixture(scope="module")
-def plain():
-    return _numbers({})
-
-
 @pytest.mark.parametrize("name", SPEED)
-def test_how_it_is_computed_changes_no_number(plain, name):
-    np.testing.assert_allclose(plain, _numbers(SPEED[name]), rtol=2e-5)
+def test_how_it_is_computed_changes_no_number(name):
+    np.testing.assert_allclose(_numbers({}), _numbers(SPEED[name]), rtol=2e-5)
 
 
-def test_the_order_of_images_in_a_batch_changes_no_number():
-    config = tiny()
-    config.views.local_count = 2
-    config.model.update(drop_path=0.5, packed_views=False, scan_blocks=False)
-    state, step = _setup(config)
+def test_the_order_of_images_changes_no_number(multi_crop):
+    state, step = _setup(multi_crop)
     # the learning rate of the first step is 0
     state = state._replace(step=jnp.int32(2))
     turned = Batch(*(part[::-1] for part in _batch()))
@@ -176,23 +183,20 @@ def test_the_order_of_images_in_a_batch_changes_no_number():
 @pytest.mark.parametrize(
     "options",
     [
-        *({"method.name": method, "views.local_count": 2} for method in config_lib.METHODS),
-        {"method.koleo_weight": 0.5},
-        {"method.matched_targets": "gathered"},
+        {"method.matched_targets": "gathered", "method.koleo_weight": 0.5},
         {"method.region_matching": "location", "views.local_count": 2, "views.key_patch_share": 0.5},
         {"model.name": "swin_micro", "model.patch_size": 4, "views.global_px": 32},
     ],
     ids=lambda options: " ".join(map(str, options.values())),
 )
-def test_no_step_scatters(options):
-    """Scatters with repeated indices add up in no fixed order on GPUs, and one by one on TPUs."""
+def test_other_steps_scatter_nothing(options):
+    """Those that no test here runs."""
     config = tiny()
     config.update_from_flattened_dict(options)
-    state, step = _setup(config)
-    assert "scatter" not in step.lower(state, _batch()).as_text()
+    _lower(config_lib.resolve(config, IMAGES))
 
 
-def test_on_gpus_the_step_is_compiled_to_add_up_in_a_fixed_order(tiny_config, monkeypatch):
+def test_gpu_steps_add_up_in_a_fixed_order(tiny_config, monkeypatch):
     given = {}
     assert quick(lambda x: x + 1)(1) == jax.jit(lambda x: x + 1, compiler_options=GPU_COMPILER_OPTIONS)(1)  # known names
     for platform in ("cpu", "gpu"):
@@ -223,103 +227,71 @@ def test_a_step_is_a_function_of_seed_step_and_images(multi_crop):
     assert float(first["loss_intra_image"]) != float(later["loss_intra_image"])
 
 
-def test_koleo_is_added_to_the_loss_with_its_weight(tiny_config):
-    batch, losses = _batch(), {}
-    for weight in (0.0, 0.5):
-        tiny_config.method.koleo_weight = weight
-        state, step = _setup(tiny_config)
-        losses[weight] = step(state, batch)[1]
-    assert "loss_koleo" not in losses[0.0]
-    expected = losses[0.0]["loss"] + 0.5 * losses[0.5]["loss_koleo"]
-    np.testing.assert_allclose(losses[0.5]["loss"], expected, rtol=1e-5)
-
-
-def test_a_concatenation_of_pools_widens_the_image_head_and_trains(tiny_config):
-    tiny_config.method.image_pool = "cls+mean+mil"
-    tiny_config.method.koleo_weight = 0.1
-    state, step = _setup(tiny_config)
-    width = state.student["region_head"]["mlp_0"]["kernel"].shape[0]
-    assert state.student["image_head"]["mlp_0"]["kernel"].shape[0] == 3 * width
-    before = state
-    for _ in range(2):
-        state, metrics = step(state, _batch())
-    assert all(np.isfinite(float(value)) for value in metrics.values())
-    assert {"backbone", "mil_scorer", "image_head"} <= _moved(before.student, state.student)
-
-
-@pytest.mark.parametrize("weight", [0.5, -0.5])
-def test_the_entropy_of_mil_weights_is_added_to_the_loss_and_moves_the_weights(tiny_config, weight):
-    batch, entropies, first = _batch(), {}, {}
-    tiny_config.method.mil_temp = 0.02  # for weights that are far from uniform
+def test_every_term_is_added_with_its_weight(tiny_config):
+    """Also those that are off by default; the inter-level terms warm up; the entropy's weight moves the weights its way."""
+    method, entropies = tiny_config.method, {}
+    method.mil_temp = 0.02  # for weights that are far from uniform
+    method.koleo_weight, method.mil_warmup_epochs = 0.5, 2.0  # four steps
     tiny_config.model.drop_path = 0.0
     tiny_config.optim.lr, tiny_config.optim.warmup_epochs = 0.1, 0.0
-    for used in (0.0, weight):
-        tiny_config.method.mil_entropy_weight = used
+    for weight in (0.5, -0.5):
+        method.mil_entropy_weight = weight
         state, step = _setup(tiny_config)
-        state, first[used] = step(state, batch)
-        for _ in range(3):
-            state, metrics = step(state, batch)
-        entropies[used] = float(metrics["mil_entropy"])  # of the teacher
-    assert "loss_mil_entropy" not in first[0.0]
-    assert 0 < float(first[weight]["loss_mil_entropy"]) <= 1
-    expected = first[0.0]["loss"] + weight * first[weight]["loss_mil_entropy"]
-    np.testing.assert_allclose(first[weight]["loss"], expected, rtol=1e-5)
-    # at the first step student and teacher are one
-    np.testing.assert_allclose(first[weight]["loss_mil_entropy"], first[weight]["mil_entropy"], rtol=1e-5)
-    assert (entropies[weight] < entropies[0.0]) == (weight > 0)
+        for number in range(5):
+            state, metrics = step(state, _batch())
+            scale = min(number / 4, 1)
+            assert float(metrics["inter_scale"]) == scale
+            weights = (0.5, 0.5, scale, scale, 0.5, weight)
+            terms = [float(metrics[f"loss_{name}"]) for name in (*TERMS, "koleo", "mil_entropy")]
+            np.testing.assert_allclose(metrics["loss"], np.dot(weights, terms), rtol=1e-5)
+            assert 0 < terms[-1] <= 1
+            if number == 0:  # student and teacher are one
+                np.testing.assert_allclose(terms[-1], metrics["mil_entropy"], rtol=1e-5)
+        entropies[weight] = float(metrics["mil_entropy"])  # of the teacher
+    method.mil_entropy_weight = 0.0
+    assert entropies[0.5] < _entropy_after(tiny_config, 5) < entropies[-0.5]
 
 
-def test_the_inter_level_terms_warm_up(tiny_config):
-    method = tiny_config.method
-    method.mil_warmup_epochs = 2.0  # four steps
-    state, step = _setup(tiny_config)
-    for number in range(6):
+def _entropy_after(config, steps):
+    state, step = _setup(config)
+    for _ in range(steps):
         state, metrics = step(state, _batch())
-        scale = min(number / 4, 1)
-        assert float(metrics["inter_scale"]) == scale
-        terms = {
-            name: float(metrics[f"loss_{name}"]) for name in ("intra_image", "intra_region", "inter_student", "inter_teacher")
-        }
-        inter = scale * (terms["inter_student"] + terms["inter_teacher"])
-        expected = 0.5 * (terms["intra_image"] + terms["intra_region"]) + inter
-        np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+    return float(metrics["mil_entropy"])
+
+
+def test_direction_and_matching_change_their_own_terms(tiny_config):
+    """The direction those between levels, the matching that of regions."""
+    state, step = _setup(tiny_config)
+    before = step(state, _batch())[1]
+    tiny_config.method.update(inter_direction="image_to_bag", region_matching="location")
+    state, step = _setup(tiny_config)
+    after = step(state, _batch())[1]
+    same = [np.isclose(before[f"loss_{term}"], after[f"loss_{term}"], rtol=1e-6) for term in TERMS]
+    assert same == [True, False, False, False]
+    _assert_finite(after)
 
 
 @pytest.mark.parametrize(
-    ("key", "values", "changed"),
-    [
-        ("inter_direction", ("bag_to_image", "image_to_bag"), {"inter_student", "inter_teacher"}),
-        ("region_matching", ("similarity", "location"), {"intra_region"}),
-    ],
+    ("scorer", "pool", "parts"),
+    [("attention", "cls+mean+mil", 3), ("class_token", "mil", 3), ("mean", "mil", 1)],  # three heads of the class token
 )
-def test_a_choice_changes_its_own_terms_alone(tiny_config, key, values, changed):
-    metrics = []
-    for value in values:
-        tiny_config.method[key] = value
-        state, step = _setup(tiny_config)
-        metrics.append(step(state, _batch())[1])
-    there, back = metrics
-    for term in ("intra_image", "intra_region", "inter_student", "inter_teacher"):
-        same = np.isclose(there[f"loss_{term}"], back[f"loss_{term}"], rtol=1e-6)
-        assert same == (term not in changed)
-    assert all(np.isfinite(float(value)) for value in back.values())
-
-
-@pytest.mark.parametrize("scorer", ["attention", "class_token", "mean"])
-def test_other_scorers_train(tiny_config, scorer):
-    tiny_config.method.mil_scorer = scorer
+def test_other_scorers_and_pools_train(tiny_config, scorer, pool, parts):
+    tiny_config.method.update(mil_scorer=scorer, image_pool=pool)
     state, step = _setup(tiny_config)
-    assert ("mil_scorer" in state.student) == (scorer == "attention")
+    heads = [state.student[f"{level}_head"]["mlp_0"]["kernel"].shape[0] for level in ("image", "region")]
+    assert heads[0] == parts * heads[1]
+    learned = {"mil_scorer"} if scorer == "attention" else set()
+    assert {"mil_scorer"} & set(state.student) == learned
     before = state
     for _ in range(2):
         state, metrics = step(state, _batch())
-    assert all(np.isfinite(float(value)) for value in metrics.values())
-    assert ("mil_scorer" in _moved(before.student, state.student)) == (scorer == "attention")
+    _assert_finite(metrics)
+    assert {"backbone", "image_head"} | learned <= _moved(before.student, state.student)
     if scorer == "mean":
         np.testing.assert_allclose(metrics["mil_entropy"], 1.0, rtol=1e-6)
 
 
-def test_sinkhorn_centering_uses_the_batch_and_no_earlier_center(tiny_config):
+def test_sinkhorn_uses_the_batch_and_no_earlier_center(tiny_config):
     tiny_config.method.centering = "sinkhorn"
     state, step = _setup(tiny_config)
     shifted = state._replace(centers=jax.tree.map(lambda center: center + jnp.arange(center.size), state.centers))
