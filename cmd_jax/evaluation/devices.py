@@ -47,7 +47,7 @@ def by_query(function: Callable) -> Callable:
     return lambda *arguments: compiled()(*arguments)
 
 
-def in_chunks(program: Callable, gallery: tuple, queries: tuple, between: Callable[[], None] = lambda: None) -> Any:
+def in_chunks(program: Callable, gallery: tuple, queries: tuple, poll: Callable[[], None] = lambda: None) -> Any:
     """Applies a program of `by_query` to any number of queries.
 
     All chunks have the same shape, so that a number does not depend on how many devices or processes there are.
@@ -56,7 +56,7 @@ def in_chunks(program: Callable, gallery: tuple, queries: tuple, between: Callab
         program: compiled by `by_query`.
         gallery: arrays that every device reads whole.
         queries: arrays [Q, ...] with Q of at least 1.
-        between: called before every chunk; `chunks` says how often.
+        poll: called before every chunk, `chunks` times.
 
     Returns:
         The program's results as numpy arrays [Q, ...], the same in every process.
@@ -64,7 +64,7 @@ def in_chunks(program: Callable, gallery: tuple, queries: tuple, between: Callab
     shardings, rows, found = everywhere(), QUERIES_PER_DEVICE * jax.device_count(), []
     whole = tuple(place(array, shardings.replicated) for array in gallery)
     for start in range(0, len(queries[0]), rows):
-        between()
+        poll()
         part = [array[start : start + rows] for array in queries]
         result = program(whole, tuple(place(padded(array, rows), shardings.batch) for array in part))
         found.append(jax.tree.map(np.asarray, result))

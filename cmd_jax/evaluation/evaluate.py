@@ -22,17 +22,17 @@ class Protocol(NamedTuple):
     """One of `eval.protocols`: what it costs, and its numbers."""
 
     cost: Callable[[EvalInputs], Cost]
-    rows: Callable[[EvalInputs], list[Number]]
+    measure: Callable[[EvalInputs], list[Number]]
 
 
 PROTOCOLS: dict[str, Protocol] = {
-    "knn": Protocol(knn.cost, knn.rows),
-    "retrieval": Protocol(retrieval.cost, retrieval.rows),
-    "logistic": Protocol(logistic.cost, logistic.rows),
-    "fractions": Protocol(logistic.fraction_cost, logistic.fraction_rows),
-    "linear": Protocol(linear.cost, linear.rows),
-    "pointing": Protocol(pointing.cost, pointing.rows),
-    "label_free": Protocol(label_free.cost, label_free.rows),
+    "knn": Protocol(knn.cost, knn.measure),
+    "retrieval": Protocol(retrieval.cost, retrieval.measure),
+    "logistic": Protocol(logistic.cost, logistic.measure),
+    "fractions": Protocol(logistic.cost_of_fractions, logistic.measure_fractions),
+    "linear": Protocol(linear.cost, linear.measure),
+    "pointing": Protocol(pointing.cost, pointing.measure),
+    "label_free": Protocol(label_free.cost, label_free.measure),
 }
 
 
@@ -87,7 +87,7 @@ def evaluate(
     teacher: Params,
     step: int,
     splits: Splits,
-    between: Callable[[], None] = lambda: None,
+    poll: Callable[[], None] = lambda: None,
     protocols: Sequence[str] | None = None,
 ) -> Evaluation:
     """Measures a teacher: test images against the training images, or without labels the training images alone.
@@ -98,26 +98,26 @@ def evaluate(
         teacher: parameters, on every device of this process.
         step: of the teacher.
         splits: of `open_splits`.
-        between: called before every batch and fit, in all processes equally often.
+        poll: called before every batch and fit, in all processes equally often.
         protocols: keys of PROTOCOLS; None is `eval.protocols`. What the data does not allow is left out.
     """
     encoder = Encoder(config, network.backbone, teacher)
     queries = neighbours = None
-    with announced("features", _feature_cost(config, teacher, splits), between) as counting:
+    with announced("features", _feature_cost(config, teacher, splits), poll) as counting:
         gallery = extract_features(encoder, splits.train, counting)
         if splits.labelled():
             queries = extract_features(encoder, splits.test, counting)
     if queries is not None:  # whatever the protocols: the breakdown reads them too
         known, asked = gallery.features, queries.features
-        with announced("neighbours", knn.neighbours_cost(known, asked), between) as counting:
+        with announced("neighbours", knn.neighbours_cost(known, asked), poll) as counting:
             neighbours = knn.nearest(known, asked, max(config.eval.knn_k), counting)
     readable = splits.select(gallery.indices, None if queries is None else queries.indices)
     left_out = {name: len(whole) - len(part) for name, whole, part in zip(Splits._fields, splits, readable, strict=True)}
-    inputs = EvalInputs(config, network, teacher, readable, gallery, queries, neighbours, between)
+    inputs = EvalInputs(config, network, teacher, readable, gallery, queries, neighbours, poll)
     chosen, numbers = measurable(config.eval.protocols if protocols is None else protocols, splits), []
     for name in [name for name in PROTOCOLS if name in chosen]:
-        with announced(name, PROTOCOLS[name].cost(inputs), between) as counting:
-            numbers += PROTOCOLS[name].rows(inputs._replace(between=counting))
+        with announced(name, PROTOCOLS[name].cost(inputs), poll) as counting:
+            numbers += PROTOCOLS[name].measure(inputs._replace(poll=counting))
     note = _left_out_note(left_out)
     numbers = [number._replace(protocol=number.protocol + note) for number in numbers]
     metrics = Metrics(step, data_name(config), numbers, {}, "", [], left_out)

@@ -12,7 +12,7 @@ from cmd_jax.data.decode import BadImages
 from cmd_jax.data.sources import NO_BOXES, UNLABELLED, Source
 from cmd_jax.errors import BadImage
 from cmd_jax.inference.preprocess import EvalImage, in_threads, load_eval_image
-from cmd_jax.inference.run import Encoder, check_finite, gather_shares, joined, share
+from cmd_jax.inference.run import Encoder, check_finite, gather, joined, process_indices
 
 
 class Features(NamedTuple):
@@ -35,7 +35,7 @@ class Features(NamedTuple):
     indices: np.ndarray
 
 
-def extract_features(encoder: Encoder, source: Source, between: Callable[[], None] = lambda: None) -> Features:
+def extract_features(encoder: Encoder, source: Source, poll: Callable[[], None] = lambda: None) -> Features:
     """Encodes a split: every process its share, and all get the whole.
 
     An image that cannot be read is reported on the error stream and left out; `data.bad_images` has the limit.
@@ -43,7 +43,7 @@ def extract_features(encoder: Encoder, source: Source, between: Callable[[], Non
     Args:
         encoder: the network.
         source: the split.
-        between: called before every batch, in all processes equally often.
+        poll: called before every batch, in all processes equally often.
 
     Raises:
         BadImage: too many images cannot be read.
@@ -59,7 +59,7 @@ def extract_features(encoder: Encoder, source: Source, between: Callable[[], Non
             return error
 
     def crops() -> Iterator[np.ndarray]:
-        indices = share(len(source))
+        indices = process_indices(len(source))
         for index, image in zip(indices, in_threads(load, indices, config.data.decode_threads), strict=True):
             readable.append(not isinstance(image, BadImage))
             if not readable[-1]:
@@ -70,10 +70,10 @@ def extract_features(encoder: Encoder, source: Source, between: Callable[[], Non
             names.append(image.name)
             yield image.crop
 
-    encoded = joined(encoder.run(crops(), ("features", "mil_weights"), config.eval.batch_size, between))
+    encoded = joined(encoder.run(crops(), ("features", "mil_weights"), config.eval.batch_size, poll))
     check_finite(encoded, names)
     rows = {**encoded, "boxes": np.stack(boxes), "labels": np.array(labels, np.int32), "readable": np.array(readable)}
-    rows = gather_shares({**rows, "names": _as_bytes(names)}, len(source))
+    rows = gather({**rows, "names": _as_bytes(names)}, len(source))
     readable = rows.pop("readable")
     BadImages(~readable, bad.outcome).check("images of this split cannot be read")  # a process counts those of its share
     rows = {key: array[readable] for key, array in rows.items()}

@@ -35,17 +35,17 @@ class KNNResult(NamedTuple):
     right5: np.ndarray
 
 
-def nearest(gallery: np.ndarray, queries: np.ndarray, k: int, between: Callable[[], None] = lambda: None) -> Neighbours:
+def nearest(gallery: np.ndarray, queries: np.ndarray, k: int, poll: Callable[[], None] = lambda: None) -> Neighbours:
     """Finds the nearest gallery items on the devices; any smaller k reads its first columns.
 
     Args:
         gallery: [M, F] float, l2-normalised.
         queries: [Q, F] float, l2-normalised.
         k: number of neighbours; at most M are found.
-        between: called before every chunk of queries.
+        poll: called before every chunk of queries.
     """
     gallery, queries = (np.asarray(features, np.float32) for features in (gallery, queries))
-    return Neighbours(*in_chunks(_top(min(k, len(gallery))), (gallery,), (queries,), between))
+    return Neighbours(*in_chunks(_top(min(k, len(gallery))), (gallery,), (queries,), poll))
 
 
 @functools.cache
@@ -108,11 +108,11 @@ def neighbours_cost(gallery: np.ndarray, queries: np.ndarray) -> Cost:
 
 
 def cost(inputs: EvalInputs) -> Cost:
-    """Of `rows`: votes alone."""
+    """Of `measure`: votes alone."""
     return Cost(f"votes of {len(inputs.queries.labels):,} queries", 0, "", 0.0)
 
 
-def rows(inputs: EvalInputs) -> list[Number]:
+def measure(inputs: EvalInputs) -> list[Number]:
     """Top-1 and top-5 for every `eval.knn_k` that there are training images for."""
     images, asked = len(inputs.gallery.labels), sorted(set(inputs.config.eval.knn_k))
     chosen = [k for k in asked if k <= images]

@@ -1,8 +1,8 @@
-"""How good features are, said without labels.
+"""Quality of features measured without labels.
 
 RankMe and alpha-ReQ read the spectrum of the features, uniformity their spread, alignment how far apart two views of an image
 lie, and the teacher's entropies are those that training logs. Alone none of them is a verdict: random features are spread and
-of full rank. They compare checkpoints of one run; `agreement` says how well they did.
+of full rank. They compare checkpoints of one run; `agreement` measures how well.
 """
 
 import math
@@ -18,7 +18,7 @@ from cmd_jax.data.decode import decode_record, to_canvas
 from cmd_jax.evaluation.protocol import Cost, EvalInputs, forward_flops
 from cmd_jax.evaluation.splits import spread
 from cmd_jax.inference.preprocess import in_threads
-from cmd_jax.inference.run import batch_count, gather_shares, joined, once, read_outputs, run_batches, share
+from cmd_jax.inference.run import batch_count, gather, joined, once, process_indices, read_outputs, run_batches
 from cmd_jax.method.centers import sinkhorn_center
 from cmd_jax.method.chunks import Streaming
 from cmd_jax.method.logits import teacher_logits
@@ -163,9 +163,9 @@ def two_views(inputs: EvalInputs) -> tuple[np.ndarray, np.ndarray]:
         pixels = decode_record(source[int(chosen[place])], grayscale=config.data.grayscale)
         return *to_canvas(pixels, config.data.canvas_px), np.int32(chosen[place])
 
-    items: Iterator = in_threads(load, share(len(chosen)), config.data.decode_threads)
-    batches = run_batches(apply, inputs.teacher, items, config.eval.batch_size, inputs.between)
-    found = gather_shares(joined(batches), len(chosen))
+    items: Iterator = in_threads(load, process_indices(len(chosen)), config.data.decode_threads)
+    batches = run_batches(apply, inputs.teacher, items, config.eval.batch_size, inputs.poll)
+    found = gather(joined(batches), len(chosen))
     return found["features"], found["pooled"]
 
 
@@ -189,7 +189,7 @@ def _make_encoder(config: ConfigDict, network: Network) -> Callable:
 
 
 def cost(inputs: EvalInputs) -> Cost:
-    """Of `rows`: the two views go through the teacher."""
+    """Of `measure`: the two views go through the teacher."""
     config, images = inputs.config, min(PAIR_IMAGES, len(inputs.splits.train))
     side = config.views.global_px
     work = f"two views of {images:,} train images at {side} px"
@@ -197,13 +197,13 @@ def cost(inputs: EvalInputs) -> Cost:
     return Cost(work, 1 + batch_count(config, images), "batches", flops)
 
 
-def rows(inputs: EvalInputs) -> list[Number]:
+def measure(inputs: EvalInputs) -> list[Number]:
     """All of them, of the training images; what fewer than two images or a flat spectrum cannot say is left out."""
     config, gallery = inputs.config, inputs.gallery.features
     chosen = gallery[spread(len(gallery), config.eval.label_free_images)]
     if len(chosen) < 2:
         return []
-    inputs.between()
+    inputs.poll()
     features, pooled = two_views(inputs)
     entropy, marginal = teacher_entropies(config, inputs.network, inputs.teacher, pooled.reshape(-1, pooled.shape[-1]))
     alpha = alpha_req(chosen)

@@ -22,7 +22,7 @@ from cmd_jax.data.sources import Source, eval_section
 from cmd_jax.evaluation.protocol import Cost, EvalInputs, forward_flops, percent_number
 from cmd_jax.evaluation.splits import Part, order_within_class
 from cmd_jax.inference.preprocess import eval_images
-from cmd_jax.inference.run import Encoder, batch_count, gather_shares, joined, last_blocks, once, share
+from cmd_jax.inference.run import Encoder, batch_count, gather, joined, last_blocks, once, process_indices
 from cmd_jax.metrics import Number
 from cmd_jax.models.build import Params
 from cmd_jax.models.network import Network
@@ -147,10 +147,10 @@ def fit(inputs: EvalInputs, of_training: Callable, hidden: np.ndarray, rates: np
     probe = None
     both = jnp.concatenate([rates, rates])
     for number in range(step_count(config, images)):
-        inputs.between()
+        inputs.poll()
         batch, epoch = next(stream), (number * count + np.arange(count, dtype=np.int64)) // images
         arrays = [jax.device_put(array, place) for array in (*batch, epoch[rows].astype(np.int32))]
-        features, index = gather_shares((np.asarray(of_training(inputs.teacher, *arrays)), batch.index), count)
+        features, index = gather((np.asarray(of_training(inputs.teacher, *arrays)), batch.index), count)
         if probe is None:
             probe = start(len(both), features.shape[1], inputs.classes(), config.seed)
         seen = np.stack([~hidden[index]] * len(rates) + [np.ones(count, bool)] * len(rates)).astype(np.float32)
@@ -163,14 +163,14 @@ def fit(inputs: EvalInputs, of_training: Callable, hidden: np.ndarray, rates: np
 def _blocks(inputs: EvalInputs, source: Source) -> np.ndarray:
     """Of the evaluation crops of a split: [N, F]."""
     config = inputs.config
-    crops = (image.crop for image in eval_images(source, config, share(len(source))))
+    crops = (image.crop for image in eval_images(source, config, process_indices(len(source))))
     encoder = Encoder(config, inputs.network.backbone, inputs.teacher)
-    found = joined(encoder.run(crops, ("blocks",), config.eval.batch_size, inputs.between))
-    return gather_shares(found, len(source))["blocks"]
+    found = joined(encoder.run(crops, ("blocks",), config.eval.batch_size, inputs.poll))
+    return gather(found, len(source))["blocks"]
 
 
 def cost(inputs: EvalInputs) -> Cost:
-    """Of `rows`: every epoch passes over all training images."""
+    """Of `measure`: every epoch passes over all training images."""
     config, labels, tests = inputs.config, inputs.gallery.labels, len(inputs.queries.labels)
     steps, judged = step_count(config, len(labels)), int(held_out(labels, config.seed).sum())
     calls = steps + batch_count(config, judged) + batch_count(config, tests)
@@ -179,7 +179,7 @@ def cost(inputs: EvalInputs) -> Cost:
     return Cost(work, calls, "batches", forward_flops(config, inputs.teacher, images, side))
 
 
-def rows(inputs: EvalInputs) -> list[Number]:
+def measure(inputs: EvalInputs) -> list[Number]:
     """Top-1 and top-5 of the last epoch, at the rate that does best on the held-out training images."""
     config, labels = inputs.config, inputs.gallery.labels
     hidden = held_out(labels, config.seed)

@@ -51,7 +51,7 @@ class Rows(NamedTuple):
     weights: Array
 
 
-class Model(NamedTuple):
+class LinearModel(NamedTuple):
     """Weights [F, C] and bias [C] of a linear classifier, float32."""
 
     kernel: Array
@@ -95,7 +95,7 @@ def prepare(features: Array, axes: Array, labels: Array, weights: Array) -> tupl
     return Rows(turned, weights @ jnp.square(turned), labels, weights), scaler
 
 
-def fit(rows: Rows, strength: Array, model: Model) -> tuple[Model, Array]:
+def fit(rows: Rows, strength: Array, model: LinearModel) -> tuple[LinearModel, Array]:
     """Minimises the regularised cross-entropy over the rows that count.
 
     As in scikit-learn the bias is free, classes without rows take no part, and two classes are one logistic function, whose
@@ -114,11 +114,11 @@ def fit(rows: Rows, strength: Array, model: Model) -> tuple[Model, Array]:
     present = rows.weights @ chosen > 0
     classes = jnp.maximum(1, jnp.sum(present))
     decay = jnp.where(classes == 2, 2.0, 1.0) / strength
-    scale = Model(jax.lax.rsqrt(rows.spread / classes + decay)[:, None], jnp.sqrt(classes / count))
-    original = lambda scaled: Model(*(part * by for part, by in zip(scaled, scale, strict=True)))
+    scale = LinearModel(jax.lax.rsqrt(rows.spread / classes + decay)[:, None], jnp.sqrt(classes / count))
+    original = lambda scaled: LinearModel(*(part * by for part, by in zip(scaled, scale, strict=True)))
     logits_of = lambda model: jnp.where(present, model.logits(rows.features), HIDDEN)
 
-    def objective(scaled: Model) -> Array:
+    def objective(scaled: LinearModel) -> Array:
         model = original(scaled)
         logits = logits_of(model)
         losses = jax.nn.logsumexp(logits, axis=1) - jnp.sum(chosen * logits, axis=1)
@@ -127,14 +127,14 @@ def fit(rows: Rows, strength: Array, model: Model) -> tuple[Model, Array]:
 
     solver = optax.lbfgs()
     value_and_grad = optax.value_and_grad_from_state(objective)
-    start = Model(*(part / by for part, by in zip(model, scale, strict=True)))
+    start = LinearModel(*(part / by for part, by in zip(model, scale, strict=True)))
 
-    def goes_on(carry: tuple[Model, optax.OptState, Array, Array]) -> Array:
+    def goes_on(carry: tuple[LinearModel, optax.OptState, Array, Array]) -> Array:
         *_, iteration, gradient = carry
         # The scaled curvature is about one, so half the squared gradient is the distance to the minimum.
         return (iteration < MAX_ITERATIONS) & (gradient > 2 * TOLERANCE * count)
 
-    def improve(carry: tuple[Model, optax.OptState, Array, Array]) -> tuple:
+    def improve(carry: tuple[LinearModel, optax.OptState, Array, Array]) -> tuple:
         scaled, state, iteration, _ = carry
         value, gradient = value_and_grad(scaled, state=state)
         updates, state = solver.update(gradient, state, scaled, value=value, grad=gradient, value_fn=objective)
@@ -146,7 +146,7 @@ def fit(rows: Rows, strength: Array, model: Model) -> tuple[Model, Array]:
     return model, jnp.argmax(logits_of(model), axis=1)
 
 
-def classify(features: Array, scaler: Scaler, axes: Array, model: Model) -> Array:
+def classify(features: Array, scaler: Scaler, axes: Array, model: LinearModel) -> Array:
     """The most likely class of each row, [N, F] -> [N] int32."""
     return jnp.argmax(model.logits(scaler(features) @ axes), axis=1)
 
@@ -185,7 +185,7 @@ def fit_predict(
     labels: np.ndarray,
     test: np.ndarray,
     seed: int,
-    between: Callable[[], None] = lambda: None,
+    poll: Callable[[], None] = lambda: None,
 ) -> tuple[np.ndarray, float]:
     """Chooses C by stratified cross-validation on the training images, and fits once more on all of them.
 
@@ -194,7 +194,7 @@ def fit_predict(
         labels: [N] int.
         test: [Q, F] float.
         seed: of the folds.
-        between: called before every fit, FITS times.
+        poll: called before every fit, FITS times.
 
     Returns:
         Predicted classes [Q] int, and the chosen C.
@@ -210,15 +210,15 @@ def fit_predict(
     for fold in range(FOLDS):
         held = folds == fold  # empty in the last folds where every class has fewer images than there are folds
         rows, _ = run.prepare(features, axes, truth, _on_devices(np.where(held, np.float32(0), every)))
-        model = Model(*zero)
+        model = LinearModel(*zero)
         for index, strength in enumerate(STRENGTHS):  # ascending, each from the last one's minimum
-            between()
+            poll()
             model, found = run.fit(rows, np.float32(strength), model)
             right[index] += np.sum(np.asarray(found)[: len(labels)][held] == classes[held])
     best = STRENGTHS[int(np.argmax(right))]  # the most regularised of equals
-    between()
+    poll()
     rows, scaler = run.prepare(features, axes, truth, _on_devices(every))
-    model, _ = run.fit(rows, np.float32(best), Model(*zero))
+    model, _ = run.fit(rows, np.float32(best), LinearModel(*zero))
     if not len(test):
         return np.zeros(0, labels.dtype), best
     found = run.classify(_on_devices(test.astype(np.float32)), scaler, axes, model)
@@ -253,37 +253,37 @@ def fraction_of(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
 
 
 def cost(inputs: EvalInputs) -> Cost:
-    """Of `rows`."""
+    """Of `measure`."""
     return _cost(inputs, [len(inputs.gallery.labels)])
 
 
-def fraction_cost(inputs: EvalInputs) -> Cost:
-    """Of `fraction_rows`."""
+def cost_of_fractions(inputs: EvalInputs) -> Cost:
+    """Of `measure_fractions`."""
     images = len(inputs.gallery.labels)
     return _cost(inputs, [round(fraction * images) for fraction in inputs.config.eval.fractions])
 
 
-def rows(inputs: EvalInputs) -> list[Number]:
+def measure(inputs: EvalInputs) -> list[Number]:
     """Top-1 with the labels of all training images."""
-    return [_row(inputs, np.ones(len(inputs.gallery.labels), bool), "logistic_top1", "Logistic top-1", "")]
+    return [_number(inputs, np.ones(len(inputs.gallery.labels), bool), "logistic_top1", "Logistic top-1", "")]
 
 
-def fraction_rows(inputs: EvalInputs) -> list[Number]:
+def measure_fractions(inputs: EvalInputs) -> list[Number]:
     """Top-1 with the labels of some training images, `eval.fractions` of every class, drawn from the seed."""
     labels, seed, found = inputs.gallery.labels, inputs.config.seed, []
     for fraction in inputs.config.eval.fractions:
         percent = f"{100 * fraction:g}"
         key, title = f"fraction{percent.replace('.', '_')}_top1", f"Logistic top-1, {percent} %"
-        found.append(_row(inputs, fraction_of(labels, fraction, seed), key, title, f"{percent} % of each class's labels: "))
+        found.append(_number(inputs, fraction_of(labels, fraction, seed), key, title, f"{percent} % of each class's labels: "))
     return found
 
 
-def _row(inputs: EvalInputs, chosen: np.ndarray, key: str, title: str, share: str) -> Number:
+def _number(inputs: EvalInputs, chosen: np.ndarray, key: str, title: str, prefix: str) -> Number:
     gallery, queries, seed = inputs.gallery, inputs.queries, inputs.config.seed
     train = gallery.features[chosen], gallery.labels[chosen]
-    predictions, strength = fit_predict(*train, queries.features, seed, inputs.between)
+    predictions, strength = fit_predict(*train, queries.features, seed, inputs.poll)
     protocol = (
         f"logistic regression, C={strength:g} by {FOLDS}-fold cross-validation, standardised {inputs.features()}, "
-        f"{len(queries.labels):,} test, {share}{int(chosen.sum()):,} train images"
+        f"{len(queries.labels):,} test, {prefix}{int(chosen.sum()):,} train images"
     )
     return percent_number(key, title, predictions == queries.labels, protocol, seed)

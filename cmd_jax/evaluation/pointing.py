@@ -65,16 +65,16 @@ def pointing(mil_weights: np.ndarray, boxes: np.ndarray, patch_side: float) -> P
 
 
 def cost(inputs: EvalInputs) -> Cost:
-    """Of `rows`: the weights are there."""
+    """Of `measure`: the weights are there."""
     return Cost(f"{len(inputs.queries.labels):,} test images", 1, "passes", 0.0)
 
 
-def rows(inputs: EvalInputs) -> list[Number]:
+def measure(inputs: EvalInputs) -> list[Number]:
     """Pointing accuracy of the MIL weights beside chance; nothing where no test image has a part."""
     queries, config = inputs.queries, inputs.config
     if not np.any(queries.boxes[..., 2:] > queries.boxes[..., :2]):
         return []
-    inputs.between()
+    inputs.poll()
     point = pointing(queries.mil_weights, queries.boxes, token_px(config) / config.eval.crop_px)
     patches = f"{queries.mil_weights.shape[1]} patches, {len(point.hits):,} test images"
     on_part, at_random = f"most weighted patch on a part box, {patches}", f"a patch drawn at random, {patches}"

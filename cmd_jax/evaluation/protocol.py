@@ -35,11 +35,11 @@ class Neighbours(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What a part of an evaluation does, said before it starts.
+    """The work of a part of an evaluation, printed before it starts.
 
     Attributes:
         work: for people.
-        calls: how often it calls `between`, each before one unit of work.
+        calls: how often it calls `poll`, each before one unit of work.
         unit: name of that.
         flops: floating-point operations, roughly.
     """
@@ -61,7 +61,7 @@ class EvalInputs(NamedTuple):
         gallery: features of the training images.
         queries: features of the test images; None where there are no labels.
         neighbours: training images next to each test image, for the largest k of `eval.knn_k`; None where there are no labels.
-        between: called before every batch and every fit, in all processes equally often.
+        poll: called before every batch and every fit, in all processes equally often.
     """
 
     config: ConfigDict
@@ -71,7 +71,7 @@ class EvalInputs(NamedTuple):
     gallery: Features
     queries: Features | None
     neighbours: Neighbours | None
-    between: Callable[[], None]
+    poll: Callable[[], None]
 
     def classes(self) -> int:
         return len(self.splits.train.class_names)
@@ -88,7 +88,7 @@ class EvalInputs(NamedTuple):
 def interval(of_images: np.ndarray, seed: int) -> tuple[float, float]:
     """95 % interval of a mean by the percentile bootstrap (Efron, 1979): 1,000 samples of the images, drawn with replacement.
 
-    The training images stay as they are: the interval says what other test images would change, not another run.
+    The training images stay as they are: the interval is that of other test images, not of another run.
 
     Args:
         of_images: [Q] numbers, one of each test image; Q is at least 1.
@@ -129,19 +129,19 @@ def forward_flops(config: ConfigDict, teacher: Params, images: int, px: int) -> 
 
 
 @contextlib.contextmanager
-def announced(name: str, cost: Cost, between: Callable[[], None]) -> Iterator[Callable[[], None]]:
+def announced(name: str, cost: Cost, poll: Callable[[], None]) -> Iterator[Callable[[], None]]:
     """Prints the cost of a part that takes more than some seconds, its progress, and in the end how long it took.
 
     Args:
         name: of the part.
         cost: of the part; below ANNOUNCED_FLOPS nothing is printed, as in all processes but the first.
-        between: called before each unit of work.
+        poll: called before each unit of work.
 
     Yields:
-        `between` for the part, which counts.
+        `poll` for the part, which counts.
     """
     if cost.flops < ANNOUNCED_FLOPS or not processes.is_first():
-        yield between
+        yield poll
         return
     print(f"{name}: {cost.work}", flush=True)
     progress, started = Progress(name, cost.calls, cost.unit), False
@@ -151,7 +151,7 @@ def announced(name: str, cost: Cost, between: Callable[[], None]) -> Iterator[Ca
         if started:
             progress.advance()
         started = True
-        between()
+        poll()
 
     yield counting
     progress.advance()

@@ -89,7 +89,7 @@ def query_scores(
     gallery_labels: np.ndarray,
     queries: np.ndarray,
     query_labels: np.ndarray,
-    between: Callable[[], None] = lambda: None,
+    poll: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """What the ranking of the gallery by dot product (cosine when features are l2-normalised) is worth to each query.
 
@@ -98,14 +98,14 @@ def query_scores(
         gallery_labels: [M] int.
         queries: [Q, F].
         query_labels: [Q] int.
-        between: called before every chunk of queries.
+        poll: called before every chunk of queries.
 
     Returns:
         [Q, 4] float64 in 0..1: the fields of `RetrievalResult`.
     """
     pairs = ((gallery, gallery_labels), (queries, query_labels))
     pairs = [(np.asarray(features, np.float32), labels.astype(np.int32)) for features, labels in pairs]
-    return in_chunks(_score, *pairs, between).astype(np.float64)
+    return in_chunks(_score, *pairs, poll).astype(np.float64)
 
 
 @by_query
@@ -138,7 +138,7 @@ def cost(inputs: EvalInputs) -> Cost:
     return Cost(text, chunks(tests) + chunks(chosen), "chunks", pairs * (2.0 * width + SORT_FLOPS))
 
 
-def rows(inputs: EvalInputs) -> list[Number]:
+def measure(inputs: EvalInputs) -> list[Number]:
     """Rank-1, Rank-5, mAP of CMD's two splits, "origin" and "ratio"."""
     gallery, queries = inputs.gallery, inputs.queries
     origin = ((gallery.features, gallery.labels), (queries.features, queries.labels))
@@ -149,14 +149,14 @@ def rows(inputs: EvalInputs) -> list[Number]:
     )
     plain = f"cosine, {inputs.features()}, {inputs.counts()}"
     return [
-        *_split_rows(inputs, origin, "", "Retrieval", plain),
-        *_split_rows(inputs, ratio, "ratio_", "Retrieval 1:8", every_ninth),
+        *_split_numbers(inputs, origin, "", "Retrieval", plain),
+        *_split_numbers(inputs, ratio, "ratio_", "Retrieval 1:8", every_ninth),
     ]
 
 
-def _split_rows(inputs: EvalInputs, split: tuple, prefix: str, title: str, protocol: str) -> list[Number]:
+def _split_numbers(inputs: EvalInputs, split: tuple, prefix: str, title: str, protocol: str) -> list[Number]:
     (gallery, gallery_labels), (queries, query_labels) = split
-    scores, seed = query_scores(gallery, gallery_labels, queries, query_labels, inputs.between), inputs.config.seed
+    scores, seed = query_scores(gallery, gallery_labels, queries, query_labels, inputs.poll), inputs.config.seed
     result = RetrievalResult(*(100 * scores.mean(axis=0)).tolist())
     at_100 = f"first {AP_RANKS} ranks, over the relevant found there, {protocol}"
     return [

@@ -45,7 +45,7 @@ def _select(source: Source, indices: np.ndarray) -> Source:
 
 
 def open_splits(config: ConfigDict) -> tuple[Splits, NoLabels | None]:
-    """Opens what there is to evaluate on.
+    """Opens the images to evaluate on.
 
     Returns:
         The labelled splits of `open_labelled_splits` and None; or, where there are none, `eval.label_free_images` of the

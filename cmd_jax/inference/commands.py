@@ -8,10 +8,10 @@ from cmd_jax.inference.sheet import write_sheet
 from cmd_jax.inference.store import read_meta
 from cmd_jax.text import printable
 
-Network = tuple[str, int | None, str | None, str | None, int | None]  # arguments of `read_trained`
+LoadArguments = tuple[str, int | None, str | None, str | None, int | None]  # arguments of `read_trained`
 
 
-def write(network: Network, images: str, out: str, batch_size: int, patches: bool) -> list[str]:
+def write(network: LoadArguments, images: str, out: str, batch_size: int, patches: bool) -> list[str]:
     """Embeds a folder; errors as of `read_trained` and `embed_folder`."""
     summary = embed_folder(read_trained(*network), images, out, batch_size, patches)
     lines = [f"wrote {out}: {summary.images:,} images" if summary.computed else f"{out} is whole: {summary.images:,} images"]
@@ -23,7 +23,7 @@ def write(network: Network, images: str, out: str, batch_size: int, patches: boo
 
 
 def find(
-    network: Network,
+    network: LoadArguments,
     path: str,
     query: str,
     top: int,

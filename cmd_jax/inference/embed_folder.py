@@ -21,7 +21,7 @@ from cmd_jax.text import printable
 
 PART_IMAGES = 1024
 PART_BYTES = 2**27
-MAX_BAD_SHARE = 0.5  # more says that the folder is not what it was taken for
+MAX_BAD_SHARE = 0.5  # more: most likely the wrong folder
 JOB = "job.json"
 
 

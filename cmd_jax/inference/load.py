@@ -62,7 +62,7 @@ def read_trained(
 
     Args:
         source: the work directory of a run; a file of `cmd_jax.convert export --format=safetensors`; or, with `model`, a
-            backbone of DINO, EsViT, timm or transformers (`weights.read.read_source` says in which files).
+            backbone of DINO, EsViT, timm or transformers (see `weights.read.read_source` for the files).
         step: of a run's checkpoint; None is the newest.
         features: pools of a feature, "cls", "mean", "mil", "blocks" or several joined by "+"; None: as the run was evaluated,
             and of other projects' weights the class token or, of a Swin, the mean.

@@ -103,7 +103,7 @@ def read_outputs(config: ConfigDict, params: Params, named: dict) -> dict[str, A
 
 
 def encode(config: ConfigDict, backbone: ViT | Swin, params: Params, images: Array) -> dict[str, Array]:
-    """Encodes evaluation crops [B, C, C, 3] uint8; `read_outputs` says what it takes and returns."""
+    """Encodes evaluation crops [B, C, C, 3] uint8; arguments and outputs are those of `read_outputs`."""
     named = backbone.apply({"params": params["backbone"]}, normalized(images, config))
     return read_outputs(config, params, named)
 
@@ -113,7 +113,7 @@ def run_batches(
     params: Params,
     items: Iterable[tuple[np.ndarray, ...]],
     batch_size: int,
-    between: Callable[[], None] = lambda: None,
+    poll: Callable[[], None] = lambda: None,
     fill: bool = True,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Runs a program over items in batches, on all devices of this process; while they work the next batch is read.
@@ -123,7 +123,7 @@ def run_batches(
         params: on every device of this process.
         items: arrays [...] of one shape.
         batch_size: items at a time, rounded up to the devices of this process.
-        between: called before every batch.
+        poll: called before every batch.
         fill: the last batch is padded to `batch_size`, for one compilation; else to a power of two: few compilations.
 
     Yields:
@@ -135,7 +135,7 @@ def run_batches(
     pending: list[tuple[np.ndarray, ...]] = []
 
     def start() -> tuple[dict[str, Array], int]:
-        between()
+        poll()
         rows = batch_size if fill else batch_rows(min(batch_size, 1 << (len(pending) - 1).bit_length()))
         padded = pending + [pending[-1]] * (rows - len(pending))
         columns = [jax.device_put(np.stack(column), sharding) for column in zip(*padded, strict=True)]
@@ -178,15 +178,15 @@ def batch_count(config: ConfigDict, images: int) -> int:
     return -(-images // (jax.process_count() * batch_rows(config.eval.batch_size))) if images else 0
 
 
-def share(count: int) -> Sequence[int]:
+def process_indices(count: int) -> Sequence[int]:
     """The indices that this process reads of `count`. All shares have one size: the last ones repeat the last index."""
     size = -(-count // jax.process_count())
     indices = range(jax.process_index() * size, (jax.process_index() + 1) * size)
     return indices if indices.stop <= count else [min(index, count - 1) for index in indices]
 
 
-def gather_shares(tree: Any, count: int) -> Any:
-    """Joins the arrays [share, ...] of all processes, the first `count` rows of them; JAX holds no 64-bit integers."""
+def gather(tree: Any, count: int) -> Any:
+    """Joins arrays [n, ...] of `process_indices` from all processes: [count, ...] each; JAX holds no 64-bit integers."""
     if jax.process_count() == 1:
         return tree
     return jax.tree.map(lambda x: np.asarray(x)[:count], multihost_utils.process_allgather(tree, tiled=True))
@@ -234,12 +234,12 @@ class Encoder(NamedTuple):
         crops: Iterable[np.ndarray],
         outputs: Sequence[str],
         batch_size: int,
-        between: Callable[[], None] = lambda: None,
+        poll: Callable[[], None] = lambda: None,
         fill: bool = True,
     ) -> Iterator[dict[str, np.ndarray]]:
         """Encodes evaluation crops [C, C, 3] uint8: the named outputs of each batch, see `run_batches`."""
         items = ((crop,) for crop in crops)
-        return run_batches(self.program(outputs), self.params, items, batch_size, between, fill)
+        return run_batches(self.program(outputs), self.params, items, batch_size, poll, fill)
 
 
 def place(trained: Trained) -> Encoder:

@@ -177,7 +177,7 @@ def read_meta(path: str) -> Meta:
             raise ValueError(f"its columns are {found}, its metadata says {wanted}")
         size = sum(rows * width * np.dtype(DTYPES[name]).itemsize for name, width in meta.widths.items())
         if size > os.path.getsize(path):
-            raise ValueError(f"it says that it holds {size:,} bytes of numbers, more than there are")
+            raise ValueError(f"its header declares {size:,} bytes of numbers, more than the file holds")
         return meta
 
 

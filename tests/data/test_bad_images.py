@@ -165,6 +165,6 @@ def test_evaluation_stops_at_the_same_limit(tiny_config):
 
 def test_the_limit_counts_all_processes(tiny_config, monkeypatch):
     # This process has met one bad image, and another process a second one.
-    monkeypatch.setattr(features, "gather_shares", lambda tree, count: tree | {"readable": ~np.isin(np.arange(count), (3, 9))})
+    monkeypatch.setattr(features, "gather", lambda tree, count: tree | {"readable": ~np.isin(np.arange(count), (3, 9))})
     with pytest.raises(BadImage, match=r"images of this split cannot be read; 2 bad images of 20 are over the limit"):
         _extracted(tiny_config, Damaged(20, [3]))

@@ -8,7 +8,7 @@ from cmd_jax.evaluation.protocol import interval
 from cmd_jax.metrics import Confusion, Metrics, confusion_table
 
 
-def test_the_interval_is_the_one_of_the_normal_approximation_where_that_holds():
+def test_interval_equals_the_normal_approximation():
     values = np.arange(400) < 120  # 30 %
     low, high = interval(values, 0)
     error = 1.96 * np.sqrt(0.3 * 0.7 / 400)
@@ -19,12 +19,12 @@ def test_the_interval_is_the_one_of_the_normal_approximation_where_that_holds():
     assert interval(10 * values, 0) == pytest.approx((10 * low, 10 * high))
 
 
-def test_the_interval_of_what_is_always_the_same_has_no_width():
+def test_interval_of_constants():
     assert interval(np.full(7, 0.25), 0) == (0.25, 0.25)
     assert interval(np.array([True]), 0) == (1.0, 1.0)
 
 
-def test_the_interval_holds_the_truth_as_often_as_it_says():
+def test_interval_coverage():
     rng = np.random.default_rng(0)
     found = [interval(rng.random(60) ** 2, seed) for seed in range(200)]  # the mean is 1/3
     assert 0.88 < np.mean([low <= 1 / 3 <= high for low, high in found]) < 0.99

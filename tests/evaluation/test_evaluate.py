@@ -33,11 +33,11 @@ def _stored(workdir, *parts):
     return json.loads((workdir / "eval" / Path(*parts) / "metrics.json").read_text())
 
 
-def test_the_names_of_the_configuration_are_those_of_the_protocols():
+def test_protocol_names():
     assert sorted(EVAL_PROTOCOLS) == sorted(PROTOCOLS)
 
 
-def test_everything_but_the_slow_probe_on_a_run(workdir, photo_folder, capsys, monkeypatch):
+def test_all_fast_protocols_on_a_run(workdir, photo_folder, capsys, monkeypatch):
     names = tuple(name for name in EVAL_PROTOCOLS if name != "linear")
     with monkeypatch.context() as patch:
         patch.setattr(protocol_lib, "ANNOUNCED_FLOPS", 1.0)  # as if all of it took long
@@ -89,7 +89,7 @@ def test_everything_but_the_slow_probe_on_a_run(workdir, photo_folder, capsys, m
     assert _stored(workdir, "6") == stored
 
 
-def test_a_k_of_more_than_all_training_images_is_all_of_them(finished, workdir):
+def test_k_above_the_number_of_training_images(finished, workdir):
     config = config_lib.load(str(workdir / "config.json"))
     with config.unlocked():
         config.eval.knn_k = (500, 100)
@@ -99,7 +99,7 @@ def test_a_k_of_more_than_all_training_images_is_all_of_them(finished, workdir):
     assert evaluation.metrics.numbers[0].protocol.startswith("k=24, all there are, T=0.07")
 
 
-def test_other_data_have_a_place_of_their_own_and_leave_the_run_as_it_is(workdir, photo_folder, tmp_path):
+def test_numbers_on_other_data_are_kept_apart(workdir, photo_folder, tmp_path):
     other = tmp_path / "other photos"
     shutil.copytree(photo_folder, other)
     shutil.rmtree(other / "train" / "<script>")
@@ -131,18 +131,18 @@ def test_other_data_have_a_place_of_their_own_and_leave_the_run_as_it_is(workdir
         ({"folder": "/nowhere"}, "data.folder '/nowhere' is not a directory"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(finished, change, message):
+def test_impossible_evaluations_are_refused(finished, change, message):
     with pytest.raises(ConfigError, match=message):
         evaluate_run(str(finished[0]), None, **change)
 
 
-def test_training_measures_the_slow_probe_at_its_end_alone():
+def test_linear_probe_runs_at_the_end():
     config = default()
     config.eval.protocols, config.eval.protocols_between = ("knn", "linear"), ("retrieval",)
     assert [protocols_at(config, step, 9) for step in (0, 4, 9)] == [("knn",), ("retrieval",), ("knn", "linear")]
 
 
-def test_the_best_step_needs_its_number_at_every_evaluation():
+def test_best_metric_needs_its_protocol():
     config = default()
     config.train.best_metric, config.eval.protocols_between = "eval_map", ("knn",)
     with pytest.raises(ConfigError, match=r"'eval_map', but eval.protocols_between is \('knn',\); add 'retrieval'"):
@@ -160,7 +160,7 @@ def test_the_best_step_needs_its_number_at_every_evaluation():
         ("esvit", "swin_tiny", "gated", "mean"),
     ],
 )
-def test_features_are_the_best_for_cmd_and_the_references_own_for_them(method, model, scorer, features):
+def test_default_features_by_method(method, model, scorer, features):
     config = default()
     config.method.name, config.model.name, config.method.mil_scorer = method, model, scorer
     assert config_lib.resolve(config, 100).eval.features == features
@@ -170,7 +170,7 @@ def _metrics(*numbers, step=5):
     return Metrics(step, "", list(numbers), {}, "", [], {})
 
 
-def test_a_table_has_intervals_dashes_and_numbers_without_unit():
+def test_table_with_intervals_and_dashes():
     rows = (
         Number("a", "First", 45.0, "how", low=40.64, high=49.4),
         Number("b", "Second", 1.25, "so"),
@@ -189,7 +189,7 @@ def test_a_table_has_intervals_dashes_and_numbers_without_unit():
     assert len({line.index("protocol") for line in lines if "protocol" in line} | {lines[1].index("how")}) == 1
 
 
-def test_the_agreement_is_that_of_all_evaluated_steps(tmp_path):
+def test_agreement_over_evaluated_steps(tmp_path):
     for step, value in enumerate((3.0, 1.0, 2.0, 5.0)):
         rows = (
             Number("knn20_top1", "", value, ""),

@@ -12,7 +12,7 @@ def blocks():
     return [rng.normal(size=(2, tokens, width)).astype(np.float32) for tokens, width in ((16, 3), (4, 6), (4, 6))]
 
 
-def test_of_a_vit_the_class_tokens_in_network_order(blocks):
+def test_last_blocks_of_a_vit(blocks):
     blocks = blocks[1:]
     named = {"cls_token": blocks[-1][:, 0], "patch_tokens": blocks[-1][:, 1:], "blocks": tuple(blocks)}
     expected = np.concatenate([blocks[0][:, 0], blocks[1][:, 0]], -1)
@@ -21,7 +21,7 @@ def test_of_a_vit_the_class_tokens_in_network_order(blocks):
     np.testing.assert_allclose(with_mean, np.concatenate([blocks[1][:, 0], blocks[1][:, 1:].mean(1)], -1), rtol=1e-6)
 
 
-def test_of_a_swin_the_token_means_of_blocks_of_any_width(blocks):
+def test_last_blocks_of_a_swin(blocks):
     named = {"patch_tokens": blocks[-1], "blocks": tuple(blocks)}
     expected = np.concatenate([tokens.mean(1) for tokens in blocks], -1)
     np.testing.assert_allclose(last_blocks(named, 3), expected, rtol=1e-5, atol=1e-6)

@@ -39,7 +39,7 @@ def test_rankme_is_the_entropy_of_the_singular_values(features):
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0])
-def test_alpha_is_the_exponent_of_a_spectrum_that_has_one(alpha):
+def test_alpha_of_a_power_law_spectrum(alpha):
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(200, 60))
     rows -= rows.mean(axis=0)
@@ -86,7 +86,7 @@ def _entropy(p):
     return -np.sum(np.where(p > 0, p * np.log(np.maximum(p, 1e-300)), 0), axis=-1)
 
 
-def test_entropies_of_the_teacher_are_those_of_its_distributions(teacher):
+def test_teacher_entropies_equal_the_oracle(teacher):
     config, network, params, pooled = teacher
     z = network.apply({"params": params}, jnp.asarray(pooled), method=lambda network, x: network.image_head(x))
     rows = network.apply({"params": params}, method="prototype_rows")[0]
@@ -106,7 +106,7 @@ def test_sinkhorns_centers_share_the_prototypes_out(teacher):
     assert 1 >= marginal > before + 0.05
 
 
-def test_a_teacher_without_any_difference_is_shown_as_collapsed(teacher):
+def test_a_constant_teacher_has_collapsed(teacher):
     config, network, params, pooled = teacher
     constant = jax.tree.map(jnp.zeros_like, params["image_head"])
     entropy, marginal = teacher_entropies(config, network, {**params, "image_head": constant}, pooled)
@@ -132,7 +132,7 @@ def _checkpoint(progress, noise):
     }
 
 
-def test_they_order_checkpoints_whose_spectrum_fills_up_as_knn_does():
+def test_label_free_numbers_order_checkpoints_as_knn():
     history = [_checkpoint(progress, noise=0) for progress in np.linspace(0, 1, 9)]
     assert history[-1]["knn20_top1"] > history[0]["knn20_top1"] + 20
     found = rank_correlations(history, "knn20_top1")
@@ -150,7 +150,7 @@ def test_they_are_wrong_where_noise_fills_the_spectrum():
     assert found["alpha_req"] > 0.8
 
 
-def test_rank_correlations_by_hand_and_of_too_few_checkpoints():
+def test_rank_correlations():
     history = [{"k": value, "rankme": value**3, "alignment": -value, "uniformity": 1.0} for value in (1.0, 4.0, 2.0, 3.0)]
     history += [{"rankme": 0.0}, {"k": 9.0}]  # of other protocols
     assert rank_correlations(history, "k") == pytest.approx({"rankme": 1.0, "alignment": -1.0})

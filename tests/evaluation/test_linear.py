@@ -28,7 +28,7 @@ def test_crops_are_pillows_bilinear_ones(box):
     assert np.mean(np.asarray(crop) != expected) < 0.05
 
 
-def test_training_crops_cover_8_to_100_percent_and_are_flipped_half_of_the_time():
+def test_training_crops_match_random_resized_crop():
     # the picture's pixel says where it is: red its row, green its column
     pixels = np.zeros((64, 64, 3), np.uint8)
     pixels[..., 0], pixels[..., 1] = 4 * np.arange(64)[:, None], 4 * np.arange(64)
@@ -76,7 +76,7 @@ def _train(features, labels, weights, rates):
     return probe
 
 
-def test_classifiers_side_by_side_are_those_one_after_the_other(problem):
+def test_parallel_classifiers_equal_separate_ones(problem):
     probe = _train(*problem)
     assert isinstance(probe, Probe)
     first = np.asarray(start(2, 5, 3, seed=0).layers.kernel)
@@ -87,7 +87,7 @@ def test_classifiers_side_by_side_are_those_one_after_the_other(problem):
         np.testing.assert_allclose(probe.layers.bias[index], bias, rtol=1e-4, atol=1e-6)
 
 
-def test_what_is_hidden_from_a_classifier_changes_nothing_in_it(problem):
+def test_hidden_images_do_not_change_a_classifier(problem):
     features, labels, weights, rates = problem
     changed = np.where(weights[0] == 0, (labels + 1) % 3, labels)
     (kernel, _), (other, _) = _train(*problem).layers, _train(features, changed, weights, rates).layers

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cmd_jax.evaluation.logistic import FITS, ROWS_UNIT, STRENGTHS, Model, fit_predict, fraction_of, programs
+from cmd_jax.evaluation.logistic import FITS, ROWS_UNIT, STRENGTHS, LinearModel, fit_predict, fraction_of, programs
 
 WIDTH, CLASSES = 20, 3
 
@@ -15,14 +15,14 @@ def _gaussians(count, noise, seed):
 
 
 def _fit(features, labels, weights, strength):
-    """Model and scaler of the rows of weight 1, and the classes of all rows."""
+    """LinearModel and scaler of the rows of weight 1, and the classes of all rows."""
     pad = lambda array: np.pad(array, [(0, ROWS_UNIT - len(array))] + [(0, 0)] * (array.ndim - 1))
     features, labels, weights = pad(features), pad(labels.astype(np.int32)), pad(weights.astype(np.float32))
     axes = np.linalg.qr(np.random.default_rng(2).normal(size=(WIDTH, WIDTH)))[0].astype(np.float32)  # any axes will do
     rows, scaler = programs().prepare(features, axes, labels, weights)
-    zero = Model(np.zeros((WIDTH, CLASSES), np.float32), np.zeros(CLASSES, np.float32))
+    zero = LinearModel(np.zeros((WIDTH, CLASSES), np.float32), np.zeros(CLASSES, np.float32))
     model, found = programs().fit(rows, np.float32(strength), zero)
-    return Model(axes @ np.asarray(model.kernel), np.asarray(model.bias)), scaler, np.asarray(found)
+    return LinearModel(axes @ np.asarray(model.kernel), np.asarray(model.bias)), scaler, np.asarray(found)
 
 
 @pytest.mark.parametrize("present", [(0, 1, 2), (0, 2)])
@@ -55,7 +55,7 @@ def test_noise_is_regularised_more_than_structure():
     assert np.all(fit_predict(structure, labels, structure, seed=0)[0] == labels)
 
 
-def test_the_choice_reads_the_training_images_alone_and_repeats_itself():
+def test_strength_depends_on_training_images_alone():
     train, labels = _gaussians(60, 0.8, 0)
     test, _ = _gaussians(30, 0.8, 1)
     first, strength = fit_predict(train, labels, test, seed=0)
@@ -64,16 +64,16 @@ def test_the_choice_reads_the_training_images_alone_and_repeats_itself():
     assert strength == other
 
 
-def test_classes_of_one_image_and_a_single_class_are_no_error():
+def test_classes_of_one_image():
     calls = []
     train = np.eye(CLASSES, WIDTH, dtype=np.float32)
-    predictions, _ = fit_predict(train, np.arange(3), train, seed=0, between=lambda: calls.append(0))
+    predictions, _ = fit_predict(train, np.arange(3), train, seed=0, poll=lambda: calls.append(0))
     np.testing.assert_array_equal(predictions, [0, 1, 2])
     assert len(calls) == FITS  # as many as of any other data: processes wait for one another in it
     assert not np.any(_fit(train, np.arange(3), np.arange(3) == 1, 1.0)[2][:3] != 1)
 
 
-def test_a_fraction_holds_the_same_share_of_every_class_and_more_holds_less():
+def test_fractions_are_stratified_and_nested():
     labels = np.repeat([0, 1, 2], [50, 10, 2])
     fifth, half = (fraction_of(labels, fraction, seed=1) for fraction in (0.2, 0.5))
     assert np.bincount(labels[fifth]).tolist() == [10, 2, 1]  # one of two images: none would be no class

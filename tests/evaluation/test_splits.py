@@ -24,7 +24,7 @@ def test_the_images_that_were_read_are_selected(tiny_config, photo_folder):
     assert splits.select(np.arange(24), None).test is splits.test
 
 
-def test_places_within_a_class_are_a_random_order_of_it():
+def test_order_within_class():
     labels = np.array([2, 0, 2, 5, 0, 2, 2])
     places = order_within_class(labels, 3)
     assert {label: sorted(places[labels == label]) for label in (0, 2, 5)} == {0: [0, 1], 2: [0, 1, 2, 3], 5: [0]}

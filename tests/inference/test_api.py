@@ -127,12 +127,12 @@ def test_a_network_of_grey_levels_sees_grey_levels(model, finished, pictures, tm
         (np.array([["a.png"]]), r"an array of <U5 has shape \(1, 1\); give paths as an array of one axis"),
     ],
 )
-def test_what_is_no_picture_is_refused(model, images, message):
+def test_inputs_that_are_no_images(model, images, message):
     with pytest.raises(ConfigError, match=message):
         model.embed(images)
 
 
-def test_a_bad_image_is_named_and_never_left_out(model, pictures, tmp_path):
+def test_bad_images_raise_with_their_name(model, pictures, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no picture")
     with pytest.raises(BadImage, match=r"bad\.png: not a readable image"):
         model.embed([*pictures[0], tmp_path / "bad.png"])
@@ -142,13 +142,13 @@ def test_a_bad_image_is_named_and_never_left_out(model, pictures, tmp_path):
         model.embed(np.zeros((1, 400, 3), np.uint8))
 
 
-def test_what_was_loaded_is_said(model, finished):
+def test_repr_and_attributes(model, finished):
     assert (model.step, model.crop_px, model.grid, model.feature_width, model.patch_width) == (6, 16, (2, 2), 96, 96)
     assert repr(model) == f"<cmd_jax model vit_micro/8 at 16 px, mil features of 96, step 6, from {finished[0]}>"
     assert cmd_jax.load(finished[0], step=3).fingerprint != model.fingerprint
 
 
-def test_our_own_file_needs_nothing_else_and_gives_the_same_bits(model, exported, pictures, photo_folder):
+def test_exported_file_gives_identical_features(model, exported, pictures, photo_folder):
     single = cmd_jax.load(exported)
     np.testing.assert_array_equal(single.embed(pictures[0]), model.embed(pictures[0]))
     np.testing.assert_array_equal(single.mil_weights(pictures[0]), model.mil_weights(pictures[0]))
@@ -189,7 +189,7 @@ def test_a_damaged_or_edited_file_is_refused(change, message, exported, tmp_path
     assert "\n" not in str(error.value)
 
 
-def test_a_file_cannot_ask_for_more_than_it_holds(exported, tmp_path):
+def test_files_that_ask_for_too_much(exported, tmp_path):
     """Edited with care: the fingerprint is of what is there."""
     from cmd_jax.weights.single import Single, read_single, write_single
 
@@ -228,7 +228,7 @@ def test_a_backbone_of_another_project(finished, pictures, encoded, tmp_path):
         cmd_jax.load(path, model="resnet50")
 
 
-def test_a_run_without_a_learned_scorer_and_with_several_pools(pictures, photo_folder, tmp_path):
+def test_unlearned_scorer_and_several_pools(pictures, photo_folder, tmp_path):
     config = tiny()
     config.data.source, config.data.folder = "folder", str(photo_folder)
     config.train.epochs = config.optim.warmup_epochs = 1.0

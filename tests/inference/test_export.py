@@ -91,7 +91,7 @@ def stablehlo(finished, tmp_path_factory):
     return path
 
 
-def test_stablehlo_gives_our_features_in_a_process_without_us(stablehlo, finished, photo_folder, tmp_path):
+def test_stablehlo_runs_without_the_package(stablehlo, finished, photo_folder, tmp_path):
     paths = sorted((photo_folder / "test").rglob("*.png"))[:5]
     found = run_card(f"{stablehlo}.md", tmp_path / "out.npz", paths)
     model = cmd_jax.load(finished[0])
@@ -192,7 +192,7 @@ def _front(card):
 
 
 @pytest.mark.parametrize("form", [form for form in FORMATS if form != "onnx"])
-def test_every_export_has_a_card_with_the_numbers_of_its_step(form, evaluated, tmp_path):
+def test_model_card_of_every_format(form, evaluated, tmp_path):
     run, write = evaluated
     write(
         step=6,
@@ -220,7 +220,7 @@ def test_every_export_has_a_card_with_the_numbers_of_its_step(form, evaluated, t
     assert repr(f"model{FORMATS[form].ending}").replace("'", '"') in code
 
 
-def test_a_card_without_an_evaluation_says_so_and_damage_is_named(evaluated, tmp_path):
+def test_model_card_without_or_with_damaged_metrics(evaluated, tmp_path):
     run, write = evaluated
     out = str(tmp_path / "a.safetensors")
     export_run(str(run), 6, "teacher", "timm", out)

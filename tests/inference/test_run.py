@@ -35,7 +35,7 @@ def _read(path, columns):
 
 
 @pytest.mark.parametrize("suffix", store.SUFFIXES)
-def test_every_row_is_what_the_api_says_of_the_image(suffix, trained, finished, photo_folder, tmp_path):
+def test_columns_equal_the_api(suffix, trained, finished, photo_folder, tmp_path):
     out = str(tmp_path / "step=3" / f"features{suffix}")
     summary = embed_folder(trained, str(photo_folder), out, BATCH, patches=True)
     assert summary == Summary(images=36, bad=0, computed=36, bad_list=None)
@@ -80,7 +80,7 @@ def test_bad_images_are_left_out_listed_and_counted(trained, folder, tmp_path):
     assert embed_folder(trained, str(folder), out, BATCH) == Summary(36, 2, 0, f"{out}.bad.txt")
 
 
-def test_a_folder_of_mostly_bad_images_is_an_error(trained, tmp_path, photo_folder):
+def test_mostly_bad_images_are_an_error(trained, tmp_path, photo_folder):
     folder, out = tmp_path / "photos", str(tmp_path / "a.npz")
     folder.mkdir()
     shutil.copy(photo_folder / "test" / "a class" / "0.png", folder / "good.png")
@@ -117,7 +117,7 @@ def _same_bytes(path, other):
         assert a.read() == b.read()
 
 
-def test_an_interrupted_job_goes_on_and_ends_with_the_same_bytes(interrupted, trained, folder, tmp_path):
+def test_interrupted_jobs_resume_bit_exactly(interrupted, trained, folder, tmp_path):
     parts = sorted(name for name in os.listdir(f"{interrupted}.partial") if name.endswith(".parquet"))
     assert parts == ["000000.parquet"]
     cut = tmp_path / "a.parquet.partial" / "000000.parquet"
@@ -150,7 +150,7 @@ def test_parts_of_another_job_are_refused(interrupted, trained, finished, folder
         embed_folder(trained, str(folder), interrupted, BATCH)
 
 
-def test_a_whole_file_is_kept_and_another_one_refused(trained, finished, photo_folder, tmp_path):
+def test_complete_files_are_kept(trained, finished, photo_folder, tmp_path):
     out = str(tmp_path / "a.npz")
     embed_folder(trained, str(photo_folder), out, BATCH)
     before = (tmp_path / "a.npz").stat().st_mtime_ns
@@ -172,7 +172,7 @@ def test_a_whole_file_is_kept_and_another_one_refused(trained, finished, photo_f
         ("directory.npz", "a.npz", r"holds no images; put files \(\.jpg"),
     ],
 )
-def test_mistakes_are_said_before_any_work(images, out, message, trained, photo_folder, tmp_path, monkeypatch):
+def test_mistakes_raise_before_any_work(images, out, message, trained, photo_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").symlink_to(photo_folder)
     (tmp_path / "directory.npz").mkdir()

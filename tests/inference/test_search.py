@@ -112,7 +112,7 @@ def test_the_lines_that_are_printed(gallery, exported, query, photo_folder, tmp_
         assert picture.size[0] > 1000
 
 
-def test_a_sheet_shows_what_lies_below_the_folder_alone(gallery, trained, query, photo_folder, tmp_path):
+def test_sheet_refuses_paths_outside_the_folder(gallery, trained, query, photo_folder, tmp_path):
     path, meta = gallery[".npz"]
     found = search(trained, path, meta, query, top=2)
     gone = shutil.copytree(photo_folder / "train", tmp_path / "photos")
