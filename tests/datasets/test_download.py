@@ -38,7 +38,7 @@ class _Handler(BaseHTTPRequestHandler):
 def server():
     with ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as running:
         running.asked, running.ranges, running.cut, running.content = [], True, None, CONTENT
-        thread = threading.Thread(target=running.serve_forever)
+        thread = threading.Thread(target=running.serve_forever, args=(0.01,))
         thread.start()
         yield running
         running.shutdown()
