@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,9 +10,9 @@ import pytest
 from cmd_jax.errors import ConfigError
 from cmd_jax.report.compare import different_names, number_table, read_runs, write_comparison
 from tests.conftest import QUICK_FLAGS
+from tests.programs import Programs
 from tests.report.conftest import Page
 
-ROOT = Path(__file__).parent.parent.parent
 NASTY = "<img src=x onerror=alert(1)>"
 
 
@@ -111,21 +109,21 @@ def test_directories_without_a_run_are_refused(three, tmp_path):
         read_runs([three[0], str(tmp_path)])
 
 
-def _run(*arguments):
-    command = [sys.executable, "-m", "cmd_jax.report", *arguments]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK_FLAGS}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+@pytest.fixture(scope="module")
+def run():
+    with Programs(XLA_FLAGS=QUICK_FLAGS) as programs:
+        yield lambda *arguments: programs.run("cmd_jax.report", *arguments)
 
 
-def test_the_binary_compares(three, tmp_path):
-    out = _run(*(f"--workdir={path}" for path in three), f"--out={tmp_path / 'out'}")
+def test_the_binary_compares(run, three, tmp_path):
+    out = run(*(f"--workdir={path}" for path in three), f"--out={tmp_path / 'out'}")
     assert (out.returncode, out.stdout) == (0, f"wrote {tmp_path / 'out' / 'index.html'}\n"), out.stderr
 
 
-def test_the_binary_rewrites_a_page(finished, tmp_path):
+def test_the_binary_rewrites_a_page(run, finished, tmp_path):
     workdir = shutil.copytree(finished[0], tmp_path / "run")
     shutil.rmtree(workdir / "report")
-    out = _run(f"--workdir={workdir}")
+    out = run(f"--workdir={workdir}")
     assert out.returncode == 0, out.stderr
     assert f"wrote {workdir / 'report' / 'index.html'}" in out.stdout
     assert (workdir / "report" / "index.html").read_bytes().startswith(b"<!doctype html>")
@@ -139,9 +137,9 @@ def test_the_binary_rewrites_a_page(finished, tmp_path):
         (("a", "c", "--out=x", "--step=3"), "--step and --best are for one --workdir"),
     ],
 )
-def test_a_mistake_gets_one_line(three, arguments, message):
+def test_a_mistake_gets_one_line(run, three, arguments, message):
     root = os.path.dirname(three[0])
     flags = [word if word.startswith("--") else f"--workdir={root}/{word}" for word in arguments]
-    out = _run(*flags)
+    out = run(*flags)
     assert (out.returncode, out.stderr.count("\n")) == (64, 1), out.stderr
     assert message in out.stderr

@@ -14,16 +14,16 @@ from jax.experimental import multihost_utils
 
 from cmd_jax.training import processes
 from cmd_jax.training.sharding import all_hardware
+from tests.programs import Programs
 from tests.runs import free_port
 
 ROOT = Path(__file__).parents[2]
 
 
-def start(*options, process=None, processes=2, port=None, cwd=ROOT):
-    """The train binary on one process of the run, or alone with just the options."""
-    command = [sys.executable, "-m", "cmd_jax.main", *options]
-    if process is not None:
-        command += [f"--coordinator_address=127.0.0.1:{port}", f"--num_processes={processes}", f"--process_id={process}"]
+def start(*options, process, port, cwd):
+    """The train binary on one of two processes of the run."""
+    cluster = [f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2", f"--process_id={process}"]
+    command = [sys.executable, "-m", "cmd_jax.main", *options, *cluster]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -84,18 +84,16 @@ def test_smallest_device_memory_counts(monkeypatch):
     assert all_hardware().memory_bytes == 24 << 30
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--distributed"], "--distributed: "),
-        (["--distributed", "--process_id=0"], "belong together; pass all three, or none on Cloud TPU and SLURM"),
-        (["--num_processes=2"], "need --distributed; add it"),
-    ],
-)
-def test_incomplete_cluster_flags_name_the_remedy(tmp_path, options, message):
-    ((code, line),) = last_lines(start("--config=configs/demo.py", f"--workdir={tmp_path}", *options))
-    assert code == 64, line
-    assert message in line
+def test_incomplete_cluster_flags_name_the_remedy(tmp_path):
+    with Programs() as programs:
+        for options, message in (
+            (["--distributed"], "--distributed: "),
+            (["--distributed", "--process_id=0"], "belong together; pass all three, or none on Cloud TPU and SLURM"),
+            (["--num_processes=2"], "need --distributed; add it"),
+        ):
+            done = programs.run("cmd_jax.main", "--config=configs/demo.py", f"--workdir={tmp_path}", *options)
+            assert done.returncode == 64, done.stderr
+            assert message in done.stderr.strip().splitlines()[-1]
 
 
 class _Here(threading.local):
