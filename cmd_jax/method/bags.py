@@ -1,4 +1,4 @@
-"""The divergence of a bag's mixture and its image over a chunk of the prototypes, in both directions.
+"""Divergence between a bag and its image over a chunk of the prototypes, in both directions, and its slopes.
 
 Letters: N patches of a view, k prototypes of a chunk; sigma_i are the patches' distributions, a_i their weights,
 pi = sum_i a_i sigma_i the mixture, q the image's distribution. What the sums D and T_i add up to, and the gradients they are

@@ -1,4 +1,4 @@
-"""How many prototypes a chunk of the objective holds; apart from the loops, which need jax."""
+"""The default number of prototypes in a chunk of the objective; apart from the loops, which need jax."""
 
 SMALLEST = 256  # products with fewer columns no longer fill the arithmetic units
 CPU_WHOLE_BYTES = 2**27  # up to here one chunk, which computes no logits twice, is faster than tiles that stay in the cache

@@ -1,4 +1,4 @@
-"""Loops over chunks of the K prototypes, so that nothing with an axis of K and one of patches is ever stored whole."""
+"""Loops over chunks of the K prototypes, with a running log-sum-exp."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeVar

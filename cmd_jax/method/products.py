@@ -1,4 +1,4 @@
-"""Which precision a product of the objective has: one rule for all of them.
+"""Precision of the matrix products of the objective: one rule for all of them.
 
 Accelerators round the operands of a float32 product unless they are told not to (TPUs to bfloat16, NVIDIA GPUs to TF32). That
 is enough to swap near ties in a matching and to move a center, so float32 here means float32 on every backend. Products with

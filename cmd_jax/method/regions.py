@@ -1,4 +1,4 @@
-"""Which patch of a teacher's view a student's patch is compared with in L_R.
+"""Matching of the student's patches with the teacher's for L_R.
 
 Letters: B images, V student views of one size, Q = 2 teacher views, N patches of a student view, M of a teacher view, D
 backbone width. Patches form a square grid, row-major.
@@ -16,10 +16,10 @@ Array = jax.Array
 
 
 class Places(NamedTuple):
-    """Where views of one size lie in their pictures.
+    """Where views of one size lie in their images.
 
     Attributes:
-        box: [B, V, 4] (top, left, height, width) in pixels of the picture.
+        box: [B, V, 4] (top, left, height, width) in pixels of the image.
         flip: [B, V] bool, whether the view is mirrored.
         patch_side: of a patch, a fraction of the view's side; the last row and column may reach beyond the view.
     """
@@ -53,7 +53,7 @@ def match_by_location(student: Places, teacher: Places, patches: int, teacher_pa
 
     Args:
         student: V views.
-        teacher: Q views of the same pictures.
+        teacher: Q views of the same images.
         patches: N, of a student view.
         teacher_patches: M, of a teacher view.
 

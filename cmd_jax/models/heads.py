@@ -1,4 +1,4 @@
-"""What sits on the backbone: the MIL scorer, the projection heads and their weight-normalised prototypes."""
+"""The modules on top of the backbone: MIL scorer, projection heads and weight-normalised prototypes."""
 
 import flax.linen as nn
 import jax

@@ -1,4 +1,4 @@
-"""What the backbones share: norm, MLP, self-attention, stochastic depth, initial values.
+"""Layers that the backbones share: norm, MLP, self-attention, stochastic depth, initial values.
 
 Letters: B images (or windows), T tokens, D width, H heads.
 """

@@ -13,7 +13,7 @@ Array = jax.Array
 
 
 class Encoded(NamedTuple):
-    """What the objective and the evaluation read of a batch of views.
+    """Outputs of the network for a batch of views.
 
     Attributes:
         patch_tokens: [B, N, D] backbone embeddings after the final norm.
@@ -97,7 +97,7 @@ class Network(nn.Module):
         return tuple(map(self.read, named))
 
     def read(self, named: dict) -> Encoded:
-        """What sits on the backbone: MIL weights, pooling and both heads on its named intermediates."""
+        """Computes MIL weights, pooling and both heads from the backbone's named intermediates."""
         tokens = named["patch_tokens"]
         weights = mil.mil_weights(self.mil_scorer(tokens, named.get("attention")), self.mil_temp)  # [B, H, N]
         bag = mil.bag_embedding(weights, tokens)

@@ -1,4 +1,4 @@
-"""What is known of the models by name, without flax: a command line that is wrong need not load it."""
+"""Architectures of the named models; apart from the modules, so that flags are checked without loading flax."""
 
 from typing import Literal, NamedTuple
 

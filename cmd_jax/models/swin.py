@@ -205,7 +205,7 @@ class Swin(nn.Module):
 
         Args:
             images: [B, height, width, 3] float of any size; pixels beyond the last whole patch are not read.
-            keys: of stochastic depth, one for each of the B / V pictures that have V images in a row; None (the teacher,
+            keys: of stochastic depth, one for each of the B / V source images that have V views in a row; None (the teacher,
                 evaluation) keeps every branch.
             group: number of the images' group among all that share the keys.
 

@@ -1,4 +1,4 @@
-"""What a step costs in floating-point operations, counted as the method needs them, whatever the program repeats."""
+"""FLOPs of a step as the method needs them; recomputation does not count."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Signs of a sick run: numbers that stop being finite, a teacher that collapses."""
+"""Training health: steps that are not finite, and collapse of the teacher."""
 
 import math
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from cmd_jax.training.schedules import steps_per_epoch, total_steps
 
 Array = jax.Array
 
-BAD_STEPS_LIMIT = 3  # in a row: a single one is an accident of a batch, after three the next would be bad too
+BAD_STEPS_LIMIT = 3  # in a row; a single one may be caused by one batch
 
 
 class BadSteps(NamedTuple):
@@ -35,7 +35,7 @@ def count_bad(before: BadSteps, good: Array) -> BadSteps:
 
 
 def read_bad_step(step: int, metrics: dict[str, float], checkpoints: list[int]) -> str:
-    """What to say of a step that was left out.
+    """The warning about a step that was left out because it was not finite.
 
     Args:
         step: number of steps done, with this one.
@@ -89,8 +89,8 @@ def mil_entropy(weights: Array) -> Array:
     return jnp.mean(mil.relative_entropy(weights))
 
 
-class Sign(NamedTuple):
-    """A kind of collapse and the metric that shows it.
+class CollapseIndicator(NamedTuple):
+    """A metric that shows one kind of collapse.
 
     Attributes:
         metric: its name.
@@ -115,9 +115,9 @@ class Sign(NamedTuple):
         return value < self.healthy if self.alarm > self.healthy else value > self.healthy
 
 
-SIGNS = (
-    # A teacher that teaches is far below: 0.3 to 0.9. At 0.99 its logits differ by less than half a nat.
-    Sign(
+COLLAPSE_INDICATORS = (
+    # Healthy teachers have 0.3 to 0.9. At 0.99 its logits differ by less than half a nat.
+    CollapseIndicator(
         "teacher_entropy",
         0.99,
         0.97,
@@ -125,7 +125,7 @@ SIGNS = (
         "lower method.teacher_temp, or set method.centering=sinkhorn",
     ),
     # 0.05 log K are less than log 2 for any K up to a million: a whole batch has fewer than two prototypes.
-    Sign(
+    CollapseIndicator(
         "marginal_entropy",
         0.05,
         0.1,
@@ -133,7 +133,7 @@ SIGNS = (
         "set method.centering=sinkhorn, or lower method.center_momentum so that the centers follow",
     ),
     # The square is 1 - the mean cosine of two images: at 0.05 that is 0.9975. Healthy runs have 0.3 and more.
-    Sign(
+    CollapseIndicator(
         "feature_std",
         0.05,
         0.1,
@@ -141,15 +141,15 @@ SIGNS = (
         "raise method.koleo_weight (0.1, or more for a small model), lower optim.lr, or set head.batch_norm=True",
     ),
 )
-LOGS_IN_ROW = 3  # a sign counts when so many logged steps in a row show it, not by the chance of a batch
+LOGS_IN_ROW = 3  # logged steps beyond the alarm before a collapse is reported, so that one unusual batch is not
 FEWEST_IMAGES = 4  # of a batch: fewer may well be alike
 
 
 def watched_from(config: ConfigDict, train_images: int) -> int:
-    """The step from which on a teacher may be judged.
+    """The step after which the teacher is checked for collapse.
 
-    Learning rate and last layer must have started, and the teacher, who averages over 1 / (1 - momentum) steps, must have
-    followed.
+    By then the learning rate is warmed up, the last layer is trained, and the EMA, which averages over 1 / (1 - momentum)
+    steps, has followed.
     """
     optim, momentum = config.optim, config.method.teacher_momentum
     warmup = max(optim.warmup_epochs, optim.freeze_last_layer_epochs) * steps_per_epoch(config, train_images)
@@ -158,9 +158,9 @@ def watched_from(config: ConfigDict, train_images: int) -> int:
 
 
 class CollapseWatch:
-    """Reads logged steps and tells each kind of collapse once, and again after a recovery.
+    """Reports each kind of collapse once, and again after a recovery.
 
-    It remembers nothing of an earlier process: a run that is continued tells again what still is so.
+    Nothing is kept across processes: a resumed run reports a collapse that persists once more.
 
     Args:
         first_step: see `watched_from`; earlier steps are not judged.
@@ -169,10 +169,12 @@ class CollapseWatch:
 
     def __init__(self, first_step: int, images: int):
         self._first_step, self._images = first_step, images
-        self._seen = dict.fromkeys(SIGNS, 0)  # logged steps in a row beyond the alarm; LOGS_IN_ROW also until it is healthy
+        self._seen = dict.fromkeys(
+            COLLAPSE_INDICATORS, 0
+        )  # logged steps in a row beyond the alarm; LOGS_IN_ROW also until it is healthy
 
     def read(self, step: int, metrics: dict[str, float]) -> list[str]:
-        """What is new at a logged step: a sentence for each kind, mostly none.
+        """New findings at a logged step: a sentence for each kind of collapse, mostly none.
 
         Args:
             step: number of steps done.
@@ -181,16 +183,16 @@ class CollapseWatch:
         if step <= self._first_step or self._images < FEWEST_IMAGES:
             return []
         return [
-            f"step {step}: collapse: {sign.finding} ({sign.metric} {metrics[sign.metric]:.4f}, alarm at {sign.alarm:g}); "
-            f"{sign.advice}"
-            for sign in SIGNS
-            if math.isfinite(metrics[sign.metric]) and self._is_new(sign, metrics[sign.metric])
+            f"step {step}: collapse: {indicator.finding} ({indicator.metric} "
+            f"{metrics[indicator.metric]:.4f}, alarm at {indicator.alarm:g}); "
+            f"{indicator.advice}"
+            for indicator in COLLAPSE_INDICATORS
+            if math.isfinite(metrics[indicator.metric]) and self._is_new(indicator, metrics[indicator.metric])
         ]
 
-    def _is_new(self, sign: Sign, value: float) -> bool:
-        told = self._seen[sign] == LOGS_IN_ROW
-        if told:
-            self._seen[sign] = 0 if sign.is_healthy(value) else LOGS_IN_ROW
+    def _is_new(self, indicator: CollapseIndicator, value: float) -> bool:
+        if self._seen[indicator] == LOGS_IN_ROW:  # reported already
+            self._seen[indicator] = 0 if indicator.is_healthy(value) else LOGS_IN_ROW
             return False
-        self._seen[sign] = self._seen[sign] + 1 if sign.is_over(value) else 0
-        return self._seen[sign] == LOGS_IN_ROW
+        self._seen[indicator] = self._seen[indicator] + 1 if indicator.is_over(value) else 0
+        return self._seen[indicator] == LOGS_IN_ROW

@@ -1,4 +1,4 @@
-"""What a configuration and its data define before the first step: network, optimizer, shardings, the compiled step."""
+"""Prepares a run: resolves the configuration and builds network, optimizer, shardings and the compiled step."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Where arrays live: a mesh of one axis, `data`, and a rule for each array of a run.
+"""Shardings: a mesh of one axis, `data`, and a rule for each array of a run.
 
 Batches are split over `data`, and every parameter lies on every device. With `mesh.shard_state` every larger array of the state
 is split over `data` between steps: a step gathers the parameters of both networks whole when it starts, and updates moments,

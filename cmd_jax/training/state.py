@@ -1,4 +1,4 @@
-"""The state of a run: one flat, named pytree from which, with config and data, every later step follows."""
+"""The training state: one named pytree that, with config and data, determines every later step."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""What becomes of the numbers of a step: a line of the log, a warning, or the end of the run."""
+"""Logs the metrics of steps, warns of non-finite steps and collapse, and stops the run where it must."""
 
 from collections.abc import Callable
 

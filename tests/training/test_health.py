@@ -13,11 +13,11 @@ from cmd_jax.train_and_evaluate import prepare, train_and_evaluate
 from cmd_jax.training import health
 from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.health import (
+    COLLAPSE_INDICATORS,
     LOGS_IN_ROW,
-    SIGNS,
     BadSteps,
+    CollapseIndicator,
     CollapseWatch,
-    Sign,
     feature_std,
     mil_entropy,
     relative_entropy,
@@ -27,7 +27,7 @@ from cmd_jax.training.run import Run
 from tests.training.test_step import _batch, _setup
 
 STEPS = 6  # 24 images, batches of 8, 2 epochs
-WATCHED = tuple(sign.metric for sign in SIGNS)
+WATCHED = tuple(sign.metric for sign in COLLAPSE_INDICATORS)
 
 
 @pytest.fixture
@@ -212,7 +212,7 @@ def _teacher(kind):
 @pytest.mark.parametrize("kind", WATCHED)
 def test_each_kind_of_collapse_is_told_once_and_again_after_a_recovery(kind):
     healthy, collapsed = _teacher(None), _teacher(kind)
-    sign = next(sign for sign in SIGNS if sign.metric == kind)
+    sign = next(sign for sign in COLLAPSE_INDICATORS if sign.metric == kind)
     between = healthy | {kind: (sign.alarm + sign.healthy) / 2}
     course = [healthy] * 2 + [collapsed] * 5 + [between] + [collapsed] * 4 + [healthy] + [collapsed] * 4
     watch = CollapseWatch(first_step=0, images=64)
@@ -273,8 +273,8 @@ def test_a_teacher_without_centers_collapses_and_is_told(tiny_config):
 
 
 def test_a_collapse_is_warned_of_or_ends_the_run_as_configured(config, tmp_path, monkeypatch, capsys):
-    always = Sign("feature_std", alarm=10.0, healthy=20.0, finding="made up", advice="do nothing")
-    monkeypatch.setattr(health, "SIGNS", (always,))
+    always = CollapseIndicator("feature_std", alarm=10.0, healthy=20.0, finding="made up", advice="do nothing")
+    monkeypatch.setattr(health, "COLLAPSE_INDICATORS", (always,))
     monkeypatch.setattr("cmd_jax.training.step_log.watched_from", lambda config, train_images: 1)
     train_and_evaluate(config, str(tmp_path / "warned"))
     out = capsys.readouterr().out
