@@ -60,7 +60,8 @@ class Dataset(NamedTuple):
         prefix: what an image's path in its archive begins with and its id does not.
         parts: P.
         banner_px: rows at the bottom that the field cuts off; fractions are of what is above.
-        level: which of several sets of labels, a directory of its own.
+        level: which of several sets of labels; each is prepared in a directory of its own.
+        version: of the prepared form.
     """
 
     name: str

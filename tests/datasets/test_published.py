@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from cmd_jax.config import default
+from cmd_jax.config import SOURCES, default
 from cmd_jax.data.decode import decode_record
 from cmd_jax.data.sources import Record
 from cmd_jax.datasets import aircraft, archives, cars
@@ -123,6 +123,7 @@ def test_aircraft_levels_and_banner(name, tmp_path, monkeypatch):
 
 
 def test_official_counts():
+    assert (*DATASETS, "folder") == SOURCES
     found = {
         name: (dataset.counts["train"], dataset.counts["test"], dataset.classes)
         for name, dataset in DATASETS.items()
