@@ -1,5 +1,6 @@
 """Shared by all tests: a tiny configuration, a folder of photos, a cache of compiled programs, and the order of long tests."""
 
+import fcntl
 import itertools
 import os
 import re
@@ -136,12 +137,25 @@ def quick_runs():
         yield
 
 
-@pytest.fixture(scope="session")
-def photo_folder(tmp_path_factory):
-    """train/CLASS/* and test/CLASS/* with 3 classes of coloured noise: 8 + 4 images a class."""
+def made_once(tmp_path_factory, name, make):
+    """A directory that the first of the test processes fills, with `make(path)`, and all read."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    path, done = root / name, root / f"{name}.done"
+    with open(root / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(path, ignore_errors=True)
+            path.mkdir()
+            make(path)
+            done.touch()
+    return path
+
+
+def _write_photos(root):
     from PIL import Image
 
-    root = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
     for split, count in (("train", 8), ("test", 4)):
         for label, name in enumerate(("a class", "b.class", "<script>")):
@@ -150,15 +164,20 @@ def photo_folder(tmp_path_factory):
                 base = np.array([40, 120, 200])[(np.arange(3) + label) % 3]
                 pixels = np.clip(base + rng.normal(0, 40, (24, 32, 3)), 0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(root / split / name / f"{number}.png")
-    return root
+
+
+@pytest.fixture(scope="session")
+def photo_folder(tmp_path_factory):
+    """train/CLASS/* and test/CLASS/* with 3 classes of coloured noise: 8 + 4 images a class; tests only read it."""
+    return made_once(tmp_path_factory, "photos", _write_photos)
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, photo_folder):
-    """(workdir, config) of an uninterrupted run of six steps; tests only read it."""
+    """(workdir, config) of an uninterrupted run of six steps, trained in one of the test processes; tests only read it."""
     from cmd_jax.train_and_evaluate import train_and_evaluate
 
-    config, workdir = tiny(), tmp_path_factory.mktemp("run")
+    config = tiny()
     config.data.source, config.data.folder = "folder", str(photo_folder)
-    train_and_evaluate(config, str(workdir))
-    return workdir, config
+    trained = made_once(tmp_path_factory, "finished", lambda path: train_and_evaluate(config, str(path)))
+    return shutil.copytree(trained, tmp_path_factory.mktemp("run"), dirs_exist_ok=True), config

@@ -1,4 +1,4 @@
-"""What a run has left in its work directory."""
+"""Runs without evaluation, and what a run has left in its work directory."""
 
 import json
 import socket
@@ -9,8 +9,14 @@ import numpy as np
 
 from cmd_jax.train_and_evaluate import prepare
 from cmd_jax.training.checkpoint import Checkpoints
+from cmd_jax.training.train import train as loop
 
 TIMES = ("images_per_s", "data_wait_s")
+
+
+def train(config, workdir, poll=lambda: None, evaluate=lambda *_: {}):
+    """Trains in this process; nothing is evaluated unless by `evaluate`."""
+    loop(prepare(config), str(workdir), {}, evaluate, poll)
 
 
 def lines(workdir, times=True):

@@ -42,7 +42,7 @@ def test_the_share_of_the_views_in_a_step(tiny_config):
     assert step > 0
 
 
-def test_images_and_classical_views_are_a_function_of_the_seed():
+def test_images_and_classical_views_follow_the_seed():
     first, again = (input_pipeline.photographs(2, seed=1) for _ in range(2))
     assert first == again
     assert first[0] != first[1]

@@ -53,6 +53,11 @@ def test_every_command_parses(tmp_path):
             assert done.returncode == 0, f"{' '.join(arguments)}: {done.stderr}"
 
 
+def _flags(words):
+    """What tells commands apart, beside the values of their flags; of equal ones the first is run."""
+    return tuple(word if word.startswith("--format") else word.split("=")[0] for word in words)
+
+
 def test_commands_on_a_run_work(finished, photo_folder, tmp_path):
     """Those that read a run, in the order of the pages, so that what one writes the next ones read.
 
@@ -65,8 +70,11 @@ def test_commands_on_a_run_work(finished, photo_folder, tmp_path):
     given = [words[words.index("-m") + 1 :] for words in PROGRAMS]
     given = [words for words in given if words[0] in READERS and "--workdir=runs/demo" not in words]
     assert {words[0] for words in given} == READERS
+    first = {}
+    for words in given:
+        first.setdefault(_flags(words), words)
     with Programs(tmp_path, XLA_FLAGS=QUICK_FLAGS) as programs:
-        for arguments in given:
+        for arguments in first.values():
             done = programs.run(*arguments)
             assert done.returncode == 0, f"{' '.join(arguments)}: {done.stderr}"
 

@@ -16,7 +16,7 @@ def batch(images=24, prototypes=6, width=5):
     return unit(jax.random.normal(z_key, (images, width)) + 2.0), unit(jax.random.normal(w_key, (prototypes, width)))
 
 
-def test_every_prototype_gets_the_same_share_of_the_batch():
+def test_sinkhorn_gives_prototypes_equal_shares():
     z, rows = batch()
     center = sinkhorn_center(z, rows, TEMP, WHOLE, iterations=200)
     shares = jnp.mean(jax.nn.softmax((z @ rows.T - center) / TEMP, axis=-1), axis=0)

@@ -5,7 +5,7 @@ import numpy as np
 from cmd_jax.method.koleo import koleo
 
 
-def test_is_minus_the_mean_log_distance_to_the_nearest_other():
+def test_koleo_equals_its_equation():
     x = np.random.default_rng(0).normal(size=(9, 5))
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     expected = -np.mean([np.log(min(np.linalg.norm(a - b) for j, b in enumerate(unit) if j != i)) for i, a in enumerate(unit)])
@@ -17,7 +17,7 @@ def test_does_not_see_the_norm_of_an_embedding():
     np.testing.assert_allclose(koleo(x), koleo(x * jnp.arange(1.0, 7.0)[:, None]), rtol=1e-5)
 
 
-def test_its_gradient_moves_an_image_away_from_its_nearest():
+def test_koleo_moves_images_apart():
     x = jnp.array([[1.0, 0.1, 0.0], [1.0, -0.1, 0.0], [-1.0, 0.0, 1.0]])
     moved = x - 0.01 * jax.grad(koleo)(x)
     assert jnp.linalg.norm(moved[0] - moved[1]) > jnp.linalg.norm(x[0] - x[1])

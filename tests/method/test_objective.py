@@ -141,7 +141,7 @@ def test_the_inter_level_terms_turned_round_and_scaled(scale):
 
 
 @pytest.mark.parametrize("local", [0, 3])
-def test_the_released_term_equals_the_loops_of_its_definition(local):
+def test_the_released_term_equals_its_loops(local):
     problem = _problem(seed=local, local=local)
     student, student_w, teacher, teacher_w, _, centers = problem
     result = _run(problem, TermWeights(0.5, 0.5, 0.0, 0.0, 1.0), "uniform")
@@ -193,7 +193,7 @@ def test_the_order_of_patches_does_not_matter():
     np.testing.assert_allclose(_run(turned).loss, _run(problem).loss, rtol=1e-6)
 
 
-def test_l_s_is_zero_when_regions_equal_the_image():
+def test_l_s_is_zero_for_regions_like_images():
     student, prototypes, *rest = _problem(local=0)
     group = student[0]
     same = group._replace(region_z=np.repeat(group.image_z[:, :, None], group.region_z.shape[2], axis=2))

@@ -9,7 +9,7 @@ from cmd_jax.data.augment import resized_crop
 from cmd_jax.method.regions import Places, match_by_location, match_by_similarity
 
 
-def test_similarity_finds_the_permutation_of_every_pair_of_views():
+def test_similarity_finds_the_permutation_of_views():
     rng = np.random.default_rng(1)
     tokens = rng.normal(size=(3, 9, 4)).astype(np.float32)
     orders = np.stack([rng.permutation(9) for _ in range(4)])

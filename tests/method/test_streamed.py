@@ -235,7 +235,7 @@ def test_unused_prototypes_leave_everything_finite(targets):
         np.testing.assert_allclose(result.terms[name], terms[name], rtol=1e-5)
 
 
-def test_terms_carry_no_gradient_and_the_teacher_gets_none():
+def test_neither_terms_nor_teacher_get_gradients():
     student, prototypes, scorer, teacher, pairings = problem(0)
 
     def run(student, teacher):
@@ -250,7 +250,7 @@ def test_terms_carry_no_gradient_and_the_teacher_gets_none():
 
 
 @TARGETS
-def test_no_array_of_the_program_has_patches_and_prototypes(targets):
+def test_no_array_has_patches_and_prototypes(targets):
     arguments = problem(0, images=2, groups=((2, 16), (4, 5)), patches=16, prototypes=1024)
     *differentiable, teacher, pairings = arguments
 
@@ -285,7 +285,7 @@ def test_bags_of_probabilities_are_sums_over_patches():
     np.testing.assert_allclose(bags, jnp.sum(probs, axis=2), rtol=1e-5, atol=1e-7)
 
 
-def test_the_default_chunk_keeps_a_tile_in_the_memory_at_hand():
+def test_the_default_chunk_fits_into_memory():
     assert default_chunk(1072, 4096, "cpu") == 4096  # 17 MiB whole
     assert default_chunk(1072, 65_536, "cpu") == 256
     assert default_chunk(10**6, 65_536, "cpu") == 256

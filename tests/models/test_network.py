@@ -35,7 +35,7 @@ def _encode(network):
     return params, quick(network.apply)(params, images)
 
 
-@pytest.mark.parametrize("pool", ["mil", "cls", "mean", "cls+mil", "mean+mil", "cls+mean", "cls+mean+mil", "mil+cls"])
+@pytest.mark.parametrize("pool", ["cls", "mean", "mil+cls", "cls+mean+mil"])
 def test_pools_and_shapes(pool):
     params, out = _encode(_network(image_pool=pool))
     np.testing.assert_allclose(out.mil_weights.sum(-1), 1, rtol=1e-6)
@@ -54,7 +54,7 @@ def test_pools_and_shapes(pool):
     np.testing.assert_allclose(out.image_embedding, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(("scoring", "heads"), [("gated", 1), ("attention", 1), ("mean", 1), ("gated", 3), ("attention", 2)])
+@pytest.mark.parametrize(("scoring", "heads"), [("gated", 1), ("attention", 2), ("mean", 1)])
 def test_scorers_weigh_patches_by_their_equation(scoring, heads):
     network = _network(mil_scoring=scoring, mil_temp=0.5, mil_heads=heads)
     params, out = _encode(network)
@@ -85,8 +85,8 @@ def test_scorers_weigh_patches_by_their_equation(scoring, heads):
     np.testing.assert_array_equal(again, weights)
 
 
-@pytest.mark.parametrize("temp", [1.0, 0.25])
-def test_the_class_token_weighs_patches_by_its_attention(temp):
+def test_the_class_token_weighs_patches_by_its_attention():
+    temp = 0.25
     network = _network(mil_scoring="class_token", mil_temp=temp, image_pool="cls+mil")
     network = network.clone(backbone=network.backbone.clone(registers=2))
     params, out = _encode(network)
@@ -106,7 +106,7 @@ def test_the_class_token_weighs_patches_by_its_attention(temp):
 
 
 @pytest.mark.parametrize("share", [False, True])
-def test_streamed_have_unit_rows_and_may_be_shared(share):
+def test_prototypes_have_unit_rows_and_may_be_shared(share):
     network = _network(share_prototypes=share)
     params, _ = _encode(network)
     image, region = network.apply(params, method="prototype_rows")
@@ -132,7 +132,7 @@ def test_gated_attention_is_its_equation():
     np.testing.assert_allclose(mil.bag_embedding(cold, h), bags.reshape(2, -1), rtol=1e-5, atol=1e-6)
 
 
-def test_relative_entropy_is_its_equation_with_a_finite_gradient_at_a_weight_of_zero():
+def test_relative_entropy_and_gradient_equal_their_equations():
     weights = np.array([[0.25] * 4, [0.5, 0.5, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.7, 0.2, 0.1, 0.0]], np.float32)
     expected = [-sum(a * np.log(a) for a in row if a > 0) / np.log(4) for row in weights.astype(np.float64)]
     np.testing.assert_allclose(mil.relative_entropy(weights), expected, rtol=1e-6, atol=1e-7)

@@ -111,7 +111,7 @@ def test_window_attention_equals_the_loops_of_its_definition(rows, columns, shif
             np.testing.assert_allclose(actual[0, y, x], expected, atol=1e-5)
 
 
-def test_merging_orders_the_corners_column_by_column_and_pads_odd_maps():
+def test_merging_orders_corners_and_pads_odd_maps():
     grid = np.random.default_rng(0).normal(size=(1, 3, 3, 2)).astype(np.float32)
     module = PatchMerging()
     weights = module.init(jax.random.key(0), grid)

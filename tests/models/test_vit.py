@@ -33,7 +33,7 @@ def test_intermediates_have_their_names_and_shapes(params, size):
     np.testing.assert_array_equal(out["blocks"][-1][:, 0], out["cls_token"])
 
 
-def test_patches_are_row_major_and_seen_where_they_are(params):
+def test_patches_are_row_major_in_their_places(params):
     # A model of no depth mixes nothing: only the touched patch may change.
     model = ViT(patch_size=8, width=16, depth=1, num_heads=2, table_px=32)
     still = jax.tree.map(jnp.zeros_like, params["params"]["blocks_0"])  # a block whose branches add nothing
@@ -52,7 +52,7 @@ def test_an_image_that_does_not_divide_is_refused(params):
 
 
 @pytest.mark.parametrize("rule", ["dino", "esvit"])
-def test_resampling_keeps_a_matching_table_and_a_constant_one(rule):
+def test_resampling_keeps_matching_and_constant_tables(rule):
     table = jax.random.normal(jax.random.key(0), (49, 3))
     assert resample_positions(table, (7, 7), rule) is table
     np.testing.assert_allclose(resample_positions(jnp.ones((49, 3)), (4, 9), rule), 1, rtol=1e-6)
@@ -71,7 +71,7 @@ def test_bfloat16_activations_keep_float32_parameters_and_attention(params):
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
 
-def test_drop_path_keeps_the_mean_and_drops_whole_sequences():
+def test_drop_path_keeps_the_mean():
     segments = ((2, 3), (1, 4))
     keys = jax.random.split(jax.random.key(0), 10_000)
     factors = keep_factors(keys, 0.25, segments, 0)
@@ -117,9 +117,8 @@ def alone():
     return (run, model, params, groups), (first_value + second_value, (*first, *second), gradient)
 
 
-@pytest.mark.parametrize("scan_blocks", [False, True])
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
-def test_views_of_two_sizes_in_one_row_give_what_each_gives_alone(alone, scan_blocks, remat):
+@pytest.mark.parametrize(("remat", "scan_blocks"), [("none", False), ("none", True), ("dots", True), ("full", False)])
+def test_packed_views_give_what_each_gives_alone(alone, remat, scan_blocks):
     (run, model, params, groups), (expected_value, expected, expected_gradient) = alone
     (value, together), gradient = run(params, model.clone(scan_blocks=scan_blocks, remat=remat), groups)
     np.testing.assert_allclose(value, expected_value, rtol=1e-5)
@@ -128,7 +127,7 @@ def test_views_of_two_sizes_in_one_row_give_what_each_gives_alone(alone, scan_bl
     jax.tree.map(close, gradient, expected_gradient)
 
 
-def test_what_a_rematerialised_block_keeps_is_not_quadratic_in_the_tokens(params, capsys):
+def test_rematerialised_blocks_keep_nothing_quadratic(params, capsys):
     images, saved = normal(1, 1, 32, 32, 3), {}
     for remat in ("none", "dots", "full"):
         model = _vit(remat=remat)

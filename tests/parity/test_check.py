@@ -98,7 +98,7 @@ def test_a_perturbed_array_fails(tmp_path, name, array, change):
     assert outcome.line().split()[-1] == "FAIL"
 
 
-def test_an_absent_array_hyper_parameter_or_file_is_missing(tmp_path):
+def test_absent_arrays_parameters_and_files_are_missing(tmp_path):
     arrays = _arrays("schedules")
     without = {key: value for key, value in arrays.items() if key != "out_a_wd"}
     outcome = _check(tmp_path, "schedules", without)
@@ -133,7 +133,7 @@ def test_what_is_unknown_unread_misshapen_or_damaged_fails(tmp_path):
     assert check_fixture(str(tmp_path), "optimizer").status == "FAIL"
 
 
-def test_expected_are_the_manifests_fixtures_or_all_known_ones(tmp_path):
+def test_the_manifest_or_all_fixtures_are_expected(tmp_path):
     assert fixture_names(str(FIXTURES)) == NAMES
     (tmp_path / "mystery.npz").touch()
     (tmp_path / "swin_w9_weights.safetensors").touch()

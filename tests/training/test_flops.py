@@ -9,7 +9,7 @@ from cmd_jax.training.flops import model_flops, product_flops
 from tests.conftest import tiny
 
 
-def test_products_are_counted_with_the_turns_of_their_loops_and_only_where_they_are_used():
+def test_used_products_are_counted_with_their_loops():
     def run(x, kernel):
         x @ x.T  # used by nothing
         turns, _ = jax.lax.scan(lambda x, _: (jax.jit(jnp.tanh)(x @ kernel), None), x, length=5)
@@ -45,7 +45,7 @@ def _vit_flops(config, depth=2, width=96):
 
 
 @pytest.mark.parametrize("scan_blocks", [False, True])
-def test_a_step_costs_what_its_products_cost_by_hand_on_every_backend(scan_blocks, monkeypatch):
+def test_step_flops_equal_those_by_hand(scan_blocks, monkeypatch):
     # PJRT plugins (CUDA, TPU) do not say what a lowered program costs.
     monkeypatch.setattr(jax.stages.Lowered, "cost_analysis", lambda _: None)
     config = tiny()

@@ -1,6 +1,5 @@
-"""Sick runs: steps that are not finite change nothing and are counted exactly, and each kind of collapse is told."""
+"""Training health: steps that are not finite change nothing and are counted, and each kind of collapse is reported."""
 
-import json
 import re
 
 import jax
@@ -9,9 +8,8 @@ import numpy as np
 import pytest
 
 from cmd_jax.errors import Collapsed, NonFinite
-from cmd_jax.train_and_evaluate import prepare, train_and_evaluate
+from cmd_jax.train_and_evaluate import prepare
 from cmd_jax.training import health
-from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.health import (
     COLLAPSE_INDICATORS,
     LOGS_IN_ROW,
@@ -24,6 +22,7 @@ from cmd_jax.training.health import (
     watched_from,
 )
 from cmd_jax.training.run import Run
+from tests import runs
 from tests.training.test_step import _batch, _setup
 
 STEPS = 6  # 24 images, batches of 8, 2 epochs
@@ -49,11 +48,6 @@ def _step(program, state):
     return step(jax.tree.map(jnp.copy, state), run.place(_batch()))
 
 
-def _assert_same(before, after):
-    for old, new in zip(*map(jax.tree.leaves, (before, after)), strict=True):
-        np.testing.assert_array_equal(old, new)
-
-
 def _first(tree, value):
     """A tree whose first array has this value as its first element."""
     leaves, structure = jax.tree.flatten(tree)
@@ -77,7 +71,7 @@ POISONS = {
 
 
 @pytest.mark.parametrize("poison", POISONS)
-def test_a_step_that_is_not_finite_changes_nothing_but_the_counts(program, poison):
+def test_a_bad_step_changes_only_the_counts(program, poison):
     good, _ = _step(program, program[0].first_state())
     good, metrics = _step(program, good)  # moments, centers and the difference of student and teacher are no longer 0
     assert np.isfinite(metrics["loss"])
@@ -86,7 +80,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counts(program, poiso
         after, metrics = _step(program, state)
         assert np.isfinite(metrics["loss"]) == (poison == "Inf in the gradient alone")
         assert not (np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"]))
-        _assert_same(state._replace(step=state.step + 1, bad_steps=BadSteps(count, count)), after)
+        runs.assert_same(state._replace(step=state.step + 1, bad_steps=BadSteps(count, count)), after)
         assert (metrics["bad_steps_in_row"], metrics["bad_steps"]) == (count, count)
         state = after
     healed, metrics = _step(program, good._replace(step=state.step, bad_steps=state.bad_steps))
@@ -115,43 +109,23 @@ def _poison_steps(monkeypatch, numbers):
     monkeypatch.setattr(Run, "compile", compiled)
 
 
-def _lines(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
-def _steps(workdir):
-    checkpoints = Checkpoints(str(workdir), read_only=True)
-    steps = checkpoints.steps()
-    checkpoints.close()
-    return steps
-
-
-def _state(workdir, config, step):
-    checkpoints = Checkpoints(str(workdir), read_only=True)
-    state = checkpoints.restore_state(prepare(config).abstract_state(), step)
-    checkpoints.close()
-    return jax.device_get(state)
-
-
-def test_single_bad_steps_are_told_and_the_run_goes_on(config, tmp_path, monkeypatch, capsys):
+def test_single_bad_steps_are_left_out(config, tmp_path, monkeypatch, capsys):
     config.train.log_every_steps = 5
     _poison_steps(monkeypatch, {2, 3, 5, 6})
-    train_and_evaluate(config, str(tmp_path))
+    runs.train(config, str(tmp_path))
     out = capsys.readouterr().out
     warnings = re.findall(r"warning: step (\d): loss nan, .* the step was left out, (\d) in a row \(3 stop the run\)", out)
     assert warnings == [("2", "1"), ("3", "2"), ("5", "1"), ("6", "2")]
-    logged = [line for line in _lines(tmp_path) if "loss" in line]
+    logged = [line for line in runs.lines(tmp_path) if "loss" in line]
     assert [(line["step"], line["loss"], line["bad_steps"], line["bad_steps_in_row"]) for line in logged] == [
         (5, None, 3, 1),
         (6, None, 4, 2),
     ]
-    assert _steps(tmp_path) == [6]  # none behind the bad step 3
-    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(_state(tmp_path, config, 6)))
+    assert runs.steps(tmp_path) == [6]  # none behind the bad step 3
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(runs.state(tmp_path, config, 6)))
 
 
-def test_three_in_a_row_stop_the_run_between_two_logged_steps_and_it_continues_bit_for_bit(
-    finished, config, tmp_path, monkeypatch
-):
+def test_three_in_a_row_stop_a_resumable_run(finished, config, tmp_path, monkeypatch):
     config.train.log_every_steps = 100
     with monkeypatch.context() as patched:
         _poison_steps(patched, {1, 4, 5, 6})
@@ -159,27 +133,27 @@ def test_three_in_a_row_stop_the_run_between_two_logged_steps_and_it_continues_b
             "steps 4 to 6: loss nan, .*; 3 in a row were left out, the last good step is 3, the newest checkpoint is step 3"
         )
         with pytest.raises(NonFinite, match=message):
-            train_and_evaluate(config, str(tmp_path))
-    assert _steps(tmp_path) == [3]
+            runs.train(config, str(tmp_path))
+    assert runs.steps(tmp_path) == [3]
     # With the bad step 1 left out the run is another one than the finished; continued from it, it would be this:
     again = tmp_path / "again"
     with monkeypatch.context() as patched:
         _poison_steps(patched, {1})
-        train_and_evaluate(config, str(again))
-    train_and_evaluate(config, str(tmp_path))
-    _assert_same(_state(again, config, STEPS), _state(tmp_path, config, STEPS))
-    assert _state(tmp_path, config, STEPS).bad_steps == BadSteps(0, 1)
-    assert _state(finished[0], finished[1], STEPS).bad_steps == BadSteps(0, 0)
+        runs.train(config, str(again))
+    runs.train(config, str(tmp_path))
+    runs.assert_same(runs.state(again, config, STEPS), runs.state(tmp_path, config, STEPS))
+    assert runs.state(tmp_path, config, STEPS).bad_steps == BadSteps(0, 1)
+    assert runs.state(finished[0], finished[1], STEPS).bad_steps == BadSteps(0, 0)
 
 
-def test_the_alarm_without_a_checkpoint_says_so(config, tmp_path, monkeypatch):
+def test_bad_steps_before_any_checkpoint_stop_too(config, tmp_path, monkeypatch):
     _poison_steps(monkeypatch, {1, 2, 3})
     with pytest.raises(NonFinite, match=r"steps 1 to 3: .* the last good step is 0, there is no checkpoint; lower optim\.lr"):
-        train_and_evaluate(config, str(tmp_path))
-    assert _steps(tmp_path) == []
+        runs.train(config, str(tmp_path))
+    assert runs.steps(tmp_path) == []
 
 
-def test_health_signs_of_a_healthy_and_of_collapsed_teachers():
+def test_health_of_healthy_and_collapsed_teachers():
     rng = np.random.default_rng(0)
     features = rng.normal(size=(4096, 16)).astype(np.float32)
     assert float(feature_std(features)) == pytest.approx(1.0, abs=0.02)
@@ -210,7 +184,7 @@ def _teacher(kind):
 
 
 @pytest.mark.parametrize("kind", WATCHED)
-def test_each_kind_of_collapse_is_told_once_and_again_after_a_recovery(kind):
+def test_each_collapse_is_reported_once_until_recovery(kind):
     healthy, collapsed = _teacher(None), _teacher(kind)
     sign = next(sign for sign in COLLAPSE_INDICATORS if sign.metric == kind)
     between = healthy | {kind: (sign.alarm + sign.healthy) / 2}
@@ -223,7 +197,7 @@ def test_each_kind_of_collapse_is_told_once_and_again_after_a_recovery(kind):
         assert finding.endswith(sign.advice)
 
 
-def test_a_chance_a_warm_up_a_tiny_batch_and_a_bad_step_are_no_collapse():
+def test_what_is_no_collapse():
     healthy, collapsed = _teacher(None), _teacher("feature_std")
     nan = dict.fromkeys(WATCHED, float("nan"))
     quiet = lambda watch, course: not any(watch.read(step, metrics) for step, metrics in enumerate(course, 1))
@@ -235,7 +209,7 @@ def test_a_chance_a_warm_up_a_tiny_batch_and_a_bad_step_are_no_collapse():
     assert not quiet(CollapseWatch(0, 64), [collapsed, nan, collapsed, nan, collapsed])
 
 
-def test_a_teacher_is_judged_when_rate_and_last_layer_have_started_and_it_has_followed(tiny_config):
+def test_the_watch_starts_after_warm_up_and_freeze(tiny_config):
     tiny_config.optim.warmup_epochs, tiny_config.optim.freeze_last_layer_epochs, tiny_config.train.epochs = 3.0, 1.0, 100.0
     tiny_config.method.teacher_momentum = 0.75
     assert watched_from(tiny_config, train_images=80) == 34  # 3 epochs of 10 steps, and 4
@@ -247,7 +221,7 @@ def test_a_teacher_is_judged_when_rate_and_last_layer_have_started_and_it_has_fo
 
 def test_a_healthy_run_is_not_warned_of(finished):
     watch = CollapseWatch(first_step=0, images=8)
-    lines = [line for line in _lines(finished[0]) if "loss" in line]
+    lines = [line for line in runs.lines(finished[0]) if "loss" in line]
     assert not any(watch.read(line["step"], line) for line in lines)
     assert len(lines) == STEPS
 
@@ -272,15 +246,15 @@ def test_a_teacher_without_centers_collapses_and_is_told(tiny_config):
     assert "set method.centering=sinkhorn, or lower method.center_momentum" in finding
 
 
-def test_a_collapse_is_warned_of_or_ends_the_run_as_configured(config, tmp_path, monkeypatch, capsys):
+def test_collapse_warns_or_stops_as_configured(config, tmp_path, monkeypatch, capsys):
     always = CollapseIndicator("feature_std", alarm=10.0, healthy=20.0, finding="made up", advice="do nothing")
     monkeypatch.setattr(health, "COLLAPSE_INDICATORS", (always,))
     monkeypatch.setattr("cmd_jax.training.step_log.watched_from", lambda config, train_images: 1)
-    train_and_evaluate(config, str(tmp_path / "warned"))
+    runs.train(config, str(tmp_path / "warned"))
     out = capsys.readouterr().out
     assert re.findall(r"warning: step (\d): collapse: made up \(feature_std .*\); do nothing", out) == ["4"]
-    assert _steps(tmp_path / "warned") == [3, 6]
+    assert runs.steps(tmp_path / "warned") == [3, 6]
     config.train.stop_on_collapse = True
     with pytest.raises(Collapsed, match=r"step 4: collapse: made up .*; do nothing; checkpoints: \[3\]"):
-        train_and_evaluate(config, str(tmp_path / "stopped"))
-    assert _steps(tmp_path / "stopped") == [3]
+        runs.train(config, str(tmp_path / "stopped"))
+    assert runs.steps(tmp_path / "stopped") == [3]

@@ -9,6 +9,7 @@ import pytest
 from cmd_jax import config as config_lib
 from cmd_jax.errors import ConfigError, InUse
 from cmd_jax.evaluation.restore import evaluate_run
+from cmd_jax.report.page import write_report
 from cmd_jax.train_and_evaluate import train_and_evaluate
 from cmd_jax.training.lock import hold
 from cmd_jax.training.run import Run
@@ -51,7 +52,7 @@ def test_moved_images_are_recognised(workdir, config, photos, monkeypatch, capsy
         evaluate_run(str(workdir), None)
     monkeypatch.chdir(photos.parent)
     shutil.rmtree(workdir / "report")
-    evaluate_run("run", None, folder="photos")
+    evaluate_run("run", None, folder="photos", write_report=write_report)
     assert (workdir / "report" / "index.html").exists()
     assert os.listdir(workdir / "eval" / str(STEPS)) == ["metrics.json"]
     assert "start" in capsys.readouterr().out

@@ -17,7 +17,7 @@ def test_each_gradient_is_clipped_on_its_own():
     np.testing.assert_array_equal(unclipped["long"], gradients["long"])
 
 
-def test_weight_decay_falls_on_matrices_alone_and_spares_the_frozen_last_layer():
+def test_weight_decay_spares_vectors_and_the_frozen_layer():
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2), "image_last_layer": {"weight_v": jnp.ones((2, 2))}}
     zero = jax.tree.map(jnp.zeros_like, params)
     optimizer = adamw(clip_grad=3.0, freeze_steps=1)

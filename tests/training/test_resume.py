@@ -66,7 +66,7 @@ def test_first_three_differences_are_named(tmp_path):
     )
 
 
-def test_open_keys_keep_the_values_of_the_first_start(tmp_path):
+def test_open_keys_keep_their_first_values(tmp_path):
     started = config_lib.resolve(default(), 5994, Hardware("gpu", 16, 60 * 2**30))
     config_lib.save(started, str(tmp_path / "config.json"))
     assert not has_steps(str(tmp_path))  # no step was saved: it begins anew

@@ -17,7 +17,7 @@ def test_the_teachers_temperature_changes_once_an_epoch():
     np.testing.assert_allclose(schedule(jnp.arange(8)), [0.04, 0.04, 0.06, 0.06, 0.08, 0.08, 0.08, 0.08], rtol=1e-6)
 
 
-def test_the_inter_level_terms_rise_a_step_at_a_time():
+def test_inter_level_terms_rise_step_by_step():
     np.testing.assert_allclose(ramp(4)(jnp.arange(7)), [0, 0.25, 0.5, 0.75, 1, 1, 1])
     config = config_lib.default()
     config.train.batch_size = 8

@@ -31,10 +31,6 @@ from tests.conftest import quick
 STEPS = 6
 
 
-def _train(config, workdir, poll=lambda: None, evaluate=lambda *_: {}):
-    loop.train(prepare(config), str(workdir), {}, evaluate, poll)
-
-
 def _raise_at(call, error):
     """A function that raises at one of its calls, the first of which is 1."""
     calls = iter(range(1, 10**6))
@@ -71,9 +67,9 @@ def test_a_run_writes_its_files(finished, photo_folder):
 
 def test_killed_run_resumes_bit_exactly(finished, config, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        _train(config, tmp_path, _raise_at(5, KeyboardInterrupt))
+        runs.train(config, tmp_path, _raise_at(5, KeyboardInterrupt))
     assert runs.steps(tmp_path) == [3]
-    _train(config, tmp_path)
+    runs.train(config, tmp_path)
     runs.assert_same(runs.state(tmp_path, config), runs.state(finished[0], config))
     assert [line["step"] for line in runs.lines(tmp_path)] == list(range(1, STEPS + 1))  # nothing twice, nothing lost
 
@@ -92,10 +88,10 @@ def test_stopped_run_saves_and_resumes_bit_exactly(finished, config, tmp_path):
     # of k-NN and one of each of retrieval's splits. So these are the fifth step, and inside the last evaluation.
     for call, step in ((1 + 8 + 4, 4), (2 + 3, STEPS)):
         with pytest.raises(Preempted, match=f"stopped as asked at step {step} of {STEPS}; run again with --workdir="):
-            _train(config, tmp_path, _raise_at(call, StopRequested), noted)
+            runs.train(config, tmp_path, _raise_at(call, StopRequested), noted)
         assert runs.steps(tmp_path)[-1] == step
     assert not (tmp_path / "eval" / str(STEPS)).exists()
-    _train(config, tmp_path, evaluate=noted)
+    runs.train(config, tmp_path, evaluate=noted)
     assert evaluated == [0, STEPS]
     runs.assert_same(runs.state(tmp_path, config), runs.state(finished[0], config))
     assert runs.lines(tmp_path, times=False) == runs.lines(finished[0], times=False)
@@ -266,7 +262,7 @@ def test_steps_alone_count_for_speed_and_none_compiles(config, tmp_path, monkeyp
     monkeypatch.setattr(loop, "Checkpoints", SlowCheckpoints)
     monkeypatch.setattr(loop, "Progress", functools.partial(TimedProgress, now=lambda: clock[0]))
     config.eval.every_epochs = config.train.checkpoint_every_epochs = 0.7
-    _train(config, tmp_path, evaluate=evaluate)
+    runs.train(config, tmp_path, evaluate=evaluate)
     assert evaluated == [0, 2, 4, 6]
     assert [line["images_per_s"] for line in runs.lines(tmp_path)] == [config.train.batch_size / 2.0] * STEPS
     assert len(after) == STEPS
