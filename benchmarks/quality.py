@@ -18,7 +18,7 @@ The feature that a row is measured with (class token, mean, MIL bag, or several 
 the training images, mean over seeds; test images are measured with that one alone. The table has linear top-1 (logistic
 regression), k-NN top-1 (k=20), Rank-1, mAP, and how often the most weighted patch is on a part: by the MIL weights, for dino by
 the attention of the class token, for esvit by the patches' similarity to their mean. Written to OUT: results.md, results.json,
-curves.png. The last line is one JSON object.
+and the runs' curves beside each other in index.html (cmd_jax.report). The last line is one JSON object.
 
 Exit codes: 0 done; 1 a run failed, the table has the others; 64 bad flag or configuration; 65 bad data or checkpoint; 75
 stopped by SIGTERM or Ctrl-C, run again to continue.
@@ -47,6 +47,7 @@ from benchmarks.quality_plan import COMPARED, OURS, PRESETS, ROOT, Plan, Run, li
 from cmd_jax import files
 from cmd_jax.errors import BadImage, CheckpointError, ConfigError, DatasetError
 from cmd_jax.progress import clock
+from cmd_jax.report.compare import write_comparison
 
 FAILED, BAD_CONFIG, BAD_DATA, STOPPED = 1, 64, 65, 75
 TAIL = 12  # lines of the log of a failed run that are printed
@@ -259,12 +260,13 @@ def report(
         "failed": failed,
         "same_as_cmd": plan.same,
     }
-    finished = {name: [run for run in plan.rows[name] if run.finished()] for name in COMPARED}
+    compared = [run.workdir for name in COMPARED for run in plan.rows[name] if run.finished()]
     print(f"\n{text}", flush=True)
     files.write(os.path.join(out, "results.md"), text)
     files.write(os.path.join(out, "results.json"), json.dumps(result, indent=2) + "\n")
-    files.write(os.path.join(out, "curves.png"), quality_table.curves_png(finished))
-    print(f"wrote results.md, results.json and curves.png to {out}")
+    if compared:
+        write_comparison(compared, out)
+    print(f"wrote results.md, results.json and index.html to {out}")
     print(json.dumps(result))
 
 

@@ -1,6 +1,5 @@
-"""Statistics over seeds, the tables and the learning curves of `benchmarks.quality`."""
+"""Statistics over seeds and the tables of `benchmarks.quality`."""
 
-import io
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -9,12 +8,10 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.quality_plan import BASELINES, OURS, Run
-from cmd_jax.evaluation.knn import headline_k
-from cmd_jax.report.curves import Curve, read_curves
+from cmd_jax.report.curves import read_curves
 
 COVERAGE = 0.95
 COLUMNS = {"linear": "linear top-1", "knn": "k-NN top-1", "rank1": "Rank-1", "map": "mAP", "pointing": "pointing"}
-COLOURS = ("tab:blue", "tab:green", "tab:red")
 
 BySeed = dict[int, float | None]  # None where it cannot be measured
 
@@ -148,46 +145,8 @@ def _table(head: list[str], lines: list[list[str]]) -> str:
     return "\n".join([row(head), "|" + "|".join("-" * (width + 2) for width in widths) + "|", *map(row, lines)])
 
 
-def curves_png(rows: dict[str, Sequence[Run]]) -> bytes:
-    """k-NN top-1 and loss over epochs by row; thin lines are seeds, thick ones their mean."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context({"font.family": "DejaVu Sans"}):
-        figure = Figure(figsize=(11, 4.2), layout="constrained")
-        panels = figure.subplots(1, 2)
-    for (name, runs), colour in zip(rows.items(), COLOURS, strict=False):
-        read = [(run, read_curves(run.workdir)) for run in runs]
-        for axis, key_of in zip(panels, (knn_key, lambda run: "loss"), strict=True):
-            found = [_over_epochs(run, of_run[key_of(run)]) for run, of_run in read if key_of(run) in of_run]
-            for x, y in found:
-                axis.plot(x, y, color=colour, linewidth=0.7, alpha=0.5)
-            if found and all(np.array_equal(x, found[0][0]) for x, _ in found):
-                mean = np.mean([y for _, y in found], axis=0)
-                axis.plot(found[0][0], mean, color=colour, linewidth=2.2, label=f"{name} ({len(found)} seeds)")
-    panels[0].set_title("k-NN top-1, percent of the test images", fontsize=10)
-    panels[1].set_title("training loss\n(of different terms: not comparable)", fontsize=10)
-    for axis in panels:
-        axis.set_xlabel("epoch")
-        axis.grid(alpha=0.3)
-    panels[0].legend()
-    encoded = io.BytesIO()
-    figure.savefig(encoded, dpi=100, format="png")
-    return encoded.getvalue()
-
-
-def knn_key(run: Run) -> str:
-    """The key of `metrics.jsonl` that the curve shows."""
-    return f"eval_knn{headline_k(run.config.eval.knn_k)}_top1"
-
-
 def seconds_per_step(run: Run) -> float | None:
     """Median over the log of the time that a step takes without evaluations; None of a log without it."""
     curve = read_curves(run.workdir).get("images_per_s")
     rates = [rate for rate in curve.values if rate] if curve else []
     return run.config.train.batch_size / float(np.median(rates)) if rates else None
-
-
-def _over_epochs(run: Run, curve: Curve) -> tuple[np.ndarray, np.ndarray]:
-    epochs = np.array(curve.steps) * run.config.train.epochs / run.steps
-    return epochs, np.array([np.nan if value is None else value for value in curve.values], float)

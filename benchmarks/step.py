@@ -14,10 +14,27 @@ is one JSON object.
 import argparse
 import json
 import sys
+import time
 
-from benchmarks.timing import Timed, alternate, spread_of, torch_python, use_one_core
+import jax
+import numpy as np
+
+from benchmarks.timing import Timed, alternate, claim_stdout, serve, set_values, spread_of, torch_python, use_one_core
+from cmd_jax import config as config_lib
+from cmd_jax.config import ConfigDict, validate
+from cmd_jax.models.build import count_parameters, make_network
+from cmd_jax.training.flops import model_flops
+from cmd_jax.training.memory import return_free_memory
+from cmd_jax.training.optimizer import adamw
+from cmd_jax.training.schedules import make_schedules
+from cmd_jax.training.sharding import all_hardware
+from cmd_jax.training.state import TrainState, init_state
+from cmd_jax.training.step import Crops, make_gradients, make_teacher, make_update
 
 GIB = 2**30
+IMAGES = 100_000  # size of the imagined data set, on which schedules alone depend
+# Stochastic depth is off and the last layer is never frozen, as on PyTorch's side.
+SAME = ("model.drop_path=0.0", "optim.freeze_last_layer_epochs=0.0", "optim.warmup_epochs=0.0")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,17 +53,78 @@ def parser() -> argparse.ArgumentParser:
     add("--compile", action="store_true", help="torch.compile on PyTorch's side")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="a key of our configuration; may be repeated")
     add("--torch_python", help="a Python with torch and transformers, or none; default: .venv-interop's, if it is there")
+    add("--serve", action="store_true", help=argparse.SUPPRESS)
     return parser
+
+
+def random_crops(config: ConfigDict) -> tuple[jax.Array, ...]:
+    """Normalised views [B, V, side, side, 3] float32, global and local ones."""
+    views, batch = config.views, config.train.batch_size
+    sizes = [(2, views.global_px)] + ([(views.local_count, views.local_px)] if views.local_count else [])
+    rng = np.random.default_rng(0)
+    return jax.device_put(tuple(rng.standard_normal((batch, count, px, px, 3), dtype=np.float32) for count, px in sizes))
+
+
+def compile_step(config: ConfigDict) -> tuple[jax.stages.Compiled, TrainState, tuple[jax.Array, ...]]:
+    """The compiled (state, crops) -> (state, metrics), which takes the state's memory, and its first arguments."""
+    network, schedules = make_network(config), make_schedules(config, IMAGES)
+    optimizer = adamw(config.optim.clip_grad, freeze_steps=0)
+    state = jax.jit(lambda: init_state(config, network, optimizer))()
+    gradients, teacher = make_gradients(config, network, schedules), make_teacher(config, network)
+    update, crops = make_update(optimizer, schedules), random_crops(config)
+    keys = jax.random.split(jax.random.key(0), config.train.batch_size)
+    step = lambda state, views: update(state, *gradients(state, Crops(views), teacher(state.teacher, views[0]), keys))
+    compiled = jax.jit(step, donate_argnums=0).lower(state, crops).compile()
+    return_free_memory()  # as the training loop does
+    return compiled, state, crops
+
+
+def serve_steps(settings: list[str]) -> None:
+    """The process of our side: serves training steps on fixed random crops."""
+    replies = claim_stdout()
+    config = config_lib.default()
+    set_values(config, settings)
+    validate(config)
+    config = config_lib.resolve(config, IMAGES, all_hardware())
+    started = time.perf_counter()
+    step, state, crops = compile_step(config)
+    compile_s = time.perf_counter() - started
+
+    def run() -> float:
+        nonlocal state
+        state, metrics = step(state, crops)
+        return float(metrics["loss"])
+
+    info = {
+        "loss": run(),
+        "parameters": count_parameters(state.student),
+        "jax": jax.__version__,
+        "device_kind": jax.devices()[0].device_kind,
+        "compile_s": compile_s,
+        "temporary_bytes": step.memory_analysis().temp_size_in_bytes,
+        "model_flops_per_image": model_flops(config),
+    }
+
+    def device_peak() -> dict:
+        stats = jax.local_devices()[0].memory_stats() or {}
+        return {"device_peak_bytes": stats["peak_bytes_in_use"]} if "peak_bytes_in_use" in stats else {}
+
+    serve(run, info, replies, device_peak)
 
 
 def measure(args: argparse.Namespace, case: str, python: str | None) -> dict:
     """Both sides of one case."""
     method, prototypes, batch = case.split(":")
-    sizes = [f"--{name}={getattr(args, name)}" for name in ("model", "dtype", "local_count", "global_px", "local_px")]
-    sizes += [f"--method={method}", f"--prototypes={prototypes}", f"--batch_size={batch}"]
-    ours = [sys.executable, "-m", "benchmarks.jax_step", *sizes, *(f"--set={item}" for item in args.set)]
+    views = ("local_count", "global_px", "local_px")
+    settings = [f"model.name={args.model}", f"model.dtype={args.dtype}", f"method.name={method}"]
+    settings += [f"head.prototypes={prototypes}", f"train.batch_size={batch}"]
+    settings += [f"views.{name}={getattr(args, name)}" for name in views]
+    settings += [*SAME, *["model.patch_size=8"] * (args.model == "vit_micro"), *args.set]
+    ours = [sys.executable, "-m", "benchmarks.step", "--serve", *(f"--set={item}" for item in settings)]
     sides = {"jax": (ours, {"JAX_PLATFORMS": args.device})}
     if python:
+        sizes = [f"--{name}={getattr(args, name)}" for name in ("model", "dtype", *views)]
+        sizes += [f"--method={method}", f"--prototypes={prototypes}", f"--batch_size={batch}"]
         theirs = [python, "-m", "benchmarks.torch_step", *sizes, f"--device={args.device}", *["--compile"] * args.compile]
         sides["torch"] = (theirs, {})
     timed = alternate(sides, args.rounds)
@@ -91,6 +169,9 @@ def lines(result: dict) -> list[str]:
 
 def main() -> None:
     args = parser().parse_args()
+    if args.serve:
+        serve_steps(args.set)
+        return
     if args.device == "cpu":
         use_one_core()
     python, results = torch_python(args.torch_python), []

@@ -187,7 +187,7 @@ def alternate(sides: dict[str, tuple[list[str], dict[str, str]]], rounds: int, w
 
     Args:
         sides: argv and environment by name.
-        rounds: of one step on every side whose first line has no entry "skip".
+        rounds: of one step on every side.
         warm: further rounds before them, which do not count.
     """
     workers: dict[str, Worker] = {}
@@ -197,9 +197,8 @@ def alternate(sides: dict[str, tuple[list[str], dict[str, str]]], rounds: int, w
         timed = {name: Timed(worker.info, []) for name, worker in workers.items()}
         for number in range(warm + rounds):
             for name, worker in workers.items():
-                if "skip" not in worker.info:
-                    reply = worker.run(1)
-                    timed[name].replies.extend([reply] if number >= warm else [])
+                reply = worker.run(1)
+                timed[name].replies.extend([reply] if number >= warm else [])
     finally:
         for worker in workers.values():
             worker.close()

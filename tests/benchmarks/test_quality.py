@@ -315,7 +315,7 @@ def test_whole_comparison(photo_folder, tmp_path, capsys, monkeypatch):
         assert of_row["numbers"]["pointing"]["0"] is None  # photos have no parts
         assert of_row["seconds_per_step"]["0"] > 0
     assert result == json.loads((out / "results.json").read_text())
-    assert all((out / name).stat().st_size > 0 for name in ("results.md", "curves.png"))
+    assert all((out / name).stat().st_size > 0 for name in ("results.md", "index.html"))
     # Both teachers are those of the run: its own k-NN with the same feature has the same number.
     run, feature = whole.rows["cmd"][0], "cls+mean+mil"
     measured = quality_measure.Measurement(run, whole.splits)
