@@ -96,7 +96,7 @@ def test_train_and_evaluate_a_folder(run, photo_folder, tmp_path):
     trained = _start("main", *flags, workdir)
     assert trained.returncode == 0, trained.stderr
     assert list((tmp_path / "programs").glob("jit_train_step*-cache")) == [program]  # the dry run's
-    assert list((tmp_path / "programs").glob("jit_extract*"))
+    assert list((tmp_path / "programs").glob("jit_encode_images*"))
     for words in ("teacher at the start (random weights):", "step 3/3", "k-NN top-1", "Retrieval Rank-1", "ETA", "images/s"):
         assert words in trained.stdout, words
     evaluated = run("eval", workdir)

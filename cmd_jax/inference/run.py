@@ -251,11 +251,11 @@ def place(trained: Trained) -> Encoder:
 @once
 def _make_program(config: ConfigDict, backbone: ViT | Swin, outputs: tuple[str, ...]) -> Callable:
     @jax.jit
-    def run(params: Params, images: Array) -> dict[str, Array]:
+    def encode_images(params: Params, images: Array) -> dict[str, Array]:
         encoded = encode(config, backbone, params, images)
         return {name: encoded[name] for name in outputs if name in encoded}
 
-    return run
+    return encode_images
 
 
 def _backbone(config: ConfigDict) -> ViT | Swin:
