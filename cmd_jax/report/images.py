@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from cmd_jax.config import ConfigDict, token_px
 from cmd_jax.data.decode import decode_record, eval_crop
@@ -20,7 +20,7 @@ from cmd_jax.models.build import Params
 from cmd_jax.models.network import Network
 
 IMAGE_PX, QUALITY = 160, 82  # of single images
-SHEET_PX, SHEET_COLUMNS, GAP_PX = 192, 6, 4  # of the sheet of overlays
+SHEET_PX, SHEET_COLUMNS, GAP_PX, TITLE_PX = 192, 6, 4, 20  # of the sheet of overlays
 HEAT, STRENGTH = "inferno", 0.6  # colours of weights, and how much of the image they cover
 
 
@@ -155,14 +155,24 @@ def jpeg_uri(pixels: np.ndarray, quality: int) -> str:
 
 
 def tile(images: list[np.ndarray], columns: int, gap_px: int = 0) -> np.ndarray:
-    """Puts images [S, S, 3] uint8 of one size side by side in rows of `columns`, with white gaps: one image."""
-    side = len(images[0])
-    rows, columns, step = -(-len(images) // columns), min(columns, len(images)), side + gap_px
-    sheet = np.full((rows * step - gap_px, columns * step - gap_px, 3), 255 if gap_px else 0, np.uint8)
+    """Puts images [H, W, 3] uint8 of one size side by side in rows of `columns`, with white gaps: one image."""
+    height, width = images[0].shape[:2]
+    rows, columns = -(-len(images) // columns), min(columns, len(images))
+    size = (rows * (height + gap_px) - gap_px, columns * (width + gap_px) - gap_px, 3)
+    sheet = np.full(size, 255 if gap_px else 0, np.uint8)
     for number, image in enumerate(images):
-        top, left = (step * place for place in divmod(number, columns))
-        sheet[top : top + side, left : left + side] = image
+        row, column = divmod(number, columns)
+        top, left = row * (height + gap_px), column * (width + gap_px)
+        sheet[top : top + height, left : left + width] = image
     return sheet
+
+
+def titled(pixels: np.ndarray, title: str) -> np.ndarray:
+    """[H, W, 3] uint8 -> [H + TITLE_PX, W, 3] with a line of text above, cut off where it is too wide."""
+    image = Image.new("RGB", (pixels.shape[1], pixels.shape[0] + TITLE_PX), "white")
+    image.paste(Image.fromarray(pixels), (0, TITLE_PX))
+    ImageDraw.Draw(image).text((2, TITLE_PX // 2), title, "black", ImageFont.load_default(TITLE_PX - 6), anchor="lm")
+    return np.asarray(image)
 
 
 def overlay_sheet(images: ReportImages, rows: np.ndarray, patches: Patches) -> bytes:
@@ -186,7 +196,9 @@ def overlay_sheet(images: ReportImages, rows: np.ndarray, patches: Patches) -> b
                 draw.rectangle((xmin, ymin, xmax, ymax), outline="white")
         *_, x, y = largest_patch(weights, fraction)
         draw.circle((SHEET_PX * x, SHEET_PX * y), 9, outline="lime", width=2)
-        tiles += [pixels, np.asarray(overlay)]
+        name = images.class_name(images.features.labels[row]).replace("_", " ")
+        relative = weights.max() * len(weights)
+        tiles += [titled(pixels, name), titled(np.asarray(overlay), f"largest {relative:.1f} x uniform")]
     encoded = io.BytesIO()
     Image.fromarray(tile(tiles, SHEET_COLUMNS, GAP_PX)).save(encoded, "PNG")
     return encoded.getvalue()
