@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.timing import parse_value
 from cmd_jax import config as config_lib
-from cmd_jax.config import METHODS, ConfigDict, flatten, is_swin, validate
+from cmd_jax.config import ConfigDict, flatten, is_swin, validate
 from cmd_jax.config.presets import PAPER
 from cmd_jax.datasets.prepared import open_source
 from cmd_jax.errors import ConfigError
@@ -267,18 +267,11 @@ def method_values(name: str, config: ConfigDict) -> dict[str, Any]:
     """The values that make a row the method of that name; cmd is as the shared configuration has it."""
     if name == OURS:
         return {}
-    method = METHODS[name]
-    return {
-        "method.name": name,
-        "method.image_pool": "mean" if is_swin(config) else method["image_pool"],  # a Swin has no class token
-        "method.region_matching": method["region_matching"],
-        "method.region_weights": method["region_weights"],
-        "method.intra_image_weight": method["intra_image"],
-        "method.intra_region_weight": method["intra_region"],
-        "method.inter_student_weight": method["inter"],
-        "method.inter_teacher_weight": method["inter"],
-        **{key: value for key, value in ONLY_CMD.items() if key in flatten(config)},
-    }
+    values = config_lib.method_values(name)
+    if is_swin(config):  # which has no class token
+        values["method.image_pool"] = "mean"
+    given = {key: value for key, value in ONLY_CMD.items() if key in flatten(config)}
+    return {"method.name": name, **values, **given}
 
 
 def pools(config: ConfigDict) -> tuple[str, ...]:

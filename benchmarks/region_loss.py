@@ -105,7 +105,7 @@ def measure(args: argparse.Namespace, objective: str, prototypes: int, python: s
     sizes = [*region_problem.size_arguments(args), f"--prototypes={prototypes}"]
     ours = [sys.executable, "-m", "benchmarks.region_loss", *sizes, f"--objectives={objective}"]
     chunk = [f"--chunk={args.chunk}"] if args.chunk else []
-    sides = {"streamed": ([*ours, *chunk, "--serve=streamed"], ONE_THREAD), "naive": ([*ours, "--serve=naive"], ONE_THREAD)}
+    sides = {"streamed": ([*ours, *chunk, "--serve=streamed"], ONE_THREAD), "plain": ([*ours, "--serve=plain"], ONE_THREAD)}
     if python:
         theirs = [python, "-m", "benchmarks.torch_region_loss", *sizes, f"--objective={objective}"]
         sides["torch"] = (theirs, ONE_THREAD)
@@ -127,10 +127,10 @@ def measure(args: argparse.Namespace, objective: str, prototypes: int, python: s
         "chunk": timed["streamed"].info["chunk"],
         "forms": forms,
         "versions": {name: side.info[name] for side in timed.values() for name in ("jax", "torch") if name in side.info},
-        "memory_ratio": ratio("naive", "temporary_bytes"),
+        "memory_ratio": ratio("plain", "temporary_bytes"),
         "memory_ratio_torch": ratio("torch", "temporary_bytes"),
         "time_ratio": ratio("torch", "cpu_s"),
-        "time_ratio_jax": ratio("naive", "cpu_s"),
+        "time_ratio_jax": ratio("plain", "cpu_s"),
     }
 
 
@@ -156,7 +156,7 @@ def parser() -> argparse.ArgumentParser:
     add("--chunk", type=int, help="prototypes in a chunk of the streamed form (cmd_jax.method.chunk_size.default_chunk)")
     add("--rounds", type=int, default=5, help="timed steps of each form (%(default)s)")
     add("--torch_python", help="a Python with PyTorch, or none; default: .venv-interop's, if it is there")
-    add("--serve", choices=["streamed", "naive"], help=argparse.SUPPRESS)
+    add("--serve", choices=["streamed", "plain"], help=argparse.SUPPRESS)
     region_problem.add_size_options(parser)
     return parser
 

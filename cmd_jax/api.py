@@ -71,7 +71,7 @@ class Model:
     An array is [H, W, 3] or [H, W], of uint8 or of floating-point numbers in 0..1, or a batch [N, H, W, 3] of them; an iterable
     is a list, a generator or an array [N] of paths, for example. The path of a directory, given alone, stands for all images
     below it, sorted by path. Pictures of any size are prepared as in the evaluation: the
-    shorter side is resized to `config.eval.resize_px`, and the central `crop_px` x `crop_px` is read. A picture that cannot be
+    shorter side is resized to `config.eval.resize_px`, and the central `crop_px` x `crop_px` is read. An image that cannot be
     read raises BadImage, so that rows always match images.
 
     Attributes:
@@ -131,7 +131,7 @@ class Model:
         return self._on_grid(self._run(images, "attention"), axis=2)
 
     def crop(self, image: Any) -> np.ndarray:
-        """What the network sees of one picture, [crop_px, crop_px, 3] uint8: to lay MIL weights over."""
+        """The crop of one image that the network reads, [crop_px, crop_px, 3] uint8: to lay MIL weights over."""
         return crop(image, self.config)
 
     def _on_grid(self, array: np.ndarray, axis: int = 1) -> np.ndarray:

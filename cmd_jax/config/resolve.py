@@ -81,6 +81,21 @@ def default_batch_size(train_images: int, hardware: Hardware, accumulate: int = 
     return max(1, batch // unit) * unit
 
 
+def method_values(name: str) -> dict[str, Any]:
+    """The values, by key, that a method's name stands for where they are left open."""
+    method = METHODS[name]
+    return {
+        "method.image_pool": method["image_pool"],
+        "method.region_matching": method["region_matching"],
+        "method.region_weights": method["region_weights"],
+        "method.intra_image_weight": method["intra_image"],
+        "method.intra_region_weight": method["intra_region"],
+        "method.inter_student_weight": method["inter"],
+        "method.inter_teacher_weight": method["inter"],
+        "method.released_weight": method["released"],
+    }
+
+
 def resolve(config: ConfigDict, train_images: int, hardware: Hardware = ONE_CPU) -> ConfigDict:
     """Fills every open value.
 
@@ -95,19 +110,11 @@ def resolve(config: ConfigDict, train_images: int, hardware: Hardware = ONE_CPU)
     config = config.copy_and_resolve_references()
     _write_as_floats(config)
     small = train_images < SMALL_DATASET
-    method = METHODS[config.method.name]
     rules: dict[str, Any] = {
         "model.patch_size": patch_px(config),
         "model.layer_norm_eps": 1e-6,
         "data.normalization": "imagenet",
-        "method.image_pool": method["image_pool"],
-        "method.region_matching": method["region_matching"],
-        "method.region_weights": method["region_weights"],
-        "method.intra_image_weight": method["intra_image"],
-        "method.intra_region_weight": method["intra_region"],
-        "method.inter_student_weight": method["inter"],
-        "method.inter_teacher_weight": method["inter"],
-        "method.released_weight": method["released"],
+        **method_values(config.method.name),
         # Few images cannot fill 65,536 prototypes: most would never be the teacher's choice, and each costs memory.
         "head.prototypes": 4096 if small else 65_536,
         # With few prototypes and few images the teacher's distribution stays flat for long; a colder one sharpens it.
@@ -124,7 +131,11 @@ def resolve(config: ConfigDict, train_images: int, hardware: Hardware = ONE_CPU)
     # (docs/results.md): with the class token's attention mil 77.4, beside cls+mean+mil 77.2, cls+mil 75.0, cls+mean 71.2, mean
     # 65.7, cls 57.8; with the gated scorer cls+mean+mil. A Swin has no class token, and was not measured.
     best = "mil" if config.method.mil_scorer == "class_token" else "mean+mil" if is_swin(config) else "cls+mean+mil"
-    _fill(config, "eval.features", best if "mil" in method["image_pool"].split("+") else config.method.image_pool)
+    _fill(
+        config,
+        "eval.features",
+        best if "mil" in METHODS[config.method.name]["image_pool"].split("+") else config.method.image_pool,
+    )
     _fill(config, "model.dtype", "float32" if hardware.platform == "cpu" else "bfloat16")
     _fill(config, "model.teacher_dtype", config.model.dtype)
     _fill(config, "train.batch_size", default_batch_size(train_images, hardware, config.train.accumulate))

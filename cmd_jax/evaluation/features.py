@@ -38,7 +38,7 @@ class Features(NamedTuple):
 def extract_features(encoder: Encoder, source: Source, poll: Callable[[], None] = lambda: None) -> Features:
     """Encodes a split: every process its share, and all get the whole.
 
-    An image that cannot be read is reported on the error stream and left out; `data.bad_images` has the limit.
+    An image that cannot be read is reported on the error stream and left out; `data.decode.BadImages` has the limit.
 
     Args:
         encoder: the network.

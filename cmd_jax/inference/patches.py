@@ -25,11 +25,6 @@ class Patches(NamedTuple):
     mil_weights: np.ndarray
     attention: np.ndarray | None
 
-    def take(self, rows: Sequence[int]) -> "Patches":
-        """Those of some of the images."""
-        rows = np.asarray(rows, np.int64)
-        return Patches(self.tokens[rows], self.mil_weights[rows], None if self.attention is None else self.attention[rows])
-
 
 def class_attention(attention: np.ndarray) -> np.ndarray:
     """How a ViT's class token spreads its attention over the patches: mean over the heads, divided by its sum.

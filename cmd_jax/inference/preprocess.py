@@ -11,7 +11,7 @@ from PIL import Image
 
 from cmd_jax.config import ConfigDict
 from cmd_jax.data.decode import IMAGE_SUFFIXES, decode_record, decode_rgb, eval_boxes, eval_crop, image_rgb
-from cmd_jax.data.folder import Listing, find_images, read_image_file
+from cmd_jax.data.listing import Listing, find_images, read_image_file
 from cmd_jax.data.sources import Source
 from cmd_jax.errors import ConfigError
 from cmd_jax.text import printable
@@ -44,7 +44,7 @@ def file_crop(path: str, config: ConfigDict) -> np.ndarray:
 
 
 def crop(image: Any, config: ConfigDict) -> np.ndarray:
-    """The evaluation crop of one picture.
+    """The evaluation crop of one image.
 
     Args:
         image: a path, a PIL image, or an array [H, W, 3] or [H, W]: uint8, or floating-point in 0..1.
@@ -54,7 +54,7 @@ def crop(image: Any, config: ConfigDict) -> np.ndarray:
         [C, C, 3] uint8.
 
     Raises:
-        BadImage: the file or the picture cannot be used.
+        BadImage: the file or the image cannot be used.
         ConfigError: it is none of these.
     """
     if isinstance(image, str | os.PathLike):
@@ -68,11 +68,11 @@ def crop(image: Any, config: ConfigDict) -> np.ndarray:
 
 
 def separate(images: Any) -> Iterable[Any]:
-    """Pictures one by one: a directory's files, an iterable's elements, a batch's rows; a single picture is one of one.
+    """Images one by one: the files of a directory, the elements of an iterable, the rows of a batch, or a single image.
 
     Args:
         images: a path, a PIL image or an array, as of `crop`; the path of a directory; a batch [N, H, W, 3]; or an iterable of
-            pictures, for example a list, a generator, or an array [N] of paths.
+            images, for example a list, a generator, or an array [N] of paths.
 
     Raises:
         ConfigError: it is none of these, or has no order (a set, a dictionary).
@@ -84,7 +84,7 @@ def separate(images: Any) -> Iterable[Any]:
         return [images]
     if hasattr(images, "__array__"):
         array = np.asarray(images)
-        if array.dtype.kind in OF_OBJECTS:  # paths or pictures
+        if array.dtype.kind in OF_OBJECTS:  # paths or images
             if array.ndim > 1:
                 raise ConfigError(f"an array of {array.dtype} has shape {array.shape}; give paths as an array of one axis")
             return np.atleast_1d(array).tolist()

@@ -124,7 +124,7 @@ class ViT(nn.Module):
         resample_rule: see `resample_positions`.
         dtype: of activations; parameters are float32.
         scan_blocks: all blocks but the last as one loop: compiles faster, and on CPUs runs faster.
-        remat: what a block keeps for the backward pass, see `layers.rematerialized`.
+        remat: what a block keeps for the backward pass, see `layers.remat_policy`.
         attention: implementation, see `layers.attend`.
     """
 

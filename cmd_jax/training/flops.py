@@ -19,7 +19,7 @@ def reads_regions(config: ConfigDict) -> bool:
 
 
 def read_fields(config: ConfigDict) -> tuple[str, ...]:
-    """Names of what the objective reads of `models.network.Encoded`; the rest is left out of the program."""
+    """Names of the fields of `models.network.Encoded` that the objective reads; the rest is left out of the program."""
     return ("image_z", "region_z", "mil_weights") if reads_regions(config) else ("image_z",)
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from cmd_jax.data import folder
+from cmd_jax.data import listing
 from cmd_jax.data.decode import decode_record
-from cmd_jax.data.folder import FolderSource, find_images
+from cmd_jax.data.folder import FolderSource
+from cmd_jax.data.listing import find_images
 from cmd_jax.data.sources import UNLABELLED
 from cmd_jax.errors import BadImage, ConfigError, DatasetError
 from cmd_jax.inference.preprocess import folder_images, separate
@@ -146,7 +147,7 @@ def test_pipes_and_large_files_are_bad_images(tmp_path, monkeypatch):
     source = FolderSource(str(tmp_path), "train")
     with pytest.raises(BadImage, match=r"1\.jpg: is not a regular file but a pipe, device or directory"):
         source[0]
-    monkeypatch.setattr(folder, "MAX_FILE_BYTES", 0)
+    monkeypatch.setattr(listing, "MAX_FILE_BYTES", 0)
     with pytest.raises(BadImage, match=r"2\.jpg: 1 bytes are over the limit of 0; remove it"):
         source[1]
     (tmp_path / "3.jpg").unlink()
@@ -254,7 +255,7 @@ def test_files_and_folders_left_out(tmp_path):
 def test_a_run_in_the_folder_itself(tmp_path):
     _make(tmp_path, "1.jpg", "report/index.html")
     _make(tmp_path, "config.json", "checkpoints/4/1.png", "eval/4/1.png", "report/mil_overlays.png", "tb/events.out.tfevents.1")
-    assert find_images(str(tmp_path)) == folder.Listing(["1.jpg"], [], {}, {})
+    assert find_images(str(tmp_path)) == listing.Listing(["1.jpg"], [], {}, {})
 
 
 def test_a_relative_folder_is_read_from_anywhere(tmp_path, monkeypatch):

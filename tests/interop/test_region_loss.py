@@ -13,5 +13,5 @@ def test_all_forms_are_measured_and_agree():
     assert summary["versions"].keys() == {"jax", "torch"}
     assert [case["objective"] for case in summary["cases"]] == ["region", "cmd"]
     for case in summary["cases"]:
-        losses = [case["forms"][form]["loss"] for form in ("streamed", "naive", "torch")]
+        losses = [case["forms"][form]["loss"] for form in ("streamed", "plain", "torch")]
         assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
