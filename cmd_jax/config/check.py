@@ -4,9 +4,9 @@ import difflib
 
 from ml_collections import ConfigDict
 
-from cmd_jax.config.keys import KEYS, METHODS, SOURCES, TFDS_PREFIX, flatten, is_swin, patch_px, token_px
+from cmd_jax.config.keys import KEYS, METHODS, SOURCES, TFDS_PREFIX, flatten, has_class_token, is_swin, patch_px, token_px
 from cmd_jax.errors import ConfigError
-from cmd_jax.models.sizes import SWIN_PATCH_PX, UNLEARNED
+from cmd_jax.models.sizes import SWIN_PATCH_PX, UNLEARNED, VIT, VIT_SIZES
 
 
 def validate(config: ConfigDict) -> None:
@@ -39,9 +39,12 @@ def validate(config: ConfigDict) -> None:
         )
     if is_swin(config):
         _check_swin(config)
+    else:
+        _check_vit(config)
+    _check_class_token(config)
     _check_mil(config)
     patch = patch_px(config)
-    for key in ("views.global_px", "views.local_px", "eval.crop_px"):
+    for key in ("views.global_px", "views.local_px", "eval.crop_px", "model.table_px"):
         side = flatten(config)[key]
         if side is not None and side % patch:
             near = " or ".join(str(count * patch) for count in (side // patch, side // patch + 1) if count)
@@ -78,26 +81,81 @@ def _check_swin(config: ConfigDict) -> None:
             raise ConfigError(f"model.{key} is True, but {name} has blocks of several shapes; set it to False or choose a ViT")
     if config.model.num_heads:
         raise ConfigError(f"model.num_heads is {config.model.num_heads}, but {name} fixes the heads of its stages; leave it")
-    if config.model.registers:
-        raise ConfigError(f"model.registers is {config.model.registers}, but {name} has none; set it to 0 or choose a ViT")
+    for key in _OF_VITS:
+        if config.model[key]:
+            raise ConfigError(f"model.{key} is {config.model[key]!r}, but {name} is a Swin; leave it out, or choose a ViT")
+    if config.init.freeze_blocks:
+        raise ConfigError(
+            f"init.freeze_blocks is {config.init.freeze_blocks}, but {name} is a Swin; set it to 0, or choose a ViT"
+        )
+
+
+# Of the section `model`, beside those that a Swin has too.
+_OF_VITS = (
+    "width", "depth", "mlp_dim", "registers", "class_token", "positions", "resample_rule", "rope_base", "layer_scale",
+    "gated_mlp", "activation", "pre_norm", "qkv_bias",
+)  # fmt: skip
+
+
+def _check_vit(config: ConfigDict) -> None:
+    """Refuses sizes and options of a ViT that do not go together."""
+    model = config.model
+    size = VIT_SIZES.get(model.name)
+    if size:
+        for key in ("width", "depth"):
+            if model[key] not in (None, getattr(size, key)):
+                raise ConfigError(
+                    f"model.{key} is {model[key]}, but that of model.name={model.name} is {getattr(size, key)}; leave it out, or "
+                    f"set model.name={VIT}"
+                )
+    if model.name == VIT:
+        for key in ("width", "depth", "num_heads"):
+            if model[key] is None:
+                raise ConfigError(f"model.name is {VIT!r}, of no size of its own; set model.{key}, for example 384, 12 or 6")
+    width, heads = (
+        model[key] or (size and getattr(size, other)) for key, other in (("width", "width"), ("num_heads", "heads"))
+    )
+    unit, what = (4, ", as positions rotary need") if model.positions == "rotary" else (1, "")
+    if width and heads and (width % heads or (width // heads) % unit):
+        raise ConfigError(
+            f"model.num_heads is {heads}, and a width of {width} is not {heads} times a multiple of {unit}{what}; "
+            "use another number of heads"
+        )
+    depth = model.depth or (size and size.depth)
+    if depth and config.init.freeze_blocks > depth:
+        raise ConfigError(f"init.freeze_blocks is {config.init.freeze_blocks}, but there are {depth} blocks; use at most that")
+    if config.init.freeze_blocks and not config.init.weights:
+        raise ConfigError(
+            f"init.freeze_blocks is {config.init.freeze_blocks}, but without init.weights they are random; set it to 0, or "
+            "init.weights"
+        )
+    if model.class_token is False and model.positions == "class_patches":
+        raise ConfigError("model.positions is 'class_patches', but model.class_token is False; set it to patches")
+
+
+def _check_class_token(config: ConfigDict) -> None:
+    """Refuses what reads the class token where there is none."""
+    if has_class_token(config):
+        return
+    name = config.model.name if is_swin(config) else "the model"
     pool = config.method.image_pool or METHODS[config.method.name]["image_pool"]
     if "cls" in pool.split("+"):
         others = "+".join(part for part in pool.split("+") if part != "cls") or "mean (or mil)"
         raise ConfigError(
             f"method.image_pool is {pool!r}, but {name} has no class token; "
-            f"pass --config.method.image_pool={others}, or choose a ViT"
+            f"pass --config.method.image_pool={others}, or choose another model"
         )
     if "cls" in (config.eval.features or pool).split("+"):
         raise ConfigError(f"eval.features is {config.eval.features!r}, but {name} has no class token; use mean, mil or blocks")
+    if config.method.mil_scorer == "class_token":
+        raise ConfigError(
+            f"method.mil_scorer is 'class_token', but {name} has no class token; set it to gated, or choose another model"
+        )
 
 
 def _check_mil(config: ConfigDict) -> None:
     """Refuses what the MIL scorer cannot do."""
     scorer, heads, weight = config.method.mil_scorer, config.method.mil_heads, config.method.mil_entropy_weight
-    if scorer == "class_token" and is_swin(config):
-        raise ConfigError(
-            f"method.mil_scorer is 'class_token', but {config.model.name} has no class token; set it to gated, or choose a ViT"
-        )
     if heads > 1 and scorer in UNLEARNED:
         raise ConfigError(
             f"method.mil_heads is {heads}, but method.mil_scorer {scorer!r} learns none; set it to 1, or the scorer to gated"
@@ -107,7 +165,7 @@ def _check_mil(config: ConfigDict) -> None:
             f"method.mil_entropy_weight is {weight}, but method.mil_scorer is 'mean', whose weights do not change; "
             "set it to 0 or the scorer to gated"
         )
-    if weight and config.views.global_px <= token_px(config):
+    if weight and config.views.global_px and config.views.global_px <= token_px(config):
         raise ConfigError(
             f"method.mil_entropy_weight is {weight}, but a view of views.global_px={config.views.global_px} is one patch of "
             f"{token_px(config)} pixels, whose weight is 1; set it to 0 or views.global_px to {2 * token_px(config)} or more"

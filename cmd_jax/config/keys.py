@@ -8,12 +8,23 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from cmd_jax import normalization
-from cmd_jax.models.sizes import SWIN_PATCH_PX, SWIN_SIZES, SWIN_STRIDE_PX, VIT_SIZES
+from cmd_jax.models.sizes import (
+    ACTIVATIONS,
+    POSITIONS,
+    QKV_BIASES,
+    RESAMPLE_RULES,
+    SWIN_PATCH_PX,
+    SWIN_SIZES,
+    SWIN_STRIDE_PX,
+    VIT,
+    VIT_SIZES,
+)
 
-MODELS = (*VIT_SIZES, *SWIN_SIZES)
+MODELS = (*VIT_SIZES, VIT, *SWIN_SIZES)
 SOURCES = ("synthetic_birds", "cub", "cars", "aircraft", "aircraft/family", "aircraft/manufacturer", "nabirds", "folder")
 TFDS_PREFIX = "tfds:"  # of data.source: any other dataset of TFDS
 EVAL_PROTOCOLS = ("knn", "retrieval", "logistic", "fractions", "linear", "pointing", "label_free")
+INTERPOLATIONS = ("bicubic", "bilinear", "lanczos")
 # Of train.best_metric, as in metrics.jsonl: 1 where more is better, -1 where less is.
 BEST_METRICS = {"eval_rank1": 1, "eval_map": 1, "feature_std": 1, "loss": -1}
 
@@ -204,11 +215,56 @@ KEYS: dict[str, Key] = {
     "method.matched_targets": Key(
         None, choice("expected", "gathered"), "how L_R computes its targets (cmd_jax/method/chunks.py); None: by the backend"
     ),
-    "model.name": Key("vit_small", choice(*MODELS), "architecture and size"),
-    "model.patch_size": Key(None, whole(1, 512), "pixels; None: 16 of a ViT, 4 of a Swin"),
-    "model.registers": Key(0, whole(0, 1024), "of a ViT: learned tokens beside the class token"),
-    "model.window": Key(7, whole(1, 512), "of a Swin: side of a window in tokens"),
+    # All but the last few of this section are None in a new configuration: the file of init.weights says what it is.
+    "model.name": Key(
+        None,
+        choice(*MODELS),
+        "architecture and size; vit: of its own width, depth and heads; None: init.weights's, or vit_small",
+    ),
+    "model.width": Key(None, WIDTH, "of model.name vit: channels of a token"),
+    "model.depth": Key(None, whole(1, 1024), "of model.name vit: blocks"),
     "model.num_heads": Key(None, whole(1, 1024), "of a ViT: attention heads; None: those of init.weights or of the size"),
+    "model.mlp_dim": Key(None, WIDTH, "of a ViT: hidden units of an MLP; None: those of init.weights, or 4 x the width"),
+    "model.patch_size": Key(None, whole(1, 512), "pixels; None: that of init.weights, or 16 of a ViT, 4 of a Swin"),
+    "model.table_px": Key(
+        None,
+        SIDE_PX,
+        "image side for which positions (of a Swin: windows) are learned; None: that of init.weights, or views.global_px",
+    ),
+    "model.window": Key(None, whole(1, 512), "of a Swin: side of a window in tokens; None: that of init.weights, or 7"),
+    "model.class_token": Key(None, FLAG, "of a ViT; None: as in init.weights, or True"),
+    "model.registers": Key(
+        None, whole(0, 1024), "of a ViT: learned tokens beside the class token; None: as in init.weights, or 0"
+    ),
+    "model.positions": Key(
+        None,
+        choice(*POSITIONS),
+        "of a ViT, what has learned positions: class token and patches, all tokens, patches; or none, and attention rotates by "
+        "position (DINOv3); None: as in init.weights, or class_patches",
+    ),
+    "model.resample_rule": Key(
+        None,
+        choice(*RESAMPLE_RULES),
+        "of the table of positions for other image sides (models/vit.py); None: that of init.weights, or dino",
+    ),
+    "model.rope_base": Key(None, number(1, 1e9, above=True), "of positions rotary; None: that of init.weights, or 100"),
+    "model.layer_scale": Key(
+        None, FLAG, "of a ViT: a learned factor for each channel of a residual branch; None: as in init.weights, or False"
+    ),
+    "model.gated_mlp": Key(
+        None, FLAG, "of a ViT: the activation of one linear layer times another (SwiGLU); None: as in init.weights, or False"
+    ),
+    "model.activation": Key(None, choice(*ACTIVATIONS), "of a ViT's MLPs; None: as in init.weights, or gelu (erf)"),
+    "model.pre_norm": Key(
+        None,
+        FLAG,
+        "of a ViT: a norm before the blocks, and no bias in the patch embedding (CLIP); None: as in init.weights, or False",
+    ),
+    "model.qkv_bias": Key(
+        None,
+        choice(*QKV_BIASES),
+        "of a ViT: of query, key and value, of query and value alone (DINOv3), or none; None: as in init.weights, or qkv",
+    ),
     "model.layer_norm_eps": Key(None, number(0, 1e-2), "None: that of init.weights, or 1e-6 (DINO, EsViT, timm)"),
     "model.drop_path": Key(0.1, number(0, 0.99), "stochastic depth of the student"),
     "model.dtype": Key(
@@ -230,6 +286,9 @@ KEYS: dict[str, Key] = {
         "kept for the backward pass of a block: all, products with weights alone, or its input alone; None: by the memory",
     ),
     "init.weights": Key(None, TEXT, "file, directory, workdir of a run or hf:OWNER/NAME; None: random, from the seed"),
+    "init.freeze_blocks": Key(
+        0, whole(0, 1024), "of a ViT: the first blocks, with everything before them, that stay as they are in init.weights"
+    ),
     "init.network": Key("teacher", choice("teacher", "student"), "which to take from a checkpoint that holds both"),
     "init.heads": Key(False, FLAG, "take the projection heads of the checkpoint too, not its backbone alone"),
     # with one prototype the normalized entropy is 0 / 0
@@ -261,9 +320,11 @@ KEYS: dict[str, Key] = {
     ),
     "data.cache_dir": Key(None, TEXT, "of cache disk, on a local disk; None: DATA_DIR/canvas_cache"),
     "data.prefetch_batches": Key(2, whole(1, 1024), "batches prefetched to the device"),
-    "views.global_px": Key(224, SIDE_PX, "side of the two global views"),
+    "views.global_px": Key(
+        None, SIDE_PX, "side of the two global views; None: 224, or that of init.weights if it is less; a multiple of a patch"
+    ),
     "views.global_scale": Key((0.4, 1.0), several(SOME_SHARE, 2), "least and greatest share of the image's area"),
-    "views.local_px": Key(96, SIDE_PX, "side of the local views"),
+    "views.local_px": Key(None, SIDE_PX, "side of the local views; None: 3/7 of global_px, the references' 96 for 224"),
     "views.local_scale": Key((0.05, 0.4), several(SOME_SHARE, 2), "least and greatest share of the image's area"),
     "views.local_count": Key(8, whole(0, 256), "local views of an image"),
     "views.key_patch_share": Key(
@@ -280,7 +341,11 @@ KEYS: dict[str, Key] = {
     "views.local_blur_prob": Key(0.5, SHARE, "of each local view"),
     "views.global_solarize_prob": Key((0.0, 0.2), several(SHARE, 2), "of the two global views"),
     "views.dtype": Key("float32", DTYPE, "of the interpolation products; with bfloat16 a pixel is off by one level at most"),
-    "optim.lr": Key(5e-4, number(0, 100, above=True), "peak, for a batch of 256; scaled linearly with the batch"),
+    "optim.lr": Key(
+        None,
+        number(0, 100, above=True),
+        "peak, for a batch of 256; scaled linearly with the batch; None: 5e-4, or 5e-4 with init.weights",
+    ),
     "optim.min_lr": Key(1e-6, number(0, 100), "at the end of the cosine schedule"),
     "optim.warmup_epochs": Key(10.0, EPOCHS, "of the learning rate, linear from 0"),
     "optim.weight_decay": Key(0.04, number(0, 100), "at the start"),
@@ -316,6 +381,14 @@ KEYS: dict[str, Key] = {
     "eval.batch_size": Key(64, IMAGES, "images of a forward pass"),
     "eval.resize_px": Key(None, SIDE_PX, "shorter side; None: 8/7 of crop_px, the references' 256 for 224"),
     "eval.crop_px": Key(None, SIDE_PX, "None: views.global_px"),
+    "eval.resize_mode": Key(
+        None,
+        choice("shorter_side", "squash"),
+        "to resize_px: the shorter side, or both, whatever the shape; None: as init.weights was trained, or shorter_side",
+    ),
+    "eval.interpolation": Key(
+        None, choice(*INTERPOLATIONS), "of resizing, antialiased; None: as init.weights was trained, or bicubic"
+    ),
     "eval.features": Key(
         None,
         joined("cls", "mean", "mil", "blocks"),
@@ -363,6 +436,11 @@ def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
 def is_swin(config: ConfigDict) -> bool:
     """Whether the configured backbone is a Swin; otherwise it is a ViT."""
     return config.model.name in SWIN_SIZES
+
+
+def has_class_token(config: ConfigDict) -> bool:
+    """Whether the configured backbone has a class token: a Swin has none, and a ViT may have none."""
+    return not is_swin(config) and config.model.class_token is not False
 
 
 def patch_px(config: ConfigDict) -> int:

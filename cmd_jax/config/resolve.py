@@ -7,16 +7,42 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from cmd_jax import files
-from cmd_jax.config.keys import KEYS, METHODS, default, is_swin, patch_px, token_px
+from cmd_jax.config.keys import KEYS, METHODS, default, has_class_token, is_swin, patch_px, token_px
 from cmd_jax.errors import ConfigError
 from cmd_jax.method.chunk_size import default_chunk
+from cmd_jax.models.sizes import VIT_SIZES
 
 # Open values that a run learns with and that `resolve` takes from the hardware. A run that is continued keeps its own, whatever
 # hardware it is continued on (training/resume.py).
 BY_HARDWARE = ("model.dtype", "model.teacher_dtype", "train.batch_size")
 
 # Open values that follow the files beside `init.weights` (weights/read.py), kept in the same way.
-BY_WEIGHTS = ("model.num_heads", "model.layer_norm_eps", "data.normalization")
+BY_WEIGHTS = (
+    "model.name",
+    "model.width",
+    "model.depth",
+    "model.num_heads",
+    "model.mlp_dim",
+    "model.patch_size",
+    "model.table_px",
+    "model.window",
+    "model.class_token",
+    "model.registers",
+    "model.positions",
+    "model.resample_rule",
+    "model.rope_base",
+    "model.layer_scale",
+    "model.gated_mlp",
+    "model.activation",
+    "model.pre_norm",
+    "model.qkv_bias",
+    "model.layer_norm_eps",
+    "data.normalization",
+    "views.global_px",
+    "eval.resize_px",
+    "eval.resize_mode",
+    "eval.interpolation",
+)
 
 # Keys of earlier versions, whose config.json files and exports are still read.
 RENAMED = {"mesh.fsdp": "mesh.shard_state"}
@@ -109,9 +135,17 @@ def resolve(config: ConfigDict, train_images: int, hardware: Hardware = ONE_CPU)
     """
     config = config.copy_and_resolve_references()
     _write_as_floats(config)
-    small = train_images < SMALL_DATASET
+    _fill(config, "model.name", "vit_small")
+    patch, small = patch_px(config), train_images < SMALL_DATASET
+    _fill(config, "views.global_px", 224 // patch * patch)
+    _fill(config, "views.local_px", max(1, round(config.views.global_px * 3 / 7 / patch)) * patch)
+    if not is_swin(config):
+        _fill_vit(config)
     rules: dict[str, Any] = {
-        "model.patch_size": patch_px(config),
+        "model.patch_size": patch,
+        "model.table_px": config.views.global_px,
+        "model.window": 7,
+        "model.registers": 0,
         "model.layer_norm_eps": 1e-6,
         "data.normalization": "imagenet",
         **method_values(config.method.name),
@@ -122,6 +156,8 @@ def resolve(config: ConfigDict, train_images: int, hardware: Hardware = ONE_CPU)
         # Short runs: with 0.996 the teacher averages over 250 steps, a large share of all the steps there are.
         "method.teacher_momentum": 0.99 if small else 0.996,
         "eval.crop_px": config.views.global_px,
+        "eval.resize_mode": "shorter_side",
+        "eval.interpolation": "bicubic",
     }
     for key, value in rules.items():
         _fill(config, key, value)
@@ -130,7 +166,7 @@ def resolve(config: ConfigDict, train_images: int, hardware: Hardware = ONE_CPU)
     # The references read their own pool. For CMD what leave-one-out k-NN found best on the training images of the embedded data
     # (docs/results.md): with the class token's attention mil 77.4, beside cls+mean+mil 77.2, cls+mil 75.0, cls+mean 71.2, mean
     # 65.7, cls 57.8; with the gated scorer cls+mean+mil. A Swin has no class token, and was not measured.
-    best = "mil" if config.method.mil_scorer == "class_token" else "mean+mil" if is_swin(config) else "cls+mean+mil"
+    best = "mil" if config.method.mil_scorer == "class_token" else "cls+mean+mil" if has_class_token(config) else "mean+mil"
     _fill(
         config,
         "eval.features",
@@ -152,6 +188,29 @@ def resolve(config: ConfigDict, train_images: int, hardware: Hardware = ONE_CPU)
     _fill(config, "model.attention", "cudnn" if hardware.cuda and is_vit and config.model.dtype == "bfloat16" else "xla")
     config.lock()
     return config
+
+
+def _fill_vit(config: ConfigDict) -> None:
+    """Fills size and options of a ViT."""
+    size = VIT_SIZES.get(config.model.name)
+    if size:
+        _fill(config, "model.width", size.width)
+        _fill(config, "model.depth", size.depth)
+        _fill(config, "model.num_heads", size.heads)
+    rules = {
+        "model.mlp_dim": 4 * config.model.width,
+        "model.class_token": True,
+        "model.positions": "patches" if config.model.class_token is False else "class_patches",
+        "model.resample_rule": "dino",
+        "model.rope_base": 100.0,
+        "model.layer_scale": False,
+        "model.gated_mlp": False,
+        "model.activation": "gelu",
+        "model.pre_norm": False,
+        "model.qkv_bias": "qkv",
+    }
+    for key, value in rules.items():
+        _fill(config, key, value)
 
 
 def check_attention(config: ConfigDict, hardware: Hardware) -> None:

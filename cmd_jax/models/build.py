@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from cmd_jax.models.network import Network
-from cmd_jax.models.sizes import SWIN_SIZES, VIT_SIZES
+from cmd_jax.models.sizes import SWIN_SIZES
 from cmd_jax.models.swin import Swin
 from cmd_jax.models.vit import ViT
 
@@ -19,7 +19,7 @@ def make_backbone(config: ConfigDict) -> ViT | Swin:
     model = config.model
     common = {
         "patch_size": model.patch_size,
-        "table_px": config.views.global_px,
+        "table_px": model.table_px,
         "layer_norm_eps": model.layer_norm_eps,
         "drop_path_rate": model.drop_path,
         "dtype": jnp.dtype(model.dtype),
@@ -27,11 +27,11 @@ def make_backbone(config: ConfigDict) -> ViT | Swin:
     }
     if model.name in SWIN_SIZES:
         return Swin(*SWIN_SIZES[model.name], window=model.window, **common)
-    size = VIT_SIZES[model.name]
     return ViT(
-        width=size.width,
-        depth=size.depth,
-        num_heads=model.num_heads or size.heads,
+        width=model.width,
+        depth=model.depth,
+        num_heads=model.num_heads,
+        mlp_ratio=model.mlp_dim / model.width,
         registers=model.registers,
         scan_blocks=model.scan_blocks,
         attention=model.attention,
