@@ -25,7 +25,7 @@ from cmd_jax.config import ConfigDict, validate
 from cmd_jax.models.build import count_parameters, make_network
 from cmd_jax.training.flops import model_flops
 from cmd_jax.training.memory import return_free_memory
-from cmd_jax.training.optimizer import adamw
+from cmd_jax.training.optimizer import Group, adamw
 from cmd_jax.training.schedules import make_schedules
 from cmd_jax.training.sharding import all_hardware
 from cmd_jax.training.state import TrainState, init_state
@@ -68,7 +68,7 @@ def random_crops(config: ConfigDict) -> tuple[jax.Array, ...]:
 def compile_step(config: ConfigDict) -> tuple[jax.stages.Compiled, TrainState, tuple[jax.Array, ...]]:
     """The compiled (state, crops) -> (state, metrics), which takes the state's memory, and its first arguments."""
     network, schedules = make_network(config), make_schedules(config, IMAGES)
-    optimizer = adamw(config.optim.clip_grad, freeze_steps=0)
+    optimizer = adamw(config.optim.clip_grad, lambda name: Group())
     state = jax.jit(lambda: init_state(config, network, optimizer))()
     gradients, teacher = make_gradients(config, network, schedules), make_teacher(config, network)
     update, crops = make_update(optimizer, schedules), random_crops(config)

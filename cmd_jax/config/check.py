@@ -105,8 +105,8 @@ def _check_vit(config: ConfigDict) -> None:
         for key in ("width", "depth"):
             if model[key] not in (None, getattr(size, key)):
                 raise ConfigError(
-                    f"model.{key} is {model[key]}, but that of model.name={model.name} is {getattr(size, key)}; leave it out, or "
-                    f"set model.name={VIT}"
+                    f"model.{key} is {model[key]}, but that of model.name={model.name} is {getattr(size, key)}; leave it out, "
+                    f"or set model.name={VIT}"
                 )
     if model.name == VIT:
         for key in ("width", "depth", "num_heads"):

@@ -341,17 +341,17 @@ KEYS: dict[str, Key] = {
     "views.local_blur_prob": Key(0.5, SHARE, "of each local view"),
     "views.global_solarize_prob": Key((0.0, 0.2), several(SHARE, 2), "of the two global views"),
     "views.dtype": Key("float32", DTYPE, "of the interpolation products; with bfloat16 a pixel is off by one level at most"),
-    "optim.lr": Key(
-        None,
-        number(0, 100, above=True),
-        "peak, for a batch of 256; scaled linearly with the batch; None: 5e-4, or 5e-4 with init.weights",
-    ),
+    "optim.lr": Key(5e-4, number(0, 100, above=True), "peak, for a batch of 256; scaled linearly with the batch"),
     "optim.min_lr": Key(1e-6, number(0, 100), "at the end of the cosine schedule"),
     "optim.warmup_epochs": Key(10.0, EPOCHS, "of the learning rate, linear from 0"),
     "optim.weight_decay": Key(0.04, number(0, 100), "at the start"),
     "optim.weight_decay_end": Key(0.4, number(0, 100), "at the end of its cosine schedule"),
     "optim.clip_grad": Key(3.0, number(0, 1e6), "greatest norm of each parameter's gradient; 0 does not clip"),
+    "optim.layer_decay": Key(
+        1.0, SOME_SHARE, "of the learning rate from a layer of the backbone to the one before it; 1: the same for all"
+    ),
     "optim.freeze_last_layer_epochs": Key(1.0, EPOCHS, "in which the prototypes do not change"),
+    "optim.freeze_backbone_epochs": Key(0.0, EPOCHS, "in which the backbone does not change, and the heads alone learn"),
     "mesh.data": Key(-1, whole(1, 2**20, also=-1), "devices over which batches are split; -1: all"),
     "mesh.shard_state": Key(
         False, FLAG, "split parameters, teacher and moments over mesh.data between steps; a step starts by gathering parameters"

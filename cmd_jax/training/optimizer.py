@@ -1,10 +1,16 @@
-"""AdamW as DINO trains: clipping per parameter, decay on matrices only, the last layer frozen at first."""
+"""AdamW as DINO trains: clipping per parameter, decay on matrices only, learning rates and first steps by parameter."""
 
+import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import keystr
+
+from cmd_jax.config import ConfigDict
+from cmd_jax.models.sizes import SWIN_SIZES
 
 Params = Any
 
@@ -24,48 +30,99 @@ def is_decayed(parameter: jax.Array) -> bool:
     return parameter.ndim >= 2
 
 
-def is_last_layer(path: tuple) -> bool:
-    """Whether a parameter belongs to the prototypes."""
-    return any("last_layer" in str(getattr(part, "key", part)) for part in path)
+class Group(NamedTuple):
+    """How a parameter moves.
+
+    Attributes:
+        rate: factor of the learning rate.
+        start: number of first steps in which it stays as it is; None: it never moves.
+    """
+
+    rate: float = 1.0
+    start: int | None = 0
+
+
+def make_groups(config: ConfigDict, steps_per_epoch: int) -> Callable[[str], Group]:
+    """Builds (name of a parameter, joined by "/") -> its group.
+
+    The prototypes wait for `optim.freeze_last_layer_epochs` and the backbone for `optim.freeze_backbone_epochs`. The learning rate
+    of the backbone falls with the distance from its end (BEiT, arXiv 2106.08254): `optim.layer_decay` to the power of the
+    layers above, where the final norm is the last layer and all that stands before the blocks the first. The first
+    `init.freeze_blocks` blocks, and what stands before them, never move.
+
+    Args:
+        config: resolved.
+        steps_per_epoch: of the run.
+    """
+    optim, frozen = config.optim, config.init.freeze_blocks
+    last_layer, backbone = (
+        round(epochs * steps_per_epoch) for epochs in (optim.freeze_last_layer_epochs, optim.freeze_backbone_epochs)
+    )
+    number, count = backbone_layers(config)
+
+    def group(name: str) -> Group:
+        if not name.startswith("backbone/"):
+            return Group(start=last_layer if "last_layer/" in name else 0)
+        layer = number(name)
+        if frozen and layer <= frozen:
+            return Group(start=None)
+        return Group(optim.layer_decay ** (count - layer), backbone)
+
+    return group
+
+
+def backbone_layers(config: ConfigDict) -> tuple[Callable[[str], int], int]:
+    """((name of a backbone's parameter) -> number of its layer, number of the last): 0 before the blocks, then the blocks."""
+    sizes = SWIN_SIZES.get(config.model.name)
+    depths = sizes.depths if sizes else (config.model.depth,)
+
+    def number(name: str) -> int:
+        module = name.split("/")[1]
+        block = re.fullmatch(r"(?:layers_(?P<stage>\d+)_)?(?:blocks_(?P<block>\d+)|downsample)", module)
+        if not block:
+            return sum(depths) + 1 if module == "norm" else 0
+        stage = int(block["stage"] or 0)
+        return sum(depths[:stage]) + (int(block["block"]) + 1 if block["block"] else depths[stage])
+
+    return number, sum(depths) + 1
 
 
 class AdamWState(NamedTuple):
-    """Moments of the gradients, and the updates that the last layer and all other parameters have had, for bias correction."""
+    """Moments of the gradients, and the number of updates, for bias correction."""
 
     count: jax.Array  # [] int32
-    last_layer_count: jax.Array  # [] int32
     mu: Params
     nu: Params
 
 
-def adamw(clip_grad: float, freeze_steps: int, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8):
+def adamw(clip_grad: float, group: Callable[[str], Group], b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8):
     """The optimizer, an `optax.GradientTransformationExtraArgs`.
 
     `update` takes `learning_rate` and `weight_decay` of the step, and `active`: where it is false, state and parameters stay
-    as they are. While it is frozen the last layer is left out wholly: no decay, no moments, and its bias-correction count
-    stands still. Written out rather than composed of optax's parts: those read old moments again after the new ones are
+    as they are. A parameter that waits for its start is left out wholly: no decay, no moments, and its bias correction counts
+    from there. Written out rather than composed of optax's parts: those read old moments again after the new ones are
     known, so that the compiler copies every donated moment and parameter, 0.4 GB at 65,536 prototypes.
 
     Args:
         clip_grad: norm to which each parameter's gradient is clipped; 0 does not clip.
-        freeze_steps: number of first steps in which the last layer stays as it is.
+        group: of a parameter by its name, see `make_groups`.
         b1, b2: of the moving averages.
         eps: beside the root of the second moment.
     """
 
     def init(params: Params) -> AdamWState:
         zeros = lambda: jax.tree.map(jnp.zeros_like, params)
-        zero = jnp.zeros((), jnp.int32)
-        return AdamWState(zero, zero, zeros(), zeros())
+        return AdamWState(jnp.zeros((), jnp.int32), zeros(), zeros())
 
     def update(gradients, state, params=None, *, learning_rate, weight_decay, active=True, **_):
-        moving = jnp.asarray(active), jnp.asarray(active) & (state.count >= freeze_steps)  # all others, the last layer
-        counts = tuple(
-            old + on.astype(jnp.int32) for old, on in zip((state.count, state.last_layer_count), moving, strict=True)
-        )
+        active = jnp.asarray(active)
+        total = state.count + active.astype(jnp.int32)
 
         def step(path: tuple, gradient: jax.Array, mu: jax.Array, nu: jax.Array, parameter: jax.Array) -> tuple:
-            on, count = moving[is_last_layer(path)], counts[is_last_layer(path)]
+            rate, start = group(keystr(path, simple=True, separator="/"))
+            if start is None:
+                return jnp.zeros_like(parameter), mu, nu
+            on, count = (active & (state.count >= start), jnp.maximum(total - start, 0)) if start else (active, total)
             gradient = clip(gradient, clip_grad)
             mu = jnp.where(on, b1 * mu + (1 - b1) * gradient, mu)
             nu = jnp.where(on, b2 * nu + (1 - b2) * jnp.square(gradient), nu)
@@ -73,10 +130,11 @@ def adamw(clip_grad: float, freeze_steps: int, b1: float = 0.9, b2: float = 0.99
             mu, nu = jax.lax.optimization_barrier((mu, nu))
             direction = mu / (1 - b1**count) / (jnp.sqrt(nu / (1 - b2**count)) + eps)
             decay = weight_decay * parameter if is_decayed(parameter) else 0.0
-            return jnp.where(on, -learning_rate * (direction + decay), 0.0), mu, nu
+            scaled = learning_rate if rate == 1 else rate * learning_rate
+            return jnp.where(on, -scaled * (direction + decay), 0.0), mu, nu
 
         stepped = jax.tree.map_with_path(step, gradients, state.mu, state.nu, params)
         updates, mu, nu = jax.tree.transpose(jax.tree.structure(params), jax.tree.structure((0, 0, 0)), stepped)
-        return updates, AdamWState(*counts, mu, nu)
+        return updates, AdamWState(total, mu, nu)
 
     return optax.GradientTransformationExtraArgs(init, update)

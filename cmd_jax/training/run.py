@@ -16,7 +16,7 @@ from cmd_jax.errors import ConfigError
 from cmd_jax.models.build import Params, make_network
 from cmd_jax.models.network import Network
 from cmd_jax.training.memory import return_free_memory
-from cmd_jax.training.optimizer import adamw
+from cmd_jax.training.optimizer import adamw, make_groups
 from cmd_jax.training.resume import has_steps, with_stored_values
 from cmd_jax.training.schedules import make_schedules, steps_per_epoch, total_steps
 from cmd_jax.training.sharding import Shardings, all_hardware, make_shardings
@@ -112,9 +112,7 @@ def build_run(config: ConfigDict, source: Source, hardware: Hardware, devices: S
         remedy = "use at most that" if hardware.devices <= len(source) else "use fewer devices, or more images"
         raise ConfigError(f"train.batch_size is {batch_size}, but there are {len(source)} training images; {remedy}")
     network = make_network(config)
-    optimizer = adamw(
-        config.optim.clip_grad, round(config.optim.freeze_last_layer_epochs * steps_per_epoch(config, len(source)))
-    )
+    optimizer = adamw(config.optim.clip_grad, make_groups(config, steps_per_epoch(config, len(source))))
     shapes = jax.eval_shape(lambda: init_state(config, network, optimizer))
     of_state = shardings.of_state(shapes)
     train_step = jax.jit(

@@ -7,7 +7,7 @@ import optax
 
 from cmd_jax.evaluation.knn import knn_classify, knn_votes, nearest
 from cmd_jax.evaluation.retrieval import ratio_split, retrieval
-from cmd_jax.training.optimizer import adamw, clip, is_decayed, parameter_norm
+from cmd_jax.training.optimizer import Group, adamw, clip, is_decayed, parameter_norm
 from cmd_jax.training.schedules import Schedule, cosine, epoch_linear
 from cmd_jax.training.step import ema
 from tests.parity.fixture import EXACT, GRADIENT, LOSS, MEAN_PRECISION, PARAMETER, SCHEDULE, VOTES, Fixture
@@ -54,7 +54,8 @@ def check_optimizer(fixture: Fixture) -> None:
         fixture.check(f"out_{variant}_group", np.array(groups), EXACT)
         student = {name: given[name] for name in trained}
         teacher = given
-        optimizer = adamw(meta["clip_grad"], meta["freeze_last_layer"] * epoch)
+        last_layer = meta["freeze_last_layer"] * epoch
+        optimizer = adamw(meta["clip_grad"], lambda name: Group(start=last_layer if "last_layer" in name else 0))
         state = optimizer.init(student)
         norms = np.full((steps, len(names)), -1.0)
         for step in range(steps):

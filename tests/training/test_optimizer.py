@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmd_jax.training.optimizer import adamw, clip
+from cmd_jax.training.optimizer import Group, adamw, clip
 from cmd_jax.training.step import ema
 
 
@@ -20,7 +20,7 @@ def test_each_gradient_is_clipped_on_its_own():
 def test_weight_decay_spares_vectors_and_the_frozen_layer():
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2), "image_last_layer": {"weight_v": jnp.ones((2, 2))}}
     zero = jax.tree.map(jnp.zeros_like, params)
-    optimizer = adamw(clip_grad=3.0, freeze_steps=1)
+    optimizer = adamw(3.0, lambda name: Group(start=int("last_layer" in name)))
     state = optimizer.init(params)
     first, state = optimizer.update(zero, state, params, learning_rate=0.1, weight_decay=0.5)
     second, _ = optimizer.update(zero, state, params, learning_rate=0.1, weight_decay=0.5)
@@ -32,7 +32,7 @@ def test_weight_decay_spares_vectors_and_the_frozen_layer():
 
 def test_an_inactive_update_changes_nothing():
     params = {"kernel": jnp.ones((2, 2)), "image_last_layer": {"weight_v": jnp.ones((2, 2))}}
-    optimizer = adamw(clip_grad=3.0, freeze_steps=0)
+    optimizer = adamw(3.0, lambda name: Group())
     bad = jax.tree.map(lambda x: x * jnp.nan, params)
     arguments = {"learning_rate": 0.1, "weight_decay": 0.5}
     _, state = optimizer.update(params, optimizer.init(params), params, **arguments)

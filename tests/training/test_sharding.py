@@ -14,7 +14,7 @@ import pytest
 from benchmarks.collectives import collectives
 from cmd_jax import config as config_lib
 from cmd_jax.models.build import make_network
-from cmd_jax.training.optimizer import adamw
+from cmd_jax.training.optimizer import adamw, make_groups
 from cmd_jax.training.schedules import make_schedules
 from cmd_jax.training.sharding import all_hardware, local_copy, make_shardings
 from cmd_jax.training.state import init_state
@@ -48,7 +48,7 @@ def main():
         config.update_from_flattened_dict(options)
         config = config_lib.resolve(config, IMAGES, all_hardware())
         shardings, network = make_shardings(config), make_network(config)
-        optimizer = adamw(config.optim.clip_grad, freeze_steps=1)
+        optimizer = adamw(config.optim.clip_grad, make_groups(config, 1))
         init = lambda: init_state(config, network, optimizer)  # noqa: B023, called in this turn
         placed = shardings.of_state(jax.eval_shape(init))
         state = quick(init, out_shardings=placed)()
@@ -93,7 +93,7 @@ def meshes():
 def parameters():
     config = config_lib.resolve(tiny(), IMAGES)
     network = make_network(config)
-    return jax.eval_shape(lambda: init_state(config, network, adamw(3.0, 1))).student
+    return jax.eval_shape(lambda: init_state(config, network, adamw(3.0, make_groups(config, 1)))).student
 
 
 @pytest.mark.parametrize("name", [name for of_count in MESHES.values() for name in of_count if name != "1"])

@@ -10,7 +10,7 @@ from cmd_jax.config import Hardware
 from cmd_jax.data.loader import Batch
 from cmd_jax.models.build import make_network
 from cmd_jax.training import step as step_lib
-from cmd_jax.training.optimizer import adamw
+from cmd_jax.training.optimizer import adamw, make_groups
 from cmd_jax.training.run import GPU_COMPILER_OPTIONS, build_run
 from cmd_jax.training.schedules import make_schedules
 from cmd_jax.training.state import init_state
@@ -31,7 +31,7 @@ def _batch(size=8, canvas=32):
 def _lower(config):
     """The initial state as a function, and the lowered step of a resolved configuration. None scatters: scatters with repeated
     indices add up in no fixed order on GPUs, and one by one on TPUs."""
-    network, optimizer = make_network(config), adamw(config.optim.clip_grad, freeze_steps=1)
+    network, optimizer = make_network(config), adamw(config.optim.clip_grad, make_groups(config, 1))
     init = lambda: init_state(config, network, optimizer)
     step = make_train_step(config, network, optimizer, make_schedules(config, IMAGES))
     lowered = quick(step).lower(jax.eval_shape(init), _batch())
@@ -125,7 +125,7 @@ def test_key_patch_views_look_where_the_weights_lie(multi_crop, monkeypatch):
         multi_crop.views.key_patch_share = share
         config = config_lib.resolve(multi_crop, IMAGES)
         network = make_network(config)
-        state = quick(lambda: init_state(config, network, adamw(3.0, 0)))()
+        state = quick(lambda: init_state(config, network, adamw(3.0, make_groups(config, 0))))()
         groups = quick(step_lib.make_views(config, step_lib.make_teacher(config, network)))
         return groups(state.teacher, _batch(), jax.random.key(0))
 
