@@ -45,9 +45,9 @@ class Group(NamedTuple):
 def make_groups(config: ConfigDict, steps_per_epoch: int) -> Callable[[str], Group]:
     """Builds (name of a parameter, joined by "/") -> its group.
 
-    The prototypes wait for `optim.freeze_last_layer_epochs` and the backbone for `optim.freeze_backbone_epochs`. The learning rate
-    of the backbone falls with the distance from its end (BEiT, arXiv 2106.08254): `optim.layer_decay` to the power of the
-    layers above, where the final norm is the last layer and all that stands before the blocks the first. The first
+    The prototypes wait for `optim.freeze_last_layer_epochs` and the backbone for `optim.freeze_backbone_epochs`. The learning
+    rate of the backbone falls with the distance from its end (BEiT, arXiv 2106.08254): `optim.layer_decay` to the power of
+    the layers above, where the final norm is the last layer and all that stands before the blocks the first. The first
     `init.freeze_blocks` blocks, and what stands before them, never move.
 
     Args:

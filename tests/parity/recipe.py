@@ -46,6 +46,7 @@ def check_optimizer(fixture: Fixture) -> None:
     for name, values in {"lr": learning_rate, "wd": weight_decay, "momentum": momentum}.items():
         fixture.check(f"out_{name}", values, SCHEDULE)
     names = fixture.find(r"in_param0__(.+)")
+    group = lambda name: Group(start=meta["freeze_last_layer"] * epoch if "last_layer" in name else 0)
     for variant in ("frozen_g", "train_g"):
         given = {name: jnp.asarray(fixture[f"in_param0__{name}"]) for name in names}
         # With unit rows the gain is no parameter; it stays as it is.
@@ -54,8 +55,7 @@ def check_optimizer(fixture: Fixture) -> None:
         fixture.check(f"out_{variant}_group", np.array(groups), EXACT)
         student = {name: given[name] for name in trained}
         teacher = given
-        last_layer = meta["freeze_last_layer"] * epoch
-        optimizer = adamw(meta["clip_grad"], lambda name: Group(start=last_layer if "last_layer" in name else 0))
+        optimizer = adamw(meta["clip_grad"], group)
         state = optimizer.init(student)
         norms = np.full((steps, len(names)), -1.0)
         for step in range(steps):
