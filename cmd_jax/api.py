@@ -28,7 +28,7 @@ def load(
     Args:
         source: the work directory of a run (a local one or gs://), a file of `cmd_jax.convert export --format=safetensors`,
             or, with `model`, a backbone of DINO, EsViT, timm or transformers (.safetensors, hf:OWNER/NAME, .pth).
-        step: of a run's checkpoint; None is the newest.
+        step: of a run's checkpoint; None is its result: the best by `train.best_metric`, or the newest.
         features: "cls", "mean", "mil", "blocks" or several joined by "+"; None: what the run was evaluated with.
         batch_size: images that are encoded at a time.
         model: name of the model, for weights of other projects alone, for example "vit_small".

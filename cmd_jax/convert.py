@@ -33,7 +33,7 @@ config_flags.DEFINE_config_file("config", None, "configuration FILE[:PRESET] (im
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run: written by import, read by export")
 _FORMAT = flags.DEFINE_enum("format", None, ["safetensors", "stablehlo", "onnx", "timm", "hf"], "what to write (export)")
 _OUT = flags.DEFINE_string("out", None, "file, or directory (hf), to write (export)")
-_STEP = flags.DEFINE_integer("step", None, "step of the checkpoint; the newest by default (export)", lower_bound=0)
+_STEP = flags.DEFINE_integer("step", None, "step of the checkpoint; that of the result by default (export)", lower_bound=0)
 _NETWORK = flags.DEFINE_enum("network", "teacher", ["teacher", "student"], "which to write (export)")
 
 

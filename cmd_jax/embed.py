@@ -21,7 +21,7 @@ Exit codes: 0 done (bad images among them or not), 64 bad flag or out of memory,
 130 interrupted, run again to go on. --debug shows the traceback of an error."""
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "directory of a run, or file of weights")
-_STEP = flags.DEFINE_integer("step", None, "step of the run's checkpoint; the newest by default", lower_bound=0)
+_STEP = flags.DEFINE_integer("step", None, "step of the run's checkpoint; that of the result by default", lower_bound=0)
 _MODEL = flags.DEFINE_string("model", None, "model of weights from other projects, for example vit_small")
 _IMAGE_PX = flags.DEFINE_integer("image_px", None, "side of the crop for weights from other projects; 224", lower_bound=1)
 _FEATURES = flags.DEFINE_string("features", None, "cls, mean, mil, blocks, or several joined by +; the run's eval.features")

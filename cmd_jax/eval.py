@@ -25,7 +25,7 @@ Exit codes: 0 done, 64 bad flag or out of memory, 65 bad data or checkpoint, or 
 the traceback of an error."""
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run")
-_STEP = flags.DEFINE_integer("step", None, "step of the checkpoint; the newest by default", lower_bound=0)
+_STEP = flags.DEFINE_integer("step", None, "step of the checkpoint; that of the result by default", lower_bound=0)
 _BEST = flags.DEFINE_bool("best", False, "take the best step by the run's train.best_metric")
 _PROTOCOLS = flags.DEFINE(
     cli.TupleParser(), "protocols", None, f"some of {','.join(EVAL_PROTOCOLS)}; by default the run's eval.protocols"

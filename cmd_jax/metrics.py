@@ -59,6 +59,7 @@ class Metrics(NamedTuple):
         per_class_protocol: how that was measured; "" without labels.
         confusions: pairs of classes that are confused, most often first.
         left_out: split -> number of its images that could not be read, and are in none of the numbers.
+        protocols: names of those that were measured; None in a file of an earlier version, which does not say.
     """
 
     step: int
@@ -68,6 +69,7 @@ class Metrics(NamedTuple):
     per_class_protocol: str
     confusions: list[Confusion]
     left_out: Mapping[str, int]
+    protocols: tuple[str, ...] | None = ()
 
     def values(self) -> dict[str, float | None]:
         """The numbers by key."""
@@ -75,8 +77,12 @@ class Metrics(NamedTuple):
 
     def merged(self, earlier: "Metrics | None") -> "Metrics":
         """The same with the numbers of an earlier evaluation of the step that were not measured again."""
-        kept = {number.key: number for number in earlier.numbers} if earlier else {}
-        return self._replace(numbers=[*(kept | {number.key: number for number in self.numbers}).values()])
+        if earlier is None:
+            return self
+        numbers = {number.key: number for number in (*earlier.numbers, *self.numbers)}
+        known = None not in (earlier.protocols, self.protocols)
+        protocols = tuple(dict.fromkeys((*earlier.protocols, *self.protocols))) if known else None
+        return self._replace(numbers=[*numbers.values()], protocols=protocols)
 
     def to_json(self) -> dict[str, Any]:
         """Content of metrics.json."""
@@ -85,6 +91,7 @@ class Metrics(NamedTuple):
             "step": self.step,
             "data": self.data,
             "images_left_out": dict(self.left_out),
+            "protocols": None if self.protocols is None else list(self.protocols),
             "metrics": field("value"),
             "title": field("title"),
             "unit": field("unit"),
@@ -108,6 +115,7 @@ class Metrics(NamedTuple):
             protocol = "" if protocols is None else str(protocols[key])
             value = None if value is None else float(value)
             numbers.append(Number(key, str(titles.get(key, key)), value, protocol, units.get(key, "percent"), low, high))
+        measured = content.get("protocols")
         pairs = [
             Confusion(*(pair[key] for key in ("class", "predicted", "count", "percent")))
             for pair in content.get("confusions", [])
@@ -120,6 +128,7 @@ class Metrics(NamedTuple):
             per_class.get("protocol", ""),
             pairs,
             content.get("images_left_out", {}),
+            None if measured is None else tuple(measured),
         )
 
 
@@ -178,6 +187,28 @@ def table(metrics: Metrics, before: Metrics | None = None, start: str = "") -> s
         spread = "" if number.low is None else f" [{write(number.low)}, {write(number.high)}]"
         lines.append(f"{number.title:24}{earlier}{write(number.value):>11}{spread:16}{number.protocol}")
     return "\n".join(lines if before is None else [*lines, f"start: {printable(start)}"])
+
+
+def outcome(history: Mapping[int, Metrics], result: int, best_metric: str) -> str | None:
+    """Whether training helped, by the number that chose the result of a run, in one line; None where no evaluation measures it.
+
+    Args:
+        history: metrics of every evaluated step.
+        result: the best step.
+        best_metric: `train.best_metric`.
+    """
+    key = best_metric.removeprefix("eval_")
+    found = {step: number for step, metrics in history.items() for number in metrics.numbers if number.key == key}
+    if result not in found or best_metric == key:
+        return None
+    values = {step: f"{number.value:.1f}" for step, number in sorted(found.items())}
+    chosen = f"chosen by {found[result].title}"
+    trained = ", ".join(f"{value} at step {step}" for step, value in values.items() if step)
+    if result == 0:
+        return f"result: the start, {chosen} ({values[0]}{f'; {trained}' if trained else ''}): training did not help"
+    if 0 not in values:
+        return f"result: step {result}, {chosen} ({trained})"
+    return f"result: step {result}, {chosen} ({values[0]} at the start, {trained}): training helped"
 
 
 def class_table(metrics: Metrics) -> str:

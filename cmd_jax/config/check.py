@@ -4,7 +4,18 @@ import difflib
 
 from ml_collections import ConfigDict
 
-from cmd_jax.config.keys import KEYS, METHODS, SOURCES, TFDS_PREFIX, flatten, has_class_token, is_swin, patch_px, token_px
+from cmd_jax.config.keys import (
+    BEST_METRICS,
+    KEYS,
+    METHODS,
+    SOURCES,
+    TFDS_PREFIX,
+    flatten,
+    has_class_token,
+    is_swin,
+    patch_px,
+    token_px,
+)
 from cmd_jax.errors import ConfigError
 from cmd_jax.models.sizes import SWIN_PATCH_PX, UNLEARNED, VIT, VIT_SIZES
 
@@ -25,13 +36,14 @@ def validate(config: ConfigDict) -> None:
             raise ConfigError(
                 f"views.{key} is ({low}, {high}); it needs low <= high, {unit}, for example {KEYS[f'views.{key}'].default}"
             )
-    if (config.train.best_metric or "").startswith("eval_"):
-        for key in ("protocols", "protocols_between"):
-            if "retrieval" not in config.eval[key]:
-                raise ConfigError(
-                    f"train.best_metric is {config.train.best_metric!r}, but eval.{key} is {tuple(config.eval[key])}; add "
-                    "'retrieval' to it, or set train.best_metric to feature_std"
-                )
+    best = config.train.best_metric
+    protocol = BEST_METRICS[best].protocol if best else None
+    for key in ("protocols", "protocols_between") if protocol else ():
+        if protocol not in config.eval[key]:
+            raise ConfigError(
+                f"train.best_metric is {best!r}, but eval.{key} is {tuple(config.eval[key])}; add {protocol!r} to it, or set "
+                "train.best_metric to feature_std"
+            )
     if config.model.attention == "cudnn" and config.model.dtype == "float32":
         raise ConfigError(
             "model.attention is 'cudnn', which takes no float32; pass --config.model.dtype=bfloat16 or "

@@ -25,8 +25,31 @@ SOURCES = ("synthetic_birds", "cub", "cars", "aircraft", "aircraft/family", "air
 TFDS_PREFIX = "tfds:"  # of data.source: any other dataset of TFDS
 EVAL_PROTOCOLS = ("knn", "retrieval", "logistic", "fractions", "linear", "pointing", "label_free")
 INTERPOLATIONS = ("bicubic", "bilinear", "lanczos")
-# Of train.best_metric, as in metrics.jsonl: 1 where more is better, -1 where less is.
-BEST_METRICS = {"eval_rank1": 1, "eval_map": 1, "feature_std": 1, "loss": -1}
+
+
+class BestMetric(NamedTuple):
+    """A number by which the best step of a run can be chosen.
+
+    Attributes:
+        sign: 1 where more is better, -1 where less is.
+        protocol: of the evaluation that measures it; None of a number that every step logs.
+        labels: whether it needs them.
+    """
+
+    sign: int
+    protocol: str | None = None
+    labels: bool = False
+
+
+# Of train.best_metric, by their names in metrics.jsonl.
+BEST_METRICS = {
+    "eval_train_rank1": BestMetric(1, "retrieval", labels=True),
+    "eval_view_rank1": BestMetric(1, "label_free"),
+    "eval_rank1": BestMetric(1, "retrieval", labels=True),
+    "eval_map": BestMetric(1, "retrieval", labels=True),
+    "feature_std": BestMetric(1),
+    "loss": BestMetric(-1),
+}
 
 # What a method's name stands for: weights of the terms, pooling of the image level, matching and weights of the regions.
 _BASELINE = {"inter": 0.0, "released": 0.0, "region_matching": "similarity", "region_weights": "uniform"}
@@ -367,7 +390,12 @@ KEYS: dict[str, Key] = {
     "train.checkpoint_every_epochs": Key(10.0, SOME_EPOCHS, "epochs between checkpoints"),
     "train.keep_checkpoints": Key(3, whole(1, 10**6), "newest checkpoints that are kept"),
     "train.stop_on_collapse": Key(False, FLAG, "stop with exit code 70 at a collapse, instead of a warning"),
-    "train.best_metric": Key(None, choice(*BEST_METRICS), "the best step by it is kept too; None: the newest alone"),
+    "train.best_metric": Key(
+        None,
+        choice(*BEST_METRICS),
+        "the best step by it is kept too, and is the result; None: with init.weights eval_train_rank1, or without labels "
+        "eval_view_rank1, else none: the newest step is the result",
+    ),
     # "linear" passes over all training images linear_epochs times: minutes on a GPU, hours on a CPU.
     "eval.protocols": Key(
         ("knn", "retrieval", "logistic", "fractions", "pointing", "label_free"),

@@ -52,9 +52,9 @@ class Evaluation(NamedTuple):
     predictions: np.ndarray | None
 
 
-def protocols_at(config: ConfigDict, step: int, steps: int) -> tuple[str, ...]:
-    """What training measures at a step of `steps`: all of `eval.protocols` at its end, the slow probe not before."""
-    if step == steps:
+def protocols_at(config: ConfigDict, step: int, final: bool) -> tuple[str, ...]:
+    """What training measures at a step: all of `eval.protocols` of its result, the slow probe not before."""
+    if final:
         return tuple(config.eval.protocols)
     if step == 0:
         return tuple(name for name in config.eval.protocols if name != "linear")
@@ -120,7 +120,7 @@ def evaluate(
             numbers += PROTOCOLS[name].measure(inputs._replace(poll=counting))
     note = _left_out_note(left_out)
     numbers = [number._replace(protocol=number.protocol + note) for number in numbers]
-    metrics = Metrics(step, data_name(config), numbers, {}, "", [], left_out)
+    metrics = Metrics(step, data_name(config), numbers, {}, "", [], left_out, tuple(chosen))
     if queries is None:
         return Evaluation(metrics, gallery, None, None)
     k, names = knn.headline_k(config.eval.knn_k), splits.train.class_names

@@ -1,8 +1,8 @@
 """Quality of features measured without labels.
 
 RankMe and alpha-ReQ read the spectrum of the features, uniformity their spread, alignment how far apart two views of an image
-lie, and the teacher's entropies are those that training logs. Alone none of them is a verdict: random features are spread and
-of full rank. They compare checkpoints of one run; `agreement` measures how well.
+lie, View Rank-1 whether they find each other, and the teacher's entropies are those that training logs. Alone none of them is a
+verdict: random features are spread and of full rank. They compare checkpoints of one run; `agreement` measures how well.
 """
 
 import math
@@ -15,7 +15,7 @@ import numpy as np
 from cmd_jax.config import ConfigDict
 from cmd_jax.data.augment import multi_crop
 from cmd_jax.data.decode import decode_record, to_canvas
-from cmd_jax.evaluation.protocol import Cost, EvalInputs, forward_flops
+from cmd_jax.evaluation.protocol import Cost, EvalInputs, forward_flops, percent_number
 from cmd_jax.evaluation.splits import spread
 from cmd_jax.inference.preprocess import in_threads
 from cmd_jax.inference.run import batch_count, gather, joined, once, process_indices, read_outputs, run_batches
@@ -31,7 +31,7 @@ PAIR_IMAGES = 1024  # of alignment and entropies: means over images, which settl
 FIRST_RANK, LAST_RANK = 4, 100  # of the eigenvalues that alpha-ReQ's code fits
 FEWEST_RANKS = 8
 VIEWS_KEY = 2**31 - 1  # folded into the seed's key; training folds its steps, which stay below
-KEYS = ("rankme", "alpha_req", "uniformity", "alignment", "teacher_entropy", "marginal_entropy")
+KEYS = ("view_rank1", "rankme", "alpha_req", "uniformity", "alignment", "teacher_entropy", "marginal_entropy")
 FEWEST_STEPS = 4  # of a rank correlation; of three, any order is near another
 ROWS_AT_ONCE = 64  # of logits [rows, K]
 
@@ -98,6 +98,18 @@ def alignment(views: np.ndarray) -> float:
         views: [N, 2, F] l2-normalised.
     """
     return float(np.mean(np.sum(np.square(views[:, 0] - views[:, 1], dtype=np.float64), axis=-1)))
+
+
+def view_rank1(views: np.ndarray) -> np.ndarray:
+    """Whether the most similar of all second views to an image's first view is the image's own: retrieval without labels.
+
+    Args:
+        views: [N, 2, F] l2-normalised.
+
+    Returns:
+        [N] bool.
+    """
+    return np.argmax(views[:, 0] @ views[:, 1].T, axis=1) == np.arange(len(views))
 
 
 def teacher_entropies(config: ConfigDict, network: Network, teacher: Params, pooled: np.ndarray) -> tuple[float, float]:
@@ -218,7 +230,11 @@ def measure(inputs: EvalInputs) -> list[Number]:
         ("teacher_entropy", "Teacher entropy", entropy, f"mean over views, {of_teacher}"),
         ("marginal_entropy", "Teacher entropy of mean", marginal, f"0 is collapsed, {of_teacher}"),
     ]
-    return [Number(key, title, value, protocol, unit="") for key, title, value, protocol in numbers if value is not None]
+    of_views = f"cosine, {inputs.features()}, {pairs}: the other view of the image among those of all"
+    return [
+        percent_number("view_rank1", "View Rank-1", view_rank1(features), of_views, config.seed),
+        *(Number(key, title, value, protocol, unit="") for key, title, value, protocol in numbers if value is not None),
+    ]
 
 
 def rank_correlations(history: list[dict[str, float]], of: str) -> dict[str, float]:

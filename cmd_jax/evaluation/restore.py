@@ -36,7 +36,7 @@ def evaluate_run(
 
     Args:
         workdir: of a run.
-        step: of the checkpoint; None is the newest.
+        step: of the checkpoint; None is the result: the best by `train.best_metric`, or the newest.
         best: take the best step by the run's `train.best_metric`.
         protocols: what is measured, in the place of the run's `eval.protocols`.
         source: labelled data in the place of the run's, as `data.source`.
@@ -70,6 +70,7 @@ def evaluate_run(
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere.replicated), shapes)
     checkpoints = Checkpoints(workdir, best_metric=config.train.best_metric, read_only=True)
     step, teacher = checkpoints.restore_teacher(abstract, step, best)
+    is_result = step == checkpoints.result_step()
     checkpoints.close()
     if reason and processes.is_first():
         print(f"without labels: {reason}")
@@ -85,10 +86,10 @@ def evaluate_run(
         print(metrics_lib.confusion_table(metrics))
     print(f"wrote {metrics_lib.save_metrics(metrics, workdir, other)}")
     if not other:
-        history = list(metrics_lib.load_all_metrics(workdir).values())
-        agreement = label_free.agreement(history, f"knn{knn.headline_k(config.eval.knn_k)}_top1")
-        if agreement:
-            print(agreement)
+        history = metrics_lib.load_all_metrics(workdir)
+        agreement = label_free.agreement(list(history.values()), f"knn{knn.headline_k(config.eval.knn_k)}_top1")
+        outcome = metrics_lib.outcome(history, step, config.train.best_metric or "") if is_result else None
+        print(*filter(None, (agreement, outcome)), sep="\n", end="\n" if agreement or outcome else "")
     for path in [] if other or write_report is None else write_report(evaluation, config, network, teacher, splits, workdir):
         print(f"wrote {path}")
     return evaluation

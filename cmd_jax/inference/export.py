@@ -63,7 +63,7 @@ def export_run(workdir: str, step: int | None, network: str, form: str, out: str
 
     Args:
         workdir: of a run.
-        step: of the checkpoint; None is the newest.
+        step: of the checkpoint; None is its result: the best by `train.best_metric`, or the newest.
         network: "teacher" or "student".
         form: a key of FORMATS.
         out: a directory for "hf", else a file with the format's ending.

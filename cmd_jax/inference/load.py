@@ -63,7 +63,7 @@ def read_trained(
     Args:
         source: the work directory of a run; a file of `cmd_jax.convert export --format=safetensors`; or, with `model`, a
             backbone of DINO, EsViT, timm or transformers (see `weights.read.read_source` for the files).
-        step: of a run's checkpoint; None is the newest.
+        step: of a run's checkpoint; None is its result: the best by `train.best_metric`, or the newest.
         features: pools of a feature, "cls", "mean", "mil", "blocks" or several joined by "+"; None: as the run was evaluated,
             and of other projects' weights the class token or, of a Swin, the mean.
         model: name of the model, for weights of other projects alone.
@@ -93,7 +93,7 @@ def _refuse(source: str, why: str, **given: Any) -> None:
 
 def _of_run(source: str, step: int | None, features: str | None, network: str) -> Trained:
     config = _checked(config_lib.load(os.path.join(source, "config.json")), features)
-    checkpoints = Checkpoints(source, read_only=True)
+    checkpoints = Checkpoints(source, best_metric=config.train.best_metric, read_only=True)
     try:
         step, params = checkpoints.read_network(network, step)
     finally:

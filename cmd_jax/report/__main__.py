@@ -21,7 +21,7 @@ the traceback of an error."""
 QUICK = ("knn", "label_free")  # protocols of seconds; numbers of the others are kept as they were measured
 
 _WORKDIRS = flags.DEFINE_multi_string("workdir", [], "directory of a run; again for each run to compare")
-_STEP = flags.DEFINE_integer("step", None, "step of the checkpoint; the newest by default", lower_bound=0)
+_STEP = flags.DEFINE_integer("step", None, "step of the checkpoint; that of the result by default", lower_bound=0)
 _BEST = flags.DEFINE_bool("best", False, "take the best step by the run's train.best_metric")
 _OUT = flags.DEFINE_string("out", None, "directory for the page that compares runs")
 

@@ -52,7 +52,8 @@ class Checkpoints:
     Args:
         workdir: the run's directory; steps lie in its `checkpoints/`.
         keep: number of newest steps that are kept.
-        best_metric: the step with the best value of it is kept too; None: the newest alone.
+        best_metric: the step with the best value of it (of equal ones the first) is kept too, and is the result; None: the
+            newest is.
         read_only: for evaluation, which must not clean up after a running training.
     """
 
@@ -132,8 +133,16 @@ class Checkpoints:
         return TrainState(teacher=items["teacher"], **items["train"])
 
     def restore_teacher(self, abstract: Params, step: int | None = None, best: bool = False) -> tuple[int, Params]:
-        """Restores (step, teacher) of the newest, the given or the best step without reading the other items."""
-        step, items = self._first_intact(step, lambda step, meta: self._restore(step, meta, {"teacher": abstract}), best)
+        """Restores (step, teacher) of the result (see `result_step`) or the given step without reading the other items.
+
+        Raises:
+            CheckpointError: `best`, and no step has a value of the best metric; or no step can be read.
+        """
+        if best and self.best_step() is None:
+            raise CheckpointError(
+                f"{self._directory}: no step has a value of train.best_metric; evaluate the newest or a --step"
+            )
+        step, items = self._first_intact(step, lambda step, meta: self._restore(step, meta, {"teacher": abstract}), True)
         return step, items["teacher"]
 
     def read_network(self, network: str, step: int | None = None) -> tuple[int, Params]:
@@ -141,7 +150,7 @@ class Checkpoints:
 
         Args:
             network: "teacher" or "student".
-            step: of the checkpoint; None is the newest.
+            step: of the checkpoint; None is the result, see `result_step`.
 
         Returns:
             (step, parameters as NumPy arrays).
@@ -157,13 +166,17 @@ class Checkpoints:
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
                 return {item: reader.restore(self._directory / str(step) / item, args=args)}
 
-        step, items = self._first_intact(step, load)
+        step, items = self._first_intact(step, load, True)
         return step, items[item] if network == "teacher" else items[item]["student"]
 
     def best_step(self, among: list[int] | None = None) -> int | None:
         """The step with the best value of the best metric; None where no step has one."""
         ranked = self._ranked(self.steps() if among is None else among)
         return ranked[0] if ranked else None
+
+    def result_step(self) -> int:
+        """The step that a run is used by: the best one, or where none has a value of the best metric the newest."""
+        return self._candidates(None, best=True)[0]
 
     def close(self) -> None:
         """Waits until the last save is written.
@@ -220,7 +233,8 @@ class Checkpoints:
         Args:
             asked: this step alone.
             load: reads items of (step, meta).
-            best: try steps from the best to the worst value, not from the newest to the oldest.
+            best: first the steps with a value of the best metric, from the best to the worst, then the others; else from the
+                newest to the oldest.
         """
         damaged: dict[int, Exception] = {}
         for step in self._candidates(asked, best):
@@ -250,11 +264,8 @@ class Checkpoints:
             raise CheckpointError(f"{self._directory} has no step {asked}; it has {', '.join(map(str, steps))}")
         if asked is not None:
             return [asked]
-        if best and not self._ranked(steps):
-            raise CheckpointError(
-                f"{self._directory}: no step has a value of train.best_metric; evaluate the newest or a --step"
-            )
-        return self._ranked(steps) if best else steps[::-1]
+        ranked = self._ranked(steps) if best else []
+        return ranked + [step for step in reversed(steps) if step not in ranked]
 
     def _read(self, step: int, load: Callable[[int, dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
         """The items of a step, compared with their fingerprints.
@@ -337,7 +348,7 @@ class Checkpoints:
     def _ranked(self, steps: list[int]) -> list[int]:
         """Sorts the steps that have a value of the best metric, best first."""
         values = self._known_values()
-        return sorted((s for s in steps if s in values), key=lambda s: -BEST_METRICS[self._best_metric] * values[s])
+        return sorted((s for s in steps if s in values), key=lambda s: (-BEST_METRICS[self._best_metric].sign * values[s], s))
 
 
 class _KeepBest(policies.PreservationPolicy):

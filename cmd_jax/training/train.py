@@ -11,6 +11,7 @@ import numpy as np
 
 from cmd_jax import config as config_lib
 from cmd_jax import files
+from cmd_jax.config import BEST_METRICS
 from cmd_jax.data import identity
 from cmd_jax.data.cache import CanvasCache
 from cmd_jax.data.identity import Split
@@ -39,6 +40,7 @@ class Evaluate(Protocol):
         poll: Callable[[], None],
         before_write: Callable[[], None],
         write_line: Callable[[str], None],
+        final: bool,
     ) -> Mapping[str, float]:
         """
         Args:
@@ -47,6 +49,7 @@ class Evaluate(Protocol):
             poll: called by all processes equally often; it raises where the run is to stop.
             before_write: called before anything is written to the work directory.
             write_line: prints beside the progress bar.
+            final: whether the step is the result of the run, of which everything is measured.
 
         Returns:
             Name -> number, for the log; of an evaluation that is on disk already, what lies there. Empty in a step that is not
@@ -68,8 +71,8 @@ def train(
         run: of `prepare_run`.
         workdir: where everything is written; a directory with checkpoints is continued.
         images: the splits that the run reads, by their keys in `identity.SPLITS`.
-        evaluate: called at the start, every `eval.every_epochs` and at the end, and before saving if the best step is chosen by
-            an evaluation.
+        evaluate: called at the start, every `eval.every_epochs`, and at the end for the result; also before saving if the best
+            step is chosen by an evaluation, where the start is saved and a candidate too.
         poll: called between steps and inside evaluations, by all processes equally often; raises StopRequested.
         initial_weights: name -> array, in place of a new run's random parameters.
 
@@ -89,7 +92,7 @@ def train(
     save_every = max(1, round(config.train.checkpoint_every_epochs * epoch))
     eval_every = round(config.eval.every_epochs * epoch)
     best_metric = config.train.best_metric or ""
-    best_is_evaluated = best_metric.startswith("eval_")
+    best_is_evaluated = bool(best_metric and BEST_METRICS[best_metric].protocol)
 
     with _full_disk_ends_run(workdir), hold(workdir) as lock:
         before_write = lock.check if lock else lambda: None
@@ -120,10 +123,10 @@ def train(
         train_step = run.compile() if first_step < run.steps else None
         metrics: Mapping[str, float | jax.Array] = {}
 
-        def measure(step: int, state: TrainState) -> Mapping[str, float]:
+        def measure(step: int, teacher: Params, final: bool = False) -> Mapping[str, float]:
             log.flush()  # the lines of the steps before stand first
             with progress.paused():
-                values = evaluate(step, state.teacher, poll, before_write, progress.write_line)
+                values = evaluate(step, teacher, poll, before_write, progress.write_line, final)
             values = {f"eval_{name}": value for name, value in values.items()}
             if writer and values and step not in writer.evaluated:
                 writer.write(step, values)
@@ -132,7 +135,7 @@ def train(
         def save(step: int, state: TrainState, metrics: Mapping[str, float | jax.Array]) -> None:
             # A state is saved when its metrics are logged and finite: so a resumed run lacks no line, and starts before the
             # numbers grew too large.
-            if step != first_step and step not in checkpoints.steps() and log.flush():
+            if step not in checkpoints.steps() and log.flush():
                 before_write()
                 with progress.paused():
                     best = float(metrics.get(best_metric, np.nan))
@@ -144,8 +147,8 @@ def train(
                 checkpoints.check()
                 is_saved = step > first_step and step % save_every == 0
                 if step == 0 or (eval_every and step % eval_every == 0) or (is_saved and best_is_evaluated):
-                    metrics = {**metrics, **measure(step, state)}
-                if is_saved:
+                    metrics = {**metrics, **measure(step, state.teacher)}
+                if is_saved or (step == 0 and best_is_evaluated):
                     save(step, state, metrics)
                 batch = next(stream)
                 with jax.transfer_guard("disallow"):
@@ -153,13 +156,17 @@ def train(
                 log.add(step + 1, metrics)
             log.flush()
             if best_is_evaluated:
-                metrics = {**metrics, **measure(run.steps, state)}
+                metrics = {**metrics, **measure(run.steps, state.teacher)}
             save(run.steps, state, metrics)
-            measure(run.steps, state)
+            result, teacher = checkpoints.result_step(), state.teacher
+            if result != run.steps:
+                teacher = checkpoints.restore_teacher(run.abstract_state().teacher, result)[1]
+            measure(result, teacher, final=True)
             processes.wait_for_all()
         except StopRequested:
             step = int(state.step)
-            save(step, state, metrics)
+            if step > first_step:
+                save(step, state, metrics)
             checkpoints.close()
             raise Preempted(f"stopped as asked at step {step} of {run.steps}; run again with --workdir={workdir}") from None
         finally:
