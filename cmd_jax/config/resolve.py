@@ -149,6 +149,7 @@ def resolve(config: ConfigDict, train_images: int, hardware: Hardware = ONE_CPU)
         "model.layer_norm_eps": 1e-6,
         "data.normalization": "imagenet",
         **method_values(config.method.name),
+        "optim.lr": 5e-4,
         # Few images cannot fill 65,536 prototypes: most would never be the teacher's choice, and each costs memory.
         "head.prototypes": 4096 if small else 65_536,
         # With few prototypes and few images the teacher's distribution stays flat for long; a colder one sharpens it.
