@@ -13,6 +13,12 @@ from cmd_jax.models.vit import ViT
 
 Params = Any
 
+# Keys of the section `model` that are attributes of a ViT, beside those of a Swin too.
+OF_VITS = (
+    "width", "depth", "num_heads", "mlp_dim", "class_token", "registers", "positions", "resample_rule", "rope_base",
+    "layer_scale", "gated_mlp", "activation", "pre_norm", "qkv_bias", "scan_blocks", "attention",
+)  # fmt: skip
+
 
 def make_backbone(config: ConfigDict) -> ViT | Swin:
     """The backbone of a resolved configuration."""
@@ -27,16 +33,7 @@ def make_backbone(config: ConfigDict) -> ViT | Swin:
     }
     if model.name in SWIN_SIZES:
         return Swin(*SWIN_SIZES[model.name], window=model.window, **common)
-    return ViT(
-        width=model.width,
-        depth=model.depth,
-        num_heads=model.num_heads,
-        mlp_ratio=model.mlp_dim / model.width,
-        registers=model.registers,
-        scan_blocks=model.scan_blocks,
-        attention=model.attention,
-        **common,
-    )
+    return ViT(**common, **{key: model[key] for key in OF_VITS})
 
 
 def make_network(config: ConfigDict) -> Network:

@@ -11,11 +11,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.linen.dtypes import promote_dtype
+
+from cmd_jax.models.sizes import Activation, QKVBias
 
 Array = jax.Array
 Attention = Literal["xla", "cudnn"]
 Remat = Literal["none", "dots", "full"]
 Segments = tuple[tuple[int, int], ...]  # (V sequences, of T tokens each) that lie side by side in a row of tokens
+Rotation = tuple[Array, Array]  # cosines and sines that rotate the tokens of a sequence, [1, T, 1, D/H / 2] float32 each
 
 # 1/sqrt(fan_in). DINO's fixed 0.02 is about that for widths of 384 and up, but leaves the small sizes almost linear.
 kernel_init = nn.initializers.lecun_normal()
@@ -35,10 +39,10 @@ def layer_norm(dtype: jnp.dtype, eps: float, name: str) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=eps, use_fast_variance=False, dtype=dtype, name=name)
 
 
-def patch_embedding(width: int, patch_px: int, dtype: jnp.dtype) -> nn.Conv:
+def patch_embedding(width: int, patch_px: int, dtype: jnp.dtype, use_bias: bool = True) -> nn.Conv:
     """Linear map of each patch_px x patch_px square of pixels; pixels beyond the last whole square are not read."""
-    patch = (patch_px, patch_px)
-    return nn.Conv(width, patch, strides=patch, padding="VALID", dtype=dtype, kernel_init=kernel_init, name="patch_embed")
+    size = {"kernel_size": (patch_px, patch_px), "strides": (patch_px, patch_px), "padding": "VALID"}
+    return nn.Conv(width, **size, use_bias=use_bias, dtype=dtype, kernel_init=kernel_init, name="patch_embed")
 
 
 def attend(q: Array, k: Array, v: Array, bias: Array | None, implementation: Attention) -> tuple[Array, Array]:
@@ -64,6 +68,39 @@ def attend(q: Array, k: Array, v: Array, bias: Array | None, implementation: Att
     return jnp.swapaxes(jnp.einsum("bhqk,bhkd->bhqd", attention.astype(v.dtype), v_heads), 1, 2), attention
 
 
+class PackedLinear(nn.Module):
+    """Queries, keys and values of tokens by one linear layer.
+
+    Attributes:
+        bias: which of the three have one. With "qv" the parameter is that of all three, and the keys' part is neither read nor
+            trained (DINOv3).
+        dtype: of the product.
+    """
+
+    bias: QKVBias = "qkv"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: Array) -> Array:
+        """[..., D] -> [..., 3D]."""
+        width = tokens.shape[-1]
+        kernel, bias = self.param("kernel", kernel_init, (width, 3 * width)), None
+        if self.bias != "none":
+            bias = self.param("bias", nn.initializers.zeros, (3 * width,))
+        if self.bias == "qv":
+            bias = jnp.where(np.repeat([True, False, True], width), bias, 0.0)
+        tokens, kernel, bias = promote_dtype(tokens, kernel, bias, dtype=self.dtype)
+        packed = tokens @ kernel
+        return packed if bias is None else packed + bias.reshape((1,) * (packed.ndim - 1) + (-1,))
+
+
+def rotate(x: Array, rotation: Rotation) -> Array:
+    """Rotates each pair of channels (i, i + D/H / 2) of [B, T, H, D/H] by its token's angles; computed in float32."""
+    cosine, sine = rotation
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1).astype(x.dtype)
+
+
 def self_attention(
     tokens: Array,
     num_heads: int,
@@ -71,6 +108,8 @@ def self_attention(
     bias: Array | None = None,
     segments: Segments | None = None,
     implementation: Attention = "xla",
+    qkv_bias: QKVBias = "qkv",
+    rotations: tuple[Rotation, ...] | None = None,
 ) -> tuple[Array, tuple[Array, ...]]:
     """Multi-head self-attention with packed q, k, v; called inside a compact method, whose module gets `qkv` and `proj`.
 
@@ -81,16 +120,21 @@ def self_attention(
         bias: added to the logits, see `attend`.
         segments: the sequences that lie side by side in a row; None: the row is one.
         implementation: see `attend`.
+        qkv_bias: see `PackedLinear`.
+        rotations: of queries and keys, one for each segment; None: positions are in the tokens.
 
     Returns:
         [B, R, D] and for each segment of V sequences the attention probabilities [B * V, H, T, T] float32.
     """
     batch, length, width = tokens.shape
-    packed = nn.Dense(3 * width, dtype=dtype, kernel_init=kernel_init, name="qkv")(tokens)
+    packed = PackedLinear(qkv_bias, dtype, name="qkv")(tokens)
     packed = packed.reshape(batch, length, 3, num_heads, -1)
     mixed, attention = [], []
-    for part in split_segments(packed, segments or ((1, length),)):  # [B * V, T, 3, H, D/H]
-        out, probs = attend(part[:, :, 0], part[:, :, 1], part[:, :, 2], bias, implementation)
+    for index, part in enumerate(split_segments(packed, segments or ((1, length),))):  # [B * V, T, 3, H, D/H]
+        q, k, v = part[:, :, 0], part[:, :, 1], part[:, :, 2]
+        if rotations is not None:
+            q, k = rotate(q, rotations[index]), rotate(k, rotations[index])
+        out, probs = attend(q, k, v, bias, implementation)
         mixed.append(out.reshape(batch, -1, width))
         attention.append(probs)
     mixed = mixed[0] if len(mixed) == 1 else jnp.concatenate(mixed, axis=1)
@@ -112,18 +156,42 @@ def gelu(x: Array) -> Array:
     return 0.5 * x * (1.0 + jax.lax.erf(x * np.sqrt(0.5).astype(x.dtype)))
 
 
+def quick_gelu(x: Array) -> Array:
+    """x sigmoid(1.702 x), OpenAI's stand-in for GELU."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
+    "gelu": gelu,
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": quick_gelu,
+    "silu": jax.nn.silu,
+}
+
+
 class MLP(nn.Module):
-    """Two linear layers with exact (erf) GELU."""
+    """Two linear layers with an activation between them.
+
+    Attributes:
+        hidden: width between the layers.
+        dtype: of activations and products.
+        activation: of the hidden units.
+        gated: the activation is that of a third layer, `gate`, whose output multiplies the first's (SwiGLU with silu).
+    """
 
     hidden: int
     dtype: jnp.dtype = jnp.float32
+    activation: Activation = "gelu"
+    gated: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        width = x.shape[-1]
-        x = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=kernel_init, name="fc1")(x)
-        x = gelu(x)
-        return nn.Dense(width, dtype=self.dtype, kernel_init=kernel_init, name="fc2")(x)
+        """[..., D] -> [..., D]."""
+        linear = lambda width, name: nn.Dense(width, dtype=self.dtype, kernel_init=kernel_init, name=name)
+        activate = ACTIVATIONS[self.activation]
+        hidden = linear(self.hidden, "fc1")(x)
+        hidden = activate(linear(self.hidden, "gate")(x)) * hidden if self.gated else activate(hidden)
+        return linear(x.shape[-1], "fc2")(hidden)
 
 
 def keep_factors(keys: Array, rate: Array | float, segments: Segments, first: int) -> Array:
@@ -163,15 +231,20 @@ def drop_path_rates(rate: float, depth: int) -> tuple[float, ...]:
 
 
 def pre_norm_block(
-    tokens: Array, mix: Callable[[Array], tuple[Array, Any]], factors: tuple, mlp_ratio: float, eps: float, dtype: jnp.dtype
+    tokens: Array,
+    mix: Callable[[Array], tuple[Array, Any]],
+    feed: Callable[[Array], Array],
+    factors: tuple,
+    eps: float,
+    dtype: jnp.dtype,
 ) -> tuple[Array, Any]:
-    """x + mix(norm(x)), then x + MLP(norm(x)); called inside a compact method, whose module gets `norm1`, `norm2`, `mlp`.
+    """x + mix(norm(x)), then x + feed(norm(x)); called inside a compact method, whose module gets `norm1` and `norm2`.
 
     Args:
         tokens: [B, ..., D].
-        mix: tokens -> (tokens, attention probabilities).
+        mix: attention, tokens -> (tokens, attention probabilities).
+        feed: the MLP, tokens -> tokens.
         factors: of stochastic depth for both branches, or two None.
-        mlp_ratio: hidden width of the MLP over D.
         eps: of the norms.
         dtype: of activations.
 
@@ -180,5 +253,4 @@ def pre_norm_block(
     """
     mixed, attention = mix(layer_norm(dtype, eps, "norm1")(tokens))
     tokens = tokens + drop_path(mixed, factors[0])
-    mixed = MLP(round(mlp_ratio * tokens.shape[-1]), dtype, name="mlp")(layer_norm(dtype, eps, "norm2")(tokens))
-    return tokens + drop_path(mixed, factors[1]), attention
+    return tokens + drop_path(feed(layer_norm(dtype, eps, "norm2")(tokens)), factors[1]), attention

@@ -38,8 +38,8 @@ class Network(nn.Module):
     """Backbone with both levels of CMD on top.
 
     Attributes:
-        backbone: `vit.ViT`, `swin.Swin`: maps images to named intermediates with `patch_tokens`, a ViT with `cls_token`.
-        image_pool: how patches become one image embedding: "mil", "mean", of a ViT "cls", or several joined by "+".
+        backbone: `vit.ViT`, `swin.Swin`: maps images to named intermediates with `patch_tokens`, most ViTs with `cls_token`.
+        image_pool: how patches become one image embedding: "mil", "mean", "cls" of a class token, or several joined by "+".
         prototypes: K.
         share_prototypes: both levels use the image level's prototypes.
         mil_temp: temperature of the MIL weights.

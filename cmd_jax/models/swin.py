@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmd_jax.models.layers import (
+    MLP,
     Remat,
     branch_keys,
     drop_path_rates,
@@ -146,7 +147,8 @@ class SwinBlock(nn.Module):
     def __call__(self, grid: Array, factors: tuple) -> tuple[Array, Array]:
         """grid: [B, rows, columns, D]; factors: of stochastic depth, two of [B, 1, 1, 1] or None -> as `WindowAttention`."""
         mix = WindowAttention(self.num_heads, self.window, self.shift, self.dtype, name="attn")
-        return pre_norm_block(grid, mix, factors, self.mlp_ratio, self.layer_norm_eps, self.dtype)
+        mlp = MLP(round(self.mlp_ratio * grid.shape[-1]), self.dtype, name="mlp")
+        return pre_norm_block(grid, mix, mlp, factors, self.layer_norm_eps, self.dtype)
 
 
 class PatchMerging(nn.Module):

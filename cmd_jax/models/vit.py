@@ -1,10 +1,12 @@
-"""Vision transformer of DINO and EsViT (pre-norm, class token, learned position table), as pure flax modules.
+"""One vision transformer with the options of those that the field starts from, as pure flax modules.
 
-Letters: B images, N patches, R registers, T = 1 + R + N tokens, D width, H heads.
+DINO, EsViT, iBOT, MAE and MoCo v3 have a class token and a learned table of positions; DINOv2 adds LayerScale, gated MLPs and
+registers, DINOv3 rotary positions; CLIP has a norm before the blocks.
+Letters: B images, N patches, R registers, C = 1 class token or 0, T = C + R + N tokens, D width, H heads.
 """
 
 import math
-from typing import Literal
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -12,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmd_jax.models.layers import (
+    MLP,
     Attention,
     Remat,
+    Rotation,
     Segments,
     branch_keys,
     drop_path_rates,
@@ -26,31 +30,44 @@ from cmd_jax.models.layers import (
     split_segments,
     table_init,
 )
+from cmd_jax.models.sizes import Activation, Positions, QKVBias, ResampleRule
 
 Array = jax.Array
 Named = dict[str, Array | tuple[Array, ...]]
-ResampleRule = Literal["dino", "esvit"]
+LAYER_SCALE = 1e-5  # initial
+
+
+def cubic(x: np.ndarray, a: float) -> np.ndarray:
+    """Keys' cubic convolution kernel with parameter a."""
+    x = np.abs(x)
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((x - 5) * x + 8) * a * x - 4 * a
+    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
 
 
 def bicubic_matrix(table_side: int, patches: int, scale: float) -> np.ndarray:
     """Weights of torch's bicubic interpolation along one axis, [patches, table_side] float64.
 
-    Kernel A = -0.75, no antialias, border taps clamped, source coordinate (i + 0.5) / scale - 0.5.
+    Kernel a = -0.75, no antialias, border taps clamped, source coordinate (i + 0.5) / scale - 0.5.
     """
-
-    def cubic(x: np.ndarray) -> np.ndarray:
-        x, a = np.abs(x), -0.75
-        near = ((a + 2) * x - (a + 3)) * x * x + 1
-        far = ((x - 5) * x + 8) * a * x - 4 * a
-        return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
-
     source = (np.arange(patches) + 0.5) / scale - 0.5
     first = np.floor(source).astype(int) - 1
     matrix = np.zeros((patches, table_side))
     for tap in range(4):
         column = np.clip(first + tap, 0, table_side - 1)
-        np.add.at(matrix, (np.arange(patches), column), cubic(source - (first + tap)))
+        np.add.at(matrix, (np.arange(patches), column), cubic(source - (first + tap), -0.75))
     return matrix
+
+
+def antialiased_matrix(table_side: int, patches: int) -> np.ndarray:
+    """Weights of torch's bicubic interpolation with antialias=True along one axis, [patches, table_side] float64.
+
+    Kernel a = -0.5, as wide as 4 of the sparser points; what lies beyond the border has no weight, and the rest sums to 1.
+    """
+    step = table_side / patches
+    center = (np.arange(patches)[:, None] + 0.5) * step - 0.5
+    weights = cubic((np.arange(table_side) - center) / max(1.0, step), -0.5)
+    return weights / weights.sum(axis=1, keepdims=True)
 
 
 def resample_positions(table: Array, grid: tuple[int, int], rule: ResampleRule = "dino") -> Array:
@@ -59,7 +76,9 @@ def resample_positions(table: Array, grid: tuple[int, int], rule: ResampleRule =
     Args:
         table: [S * S, D] float32, row-major.
         grid: (rows, columns) of patches.
-        rule: how the source coordinate is scaled: "dino" (patches + 0.1) / S on each axis, "esvit" sqrt(N / S^2) on both.
+        rule: of bicubic interpolation. Without antialias the source coordinate is scaled by (patches + 0.1) / S on each axis
+            ("dino"), patches / S ("size": transformers' ViT, Dinov2 and CLIP) or on both sqrt(N / S^2) ("esvit");
+            "antialiased" is `antialiased_matrix` (timm, OpenCLIP, DINOv2 with registers).
 
     Returns:
         [rows * columns, D] float32.
@@ -68,44 +87,107 @@ def resample_positions(table: Array, grid: tuple[int, int], rule: ResampleRule =
     if grid == (side, side):
         return table
     rows, columns = grid
-    if rule == "dino":
-        scale_y, scale_x = (rows + 0.1) / side, (columns + 0.1) / side
-    else:
-        scale_y = scale_x = math.sqrt(rows * columns / table.shape[0])
-    along_y = jnp.asarray(bicubic_matrix(side, rows, scale_y), table.dtype)
-    along_x = jnp.asarray(bicubic_matrix(side, columns, scale_x), table.dtype)
+    along = {
+        "dino": lambda patches: bicubic_matrix(side, patches, (patches + 0.1) / side),
+        "size": lambda patches: bicubic_matrix(side, patches, patches / side),
+        "esvit": lambda patches: bicubic_matrix(side, patches, math.sqrt(rows * columns / table.shape[0])),
+        "antialiased": lambda patches: antialiased_matrix(side, patches),
+    }[rule]
+    along_y, along_x = (jnp.asarray(along(patches), table.dtype) for patches in grid)
     fitted = jnp.einsum("ri,cj,ijd->rcd", along_y, along_x, table.reshape(side, side, width), precision="highest")
     return fitted.reshape(rows * columns, width)
 
 
-class SelfAttention(nn.Module):
-    """Self-attention over all tokens of an image."""
+def add_positions(tokens: list[Array], positions: Array) -> list[Array]:
+    """Adds the rows [1, m, D] to the first m of the tokens, of several kinds [1, n, D]; a kind has all its rows or none."""
+    added, start = [], 0
+    for kind in tokens:
+        stop = start + kind.shape[1]
+        added.append(kind + positions[:, start:stop] if stop <= positions.shape[1] else kind)
+        start = stop
+    return added
 
-    num_heads: int
-    dtype: jnp.dtype = jnp.float32
-    implementation: Attention = "xla"
 
-    @nn.compact
-    def __call__(self, tokens: Array, segments: Segments) -> tuple[Array, tuple[Array, ...]]:
-        """tokens: [B, R, D] -> ([B, R, D], attention probabilities [B * V, H, T, T] float32 of every segment)."""
-        return self_attention(tokens, self.num_heads, self.dtype, segments=segments, implementation=self.implementation)
+def rotary(grid: tuple[int, int], special: int, channels: int, base: float) -> Rotation:
+    """Rotations of DINOv3: by the centres of the patches in an image of -1..1 on each axis, whatever its size.
+
+    A quarter of a head's channels rotates by the row and a quarter by the column, `rotate` pairs them with the other half; of
+    frequency k of a quarter the angle is 2 pi x / base^(4 k / channels).
+
+    Args:
+        grid: (rows, columns) of patches.
+        special: tokens before the patches, which do not rotate.
+        channels: D/H, a multiple of 4.
+        base: of the frequencies.
+
+    Returns:
+        Cosines and sines, [1, special + N, 1, channels / 2] float32.
+    """
+    frequency = base ** (-4 / channels * np.arange(channels // 4))
+    angles = [2 * np.pi * ((2 * np.arange(side) + 1) / side - 1)[:, None] * frequency for side in grid]
+    shape = (*grid, channels // 4)
+
+    def table(function: Callable[[np.ndarray], np.ndarray], still: float) -> Array:
+        along_y, along_x = (jnp.asarray(function(angle), jnp.float32) for angle in angles)
+        of_patches = jnp.concatenate(
+            [jnp.broadcast_to(along_y[:, None], shape), jnp.broadcast_to(along_x[None], shape)], axis=-1
+        )
+        of_special = jnp.full((special, channels // 2), still, jnp.float32)
+        return jnp.concatenate([of_special, of_patches.reshape(-1, channels // 2)])[None, :, None]
+
+    return table(np.cos, 1.0), table(np.sin, 0.0)
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block."""
+    """Pre-norm transformer block; the attributes are those of `ViT`."""
 
     num_heads: int
-    mlp_ratio: float = 4.0
-    layer_norm_eps: float = 1e-6
-    dtype: jnp.dtype = jnp.float32
-    attention: Attention = "xla"
+    mlp_dim: int
+    layer_norm_eps: float
+    dtype: jnp.dtype
+    attention: Attention
+    layer_scale: bool
+    gated_mlp: bool
+    activation: Activation
+    qkv_bias: QKVBias
 
     @nn.compact
-    def __call__(self, tokens: Array, factors: tuple, segments: Segments) -> tuple[Array, tuple[Array, ...]]:
-        """tokens: [B, R, D]; factors: of stochastic depth, two of [B, R, 1] or None -> as `SelfAttention`."""
-        attention = SelfAttention(self.num_heads, self.dtype, self.attention, name="attn")
-        mix = lambda x: attention(x, segments)
-        return pre_norm_block(tokens, mix, factors, self.mlp_ratio, self.layer_norm_eps, self.dtype)
+    def __call__(
+        self, tokens: Array, factors: tuple, segments: Segments, rotations: tuple[Rotation, ...] | None
+    ) -> tuple[Array, tuple[Array, ...]]:
+        """tokens: [B, R, D]; factors: of stochastic depth, two of [B, R, 1] or None -> as `layers.self_attention`."""
+        attention = SelfAttention(self.num_heads, self.dtype, self.attention, self.qkv_bias, name="attn")
+        mlp = MLP(self.mlp_dim, self.dtype, self.activation, self.gated_mlp, name="mlp")
+
+        def scaled(branch: Array, name: str) -> Array:
+            if not self.layer_scale:
+                return branch
+            scale = self.param(name, nn.initializers.constant(LAYER_SCALE), branch.shape[-1:])
+            return branch * scale.astype(branch.dtype)[None, None]
+
+        def mix(tokens: Array) -> tuple[Array, tuple[Array, ...]]:
+            mixed, probs = attention(tokens, segments, rotations)
+            return scaled(mixed, "ls1"), probs
+
+        feed = lambda tokens: scaled(mlp(tokens), "ls2")
+        return pre_norm_block(tokens, mix, feed, factors, self.layer_norm_eps, self.dtype)
+
+
+class SelfAttention(nn.Module):
+    """Self-attention over all tokens of an image; the attributes are arguments of `layers.self_attention`."""
+
+    num_heads: int
+    dtype: jnp.dtype
+    implementation: Attention
+    qkv_bias: QKVBias
+
+    @nn.compact
+    def __call__(
+        self, tokens: Array, segments: Segments, rotations: tuple[Rotation, ...] | None
+    ) -> tuple[Array, tuple[Array, ...]]:
+        """tokens: [B, R, D] -> ([B, R, D], attention probabilities [B * V, H, T, T] float32 of every segment)."""
+        options = {"implementation": self.implementation, "qkv_bias": self.qkv_bias, "rotations": rotations}
+        return self_attention(tokens, self.num_heads, self.dtype, segments=segments, **options)
 
 
 class ViT(nn.Module):
@@ -116,12 +198,21 @@ class ViT(nn.Module):
         width: D.
         depth: number of blocks.
         num_heads: H.
+        mlp_dim: hidden width of the MLPs.
         table_px: image side in pixels for which the position table is learned; other sizes resample it.
-        registers: R, learned tokens after the class token, without position, that belong to no patch (arXiv 2309.16588).
-        mlp_ratio: hidden width of the MLPs over D.
+        class_token: whether there is one.
+        registers: R, learned tokens before the patches that belong to none (arXiv 2309.16588).
+        positions: which tokens have a row of the position table: class token and patches ("class_patches"), registers too
+            ("all"), patches alone; "rotary": none, attention rotates queries and keys of patches, see `rotary`.
+        resample_rule: see `resample_positions`.
+        rope_base: see `rotary`.
+        layer_scale: a learned factor for each channel of a residual branch (arXiv 2103.17239).
+        gated_mlp: see `layers.MLP`.
+        activation: of the MLPs.
+        pre_norm: a norm before the blocks, and no bias in the patch embedding (CLIP).
+        qkv_bias: see `layers.PackedLinear`.
         layer_norm_eps: epsilon of the norms.
         drop_path_rate: stochastic depth of the last block, growing linearly from 0 at the first.
-        resample_rule: see `resample_positions`.
         dtype: of activations; parameters are float32.
         scan_blocks: all blocks but the last as one loop: compiles faster, and on CPUs runs faster.
         remat: what a block keeps for the backward pass, see `layers.remat_policy`.
@@ -132,12 +223,20 @@ class ViT(nn.Module):
     width: int
     depth: int
     num_heads: int
+    mlp_dim: int
     table_px: int
+    class_token: bool = True
     registers: int = 0
-    mlp_ratio: float = 4.0
+    positions: Positions = "class_patches"
+    resample_rule: ResampleRule = "dino"
+    rope_base: float = 100.0
+    layer_scale: bool = False
+    gated_mlp: bool = False
+    activation: Activation = "gelu"
+    pre_norm: bool = False
+    qkv_bias: QKVBias = "qkv"
     layer_norm_eps: float = 1e-6
     drop_path_rate: float = 0.0
-    resample_rule: ResampleRule = "dino"
     dtype: jnp.dtype = jnp.float32
     scan_blocks: bool = False
     remat: Remat = "none"
@@ -159,54 +258,79 @@ class ViT(nn.Module):
             first: number of the first group among all that share the keys.
 
         Returns:
-            For each group cls_token [B * V, D] and patch_tokens [B * V, N, D] after the final norm; attention
-            [B * V, H, T, T], the last block's probabilities, class token first, then registers; blocks, a tuple of every
-            block's tokens [B * V, T, D] after the final norm; positions [1, 1 + N, D], the table as added to class token
-            and patches.
+            For each group cls_token [B * V, D] where there is one and patch_tokens [B * V, N, D], after the final norm;
+            attention [B * V, H, T, T], the last block's probabilities, class token first, then registers; blocks, a tuple of
+            every block's tokens [B * V, T, D] after the final norm; but with rotary ones positions [1, P, D], the table as
+            added to the P tokens that have them.
         """
         batch = groups[0].shape[0]
-        embed = patch_embedding(self.width, self.patch_size, self.dtype)
-        side = self.table_px // self.patch_size
-        cls_token = self.param("cls_token", table_init, (1, 1, self.width))
-        table = self.param("pos_embed", table_init, (1, 1 + side * side, self.width))
-        registers = self.param("register_tokens", table_init, (1, self.registers, self.width)) if self.registers else None
-        rows, positions, segments = [], [], []
+        embed = patch_embedding(self.width, self.patch_size, self.dtype, use_bias=not self.pre_norm)
+        special = [self.param("cls_token", table_init, (1, 1, self.width))] if self.class_token else []
+        before, side = self.class_token + self.registers, self.table_px // self.patch_size  # tokens before the patches
+        placed = {"class_patches": int(self.class_token), "all": before}.get(self.positions, 0)  # those that have positions
+        table = None
+        if self.positions != "rotary":
+            table = self.param("pos_embed", table_init, (1, placed + side * side, self.width))
+        if self.registers:
+            special.append(self.param("register_tokens", table_init, (1, self.registers, self.width)))
+        rows, positions, segments, rotations = [], [], [], []
         for images in groups:
             _, views, height, width, _ = images.shape
             if height % self.patch_size or width % self.patch_size:
                 raise ValueError(f"an image of {height}x{width} px does not divide into patches of {self.patch_size} px")
             grid = (height // self.patch_size, width // self.patch_size)
             tokens = embed(images.reshape(-1, *images.shape[2:]).astype(self.dtype)).reshape(batch * views, -1, self.width)
-            position = jnp.concatenate([table[0, :1], resample_positions(table[0, 1:], grid, self.resample_rule)])[None]
-            special = cls_token + position[:, :1]
-            if registers is not None:
-                special = jnp.concatenate([special, registers], axis=1)
-            special = jnp.broadcast_to(special, (batch * views, *special.shape[1:])).astype(self.dtype)
-            tokens = jnp.concatenate([special, tokens + position[:, 1:].astype(self.dtype)], axis=1)
+            lead = special
+            if table is None:
+                rotations.append(rotary(grid, before, self.width // self.num_heads, self.rope_base))
+            else:
+                patches = (table[0, :placed], resample_positions(table[0, placed:], grid, self.resample_rule))
+                positions.append(jnp.concatenate(patches)[None])
+                lead = add_positions(special, positions[-1][:, :placed])
+            if lead:
+                one = jnp.concatenate(lead, axis=1)
+                lead = [jnp.broadcast_to(one, (batch * views, *one.shape[1:])).astype(self.dtype)]
+            if table is not None:
+                tokens = tokens + positions[-1][:, placed:].astype(self.dtype)
+            tokens = jnp.concatenate([*lead, tokens], axis=1)
             segments.append((views, tokens.shape[1]))
             rows.append(tokens.reshape(batch, -1, self.width))  # [B * V, T, D] -> [B, V * T, D]
-            positions.append(position)
         segments = tuple(segments)
         row = rows[0] if len(rows) == 1 else jnp.concatenate(rows, axis=1)
-        outputs, attention = self._blocks(row, segments, keys if self.drop_path_rate else None, first)
+        if self.pre_norm:
+            row = layer_norm(self.dtype, self.layer_norm_eps, "norm_pre")(row)
+        keys = keys if self.drop_path_rate else None
+        outputs, attention = self._blocks(row, segments, tuple(rotations) or None, keys, first)
         norm = layer_norm(self.dtype, self.layer_norm_eps, "norm")
         blocks = [split_segments(norm(tokens), segments) for tokens in outputs]
-        return tuple(
-            {
-                "cls_token": blocks[-1][index][:, 0],
-                "patch_tokens": blocks[-1][index][:, 1 + self.registers :],
-                "attention": attention[index],
-                "blocks": tuple(block[index] for block in blocks),
-                "positions": positions[index],
-            }
-            for index in range(len(groups))
-        )
+        found: list[Named] = []
+        for index in range(len(groups)):
+            last = blocks[-1][index]
+            found.append({"cls_token": last[:, 0]} if self.class_token else {})
+            found[-1] |= {"patch_tokens": last[:, before:], "attention": attention[index]}
+            found[-1]["blocks"] = tuple(block[index] for block in blocks)
+            if positions:
+                found[-1]["positions"] = positions[index]
+        return tuple(found)
 
-    def _blocks(self, row: Array, segments: Segments, keys: Array | None, first: int) -> tuple[list[Array], tuple[Array, ...]]:
+    def _blocks(
+        self, row: Array, segments: Segments, rotations: tuple[Rotation, ...] | None, keys: Array | None, first: int
+    ) -> tuple[list[Array], tuple[Array, ...]]:
         """Every block's output [B, R, D], and the attention of the last."""
-        block = Block(self.num_heads, self.mlp_ratio, self.layer_norm_eps, self.dtype, self.attention, parent=None)
+        block = Block(
+            self.num_heads,
+            self.mlp_dim,
+            self.layer_norm_eps,
+            self.dtype,
+            self.attention,
+            self.layer_scale,
+            self.gated_mlp,
+            self.activation,
+            self.qkv_bias,
+            parent=None,
+        )
         # The blocks are functions of their parameters, so that one loop over all of them needs no other parameter tree.
-        init = lambda rng: block.init(rng, row[:1], (None, None), segments)["params"]
+        init = lambda rng: block.init(rng, row[:1], (None, None), segments, rotations)["params"]
         params = [self.param(f"blocks_{index}", init) for index in range(self.depth)]
         rates = drop_path_rates(self.drop_path_rate, self.depth)
 
@@ -214,7 +338,7 @@ class ViT(nn.Module):
             factors = (None, None)
             if keys is not None:
                 factors = tuple(keep_factors(branch, rate, segments, first) for branch in branch_keys(keys, number))
-            return block.apply({"params": params}, row, factors, segments)
+            return block.apply({"params": params}, row, factors, segments, rotations)
 
         if self.remat != "none":
             apply = jax.checkpoint(apply, policy=remat_policy(self.remat))

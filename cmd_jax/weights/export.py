@@ -88,7 +88,7 @@ def _vit_config(backbone: ViT) -> dict[str, Any]:
         "hidden_size": backbone.width,
         "num_hidden_layers": backbone.depth,
         "num_attention_heads": backbone.num_heads,
-        "intermediate_size": round(backbone.mlp_ratio * backbone.width),
+        "intermediate_size": backbone.mlp_dim,
         **_common_config(backbone),
     }
 

@@ -13,7 +13,7 @@ from tests.conftest import normal, quick
 
 
 def _network(**options):
-    backbone = ViT(patch_size=8, width=16, depth=1, num_heads=2, table_px=16)
+    backbone = ViT(patch_size=8, width=16, depth=1, num_heads=2, mlp_dim=64, table_px=16)
     defaults = {
         "image_pool": "mil",
         "prototypes": 12,

@@ -13,7 +13,7 @@ from tests.conftest import normal, quick
 
 
 def _vit(**options):
-    return ViT(patch_size=8, width=16, depth=3, num_heads=2, table_px=32, **options)
+    return ViT(patch_size=8, width=16, depth=3, num_heads=2, mlp_dim=64, table_px=32, **options)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_intermediates_have_their_names_and_shapes(params, size):
 
 def test_patches_are_row_major_in_their_places(params):
     # A model of no depth mixes nothing: only the touched patch may change.
-    model = ViT(patch_size=8, width=16, depth=1, num_heads=2, table_px=32)
+    model = ViT(patch_size=8, width=16, depth=1, num_heads=2, mlp_dim=64, table_px=32)
     still = jax.tree.map(jnp.zeros_like, params["params"]["blocks_0"])  # a block whose branches add nothing
     weights = {"params": {key: value for key, value in params["params"].items() if "blocks" not in key} | {"blocks_0": still}}
     images = np.zeros((1, 32, 32, 3), np.float32)
@@ -143,7 +143,7 @@ def test_rematerialised_blocks_keep_nothing_quadratic(params, capsys):
 @pytest.mark.parametrize(("name", "millions"), [("vit_tiny", 5.5), ("vit_small", 21.7), ("vit_base", 85.8)])
 def test_sizes_have_the_parameters_of_the_references(name, millions):
     size = VIT_SIZES[name]
-    model = ViT(16, size.width, size.depth, size.heads, table_px=224)
+    model = ViT(16, size.width, size.depth, size.heads, 4 * size.width, table_px=224)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3))))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6 == pytest.approx(millions, abs=0.05)
 

@@ -27,7 +27,7 @@ def check_vit(fixture: Fixture) -> None:
             depth=meta["depth"],
             num_heads=meta["num_heads"],
             table_px=meta["img_size"],
-            mlp_ratio=meta["mlp_ratio"],
+            mlp_dim=round(meta["mlp_ratio"] * meta["embed_dim"]),
             resample_rule=rule,
         )
         for rule in ("dino", "esvit")

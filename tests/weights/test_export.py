@@ -13,7 +13,7 @@ from cmd_jax.weights.files import read_safetensors
 from cmd_jax.weights.names import LAYOUTS, to_ours
 from tests.weights.checkpoints import DEPTHS, EMBED, HEADS, WIDTH, WINDOW, dino_vit, esvit_swin, same
 
-VIT = ViT(patch_size=8, width=WIDTH, depth=2, num_heads=2, table_px=32)
+VIT = ViT(patch_size=8, width=WIDTH, depth=2, num_heads=2, mlp_dim=4 * WIDTH, table_px=32)
 SWIN = Swin(width=EMBED, depths=DEPTHS, num_heads=HEADS, window=WINDOW, table_px=64)
 
 
