@@ -70,9 +70,9 @@ class Model:
 
     An array is [H, W, 3] or [H, W], of uint8 or of floating-point numbers in 0..1, or a batch [N, H, W, 3] of them; an iterable
     is a list, a generator or an array [N] of paths, for example. The path of a directory, given alone, stands for all images
-    below it, sorted by path. Pictures of any size are prepared as in the evaluation: the
-    shorter side is resized to `config.eval.resize_px`, and the central `crop_px` x `crop_px` is read. An image that cannot be
-    read raises BadImage, so that rows always match images.
+    below it, sorted by path. Pictures of any size are prepared as in the evaluation: the shorter side is resized to
+    `config.eval.resize_px` (with `resize_mode` "squash" both sides), and the central `crop_px` x `crop_px` is read; one of just
+    that size is read as it is. An image that cannot be read raises BadImage, so that rows always match images.
 
     Attributes:
         config: the resolved configuration.
@@ -124,10 +124,12 @@ class Model:
         """Probabilities of the class token over the patches in the last block: [N, heads, rows, columns] float32.
 
         Raises:
-            ConfigError: a Swin has no class token.
+            ConfigError: the model has no class token.
         """
         if "attention" not in self._widths:
-            raise ConfigError(f"{self.config.model.name} has no class token; attention needs a ViT")
+            raise ConfigError(
+                f"{self.config.model.name} has no class token, whose attention this is; load a model that has one"
+            )
         return self._on_grid(self._run(images, "attention"), axis=2)
 
     def crop(self, image: Any) -> np.ndarray:

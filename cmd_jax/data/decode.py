@@ -152,24 +152,33 @@ def to_canvas(pixels: np.ndarray, canvas_px: int) -> tuple[np.ndarray, np.ndarra
     return canvas, np.array([height, width], np.int32)
 
 
-def eval_crop(pixels: np.ndarray, resize_px: int, crop_px: int) -> np.ndarray:
-    """Evaluation crop of the references: shorter side to `resize_px` (Pillow bicubic), centre crop of `crop_px`.
+def eval_crop(
+    pixels: np.ndarray, resize_px: int, crop_px: int, mode: str = "shorter_side", interpolation: str = "bicubic"
+) -> np.ndarray:
+    """Evaluation crop of the references: resized by Pillow, which antialiases, then cropped at the centre.
 
     Args:
         pixels: [height, width, 3] uint8.
+        resize_px: side after resizing; an image of that size is not resampled.
+        crop_px: side of the crop.
+        mode: which side `resize_px` is, see `eval_size`.
+        interpolation: "bicubic", "bilinear" or "lanczos".
 
     Returns:
         [crop_px, crop_px, 3] uint8.
     """
-    height, width = eval_size(pixels.shape[:2], resize_px)
-    image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+    height, width = eval_size(pixels.shape[:2], resize_px, mode)
+    image = Image.fromarray(pixels).resize((width, height), Image.Resampling[interpolation.upper()])
     top, left = eval_corner((height, width), crop_px)
     return np.asarray(image.crop((left, top, left + crop_px, top + crop_px)))
 
 
-def eval_size(size: tuple[int, int], resize_px: int) -> tuple[int, int]:
-    """(height, width) after resizing the shorter side; the longer one is cut to a whole number as torchvision does."""
+def eval_size(size: tuple[int, int], resize_px: int, mode: str = "shorter_side") -> tuple[int, int]:
+    """(height, width) after resizing: of mode "squash" both are `resize_px`, whatever the shape; of "shorter_side" the shorter
+    one is, and the longer one is cut to a whole number as torchvision does."""
     height, width = size
+    if mode == "squash":
+        return resize_px, resize_px
     if width <= height:
         return int(resize_px * height / width), resize_px
     return resize_px, int(resize_px * width / height)
@@ -180,17 +189,20 @@ def eval_corner(size: tuple[int, int], crop_px: int) -> tuple[int, int]:
     return round((size[0] - crop_px) / 2), round((size[1] - crop_px) / 2)
 
 
-def eval_boxes(boxes: np.ndarray, size: tuple[int, int], resize_px: int, crop_px: int) -> np.ndarray:
+def eval_boxes(
+    boxes: np.ndarray, size: tuple[int, int], resize_px: int, crop_px: int, mode: str = "shorter_side"
+) -> np.ndarray:
     """Maps boxes of an image to boxes of its evaluation crop.
 
     Args:
         boxes: [P, 4] (ymin, xmin, ymax, xmax), fractions of the image.
         size: (height, width) of the image.
+        resize_px, crop_px, mode: as of `eval_crop`.
 
     Returns:
         [P, 4] fractions of the crop, clipped to 0..1; a part outside the crop has zero area.
     """
-    resized = np.array(eval_size(size, resize_px), np.float64)
+    resized = np.array(eval_size(size, resize_px, mode), np.float64)
     corner = np.array(eval_corner(tuple(resized.astype(int)), crop_px))
     scale, shift = np.tile(resized, 2) / crop_px, np.tile(corner, 2) / crop_px
     return np.clip(boxes * scale - shift, 0, 1).astype(np.float32)

@@ -18,7 +18,7 @@ class Patches(NamedTuple):
     Attributes:
         tokens: [N, P, D] float32, after the backbone's final norm.
         mil_weights: [N, P] float32, sum to 1 over P.
-        attention: [N, P] float32, sum to 1 over P; see `class_attention`. None of a Swin, which has no class token.
+        attention: [N, P] float32, sum to 1 over P; see `class_attention`. None without a class token.
     """
 
     tokens: np.ndarray
@@ -27,7 +27,7 @@ class Patches(NamedTuple):
 
 
 def class_attention(attention: np.ndarray) -> np.ndarray:
-    """How a ViT's class token spreads its attention over the patches: mean over the heads, divided by its sum.
+    """How a class token spreads its attention over the patches: mean over the heads, divided by its sum.
 
     Args:
         attention: [N, H, P] probabilities of the class token, without what it gives to itself and to registers.

@@ -36,11 +36,17 @@ def folder_images(folder: str) -> Listing:
     return listing
 
 
+def prepared(pixels: np.ndarray, config: ConfigDict) -> np.ndarray:
+    """The evaluation crop of pixels, as a resolved configuration wants it: [H, W, 3] uint8 -> [C, C, 3] uint8."""
+    how = config.eval
+    return eval_crop(pixels, how.resize_px, how.crop_px, how.resize_mode, how.interpolation)
+
+
 def file_crop(path: str, config: ConfigDict) -> np.ndarray:
     """The evaluation crop of an image file: [C, C, 3] uint8. Raises BadImage."""
     name = printable(path)
     pixels = decode_rgb(read_image_file(path, name), name, grayscale=config.data.grayscale)
-    return eval_crop(pixels, config.eval.resize_px, config.eval.crop_px)
+    return prepared(pixels, config)
 
 
 def crop(image: Any, config: ConfigDict) -> np.ndarray:
@@ -64,7 +70,7 @@ def crop(image: Any, config: ConfigDict) -> np.ndarray:
             raise ConfigError(f"an image is a {type(image).__name__}; give a path, a PIL image or an array")
         image = Image.fromarray(_levels(np.asarray(image)))
     pixels = image_rgb(image, "image", grayscale=config.data.grayscale)
-    return eval_crop(pixels, config.eval.resize_px, config.eval.crop_px)
+    return prepared(pixels, config)
 
 
 def separate(images: Any) -> Iterable[Any]:
@@ -134,11 +140,10 @@ def eval_images(source: Source, config: ConfigDict, indices: Sequence[int]) -> I
 
 def load_eval_image(source: Source, config: ConfigDict, index: int) -> EvalImage:
     """Decodes one image of a split. Raises BadImage."""
-    resize_px, crop_px = config.eval.resize_px, config.eval.crop_px
-    record = source[index]
+    record, how = source[index], config.eval
     pixels = decode_record(record, grayscale=config.data.grayscale)
-    boxes = eval_boxes(record.part_boxes, pixels.shape[:2], resize_px, crop_px)
-    return EvalImage(eval_crop(pixels, resize_px, crop_px), boxes, record.label, record.name)
+    boxes = eval_boxes(record.part_boxes, pixels.shape[:2], how.resize_px, how.crop_px, how.resize_mode)
+    return EvalImage(prepared(pixels, config), boxes, record.label, record.name)
 
 
 def in_threads(load: Callable[[S], T], items: Iterable[S], threads: int) -> Iterator[T]:

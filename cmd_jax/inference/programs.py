@@ -102,6 +102,8 @@ def write_onnx(path: str, trained: Trained) -> None:
         "features": config.eval.features,
         "resize_px": config.eval.resize_px,
         "crop_px": config.eval.crop_px,
+        "resize_mode": config.eval.resize_mode,
+        "interpolation": config.eval.interpolation,
     }
     for key, value in facts.items():
         model.metadata_props.add(key=key, value=str(value))

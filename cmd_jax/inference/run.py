@@ -44,8 +44,8 @@ def once(build: Callable[..., T]) -> Callable[..., T]:
 def last_blocks(named: dict, count: int, append_mean: bool = False) -> Array:
     """The references' linear-probe feature: one vector of each of the last blocks, concatenated in network order.
 
-    Of a ViT the class tokens, each after the final norm (DINO, EsViT); of a Swin the means over tokens, of which only the
-    last stage's are normed and every stage's are taken before its merging (EsViT).
+    The class tokens, each after the final norm (DINO, EsViT); of a network without one the means over patches: of a Swin only
+    the last stage's are normed, and every stage's are taken before its merging (EsViT).
 
     Args:
         named: a backbone's intermediates.
@@ -56,7 +56,8 @@ def last_blocks(named: dict, count: int, append_mean: bool = False) -> Array:
         [B, F] float32, not normalised; F is the sum of the blocks' widths, and one more width with the mean.
     """
     blocks = [tokens.astype(jnp.float32) for tokens in named["blocks"][-count:]]
-    parts = [tokens[:, 0] if "cls_token" in named else jnp.mean(tokens, axis=1) for tokens in blocks]
+    registers = named["blocks"][-1].shape[1] - named["patch_tokens"].shape[1]  # where there is no class token
+    parts = [tokens[:, 0] if "cls_token" in named else jnp.mean(tokens[:, registers:], axis=1) for tokens in blocks]
     if append_mean:
         parts.append(jnp.mean(named["patch_tokens"].astype(jnp.float32), axis=1))
     return jnp.concatenate(parts, axis=-1)
@@ -78,8 +79,8 @@ def read_outputs(config: ConfigDict, params: Params, named: dict) -> dict[str, A
     Returns:
         features [B, F] float32, each pool and the whole l2-normalised; blocks [B, G] float32, of `last_blocks`;
         patch_tokens [B, P, D] float32, row-major; with a scorer mil_weights [B, P] float32, sum to 1, the mean over its heads;
-        of a ViT attention [B, H, P], probabilities of the class token over the patches in the last block (what it gives to
-        itself and to registers is left out).
+        with a class token attention [B, H, P], its probabilities over the patches in the last block (what it gives to itself
+        and to registers is left out).
     """
     tokens = named["patch_tokens"].astype(jnp.float32)
     outputs = {"patch_tokens": tokens, "blocks": last_blocks(named, config.eval.last_blocks)}
@@ -95,7 +96,7 @@ def read_outputs(config: ConfigDict, params: Params, named: dict) -> dict[str, A
         pools["mil"] = lambda: mil.bag_embedding(weights, named["patch_tokens"])
     if "cls_token" in named:
         pools["cls"] = lambda: named["cls_token"].astype(jnp.float32)
-        outputs["attention"] = named["attention"][:, :, 0, 1 + config.model.registers :]
+        outputs["attention"] = named["attention"][:, :, 0, -tokens.shape[1] :]
     parts = config.eval.features.split("+")
     # Each pool counts the same in a concatenation, whatever its norm.
     unit = [l2_normalize(pools[name]()) for name in parts]

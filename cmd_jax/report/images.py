@@ -9,12 +9,13 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from cmd_jax.config import ConfigDict, token_px
-from cmd_jax.data.decode import decode_record, eval_crop
+from cmd_jax.data.decode import decode_record
 from cmd_jax.data.sources import Source
 from cmd_jax.evaluation.evaluate import Evaluation
 from cmd_jax.evaluation.features import Features
 from cmd_jax.evaluation.splits import Splits
 from cmd_jax.inference.patches import Patches, read_patches
+from cmd_jax.inference.preprocess import prepared
 from cmd_jax.inference.run import Encoder
 from cmd_jax.models.build import Params
 from cmd_jax.models.network import Network
@@ -95,7 +96,7 @@ def shown_crop(source: Source, index: int, config: ConfigDict, side_px: int) -> 
     Returns:
         [side_px, side_px, 3] uint8.
     """
-    pixels = eval_crop(decode_record(source[int(index)]), config.eval.resize_px, config.eval.crop_px)
+    pixels = prepared(decode_record(source[int(index)]), config)
     return np.asarray(Image.fromarray(pixels).resize((side_px, side_px), Image.Resampling.BICUBIC))
 
 

@@ -191,7 +191,7 @@ def _on_pillow(photo, params, out):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_whole_views_are_near_pillows(photo, dtype):
     views = default().views
-    views.dtype = dtype
+    views.update(global_px=224, local_px=96, dtype=dtype)
     canvas = np.zeros((2, 640, 640, 3), np.uint8)
     canvas[:, :600, :512] = photo
     size, index = np.tile([600, 512], (2, 1)), np.array([3, 4])

@@ -144,7 +144,7 @@ class FirstPixel(Encoder):
 
 def _extracted(config, source):
     """Features that are the first pixel of the crop, so the index of the image."""
-    config.eval.resize_px, config.eval.crop_px = 8, 8
+    config.eval.update(resize_px=8, crop_px=8, resize_mode="shorter_side", interpolation="bicubic")
     return extract_features(FirstPixel(config, backbone=None, params={}), source)
 
 

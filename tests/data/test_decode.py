@@ -235,15 +235,29 @@ def test_canvas_keeps_the_shape_of_the_image():
     assert size.tolist() == [10, 40]
 
 
+@pytest.mark.parametrize("mode", ["shorter_side", "squash"])
 @pytest.mark.parametrize("size", [(37, 90), (90, 37), (64, 64)])
-def test_eval_crop_and_its_boxes_agree(size):
+def test_eval_crop_and_its_boxes_agree(size, mode):
     # A white square on black: its box, carried through resize and crop, must cover the white pixels of the crop.
     pixels = np.zeros((*size, 3), np.uint8)
     top, left = size[0] // 2 - 5, size[1] // 2 - 6
     pixels[top : top + 10, left : left + 12] = 255
     box = np.array([[top / size[0], left / size[1], (top + 10) / size[0], (left + 12) / size[1]]])
-    crop = eval_crop(pixels, 64, 56)
+    crop = eval_crop(pixels, 64, 56, mode)
     assert crop.shape == (56, 56, 3)
     rows, columns = np.nonzero(crop[..., 0] > 127)
     found = np.array([rows.min(), columns.min(), rows.max() + 1, columns.max() + 1])
-    np.testing.assert_allclose(eval_boxes(box, size, 64, 56)[0] * 56, found, atol=1.0)
+    np.testing.assert_allclose(eval_boxes(box, size, 64, 56, mode)[0] * 56, found, atol=1.0)
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos"])
+def test_squash_and_interpolation_are_pillows(interpolation):
+    pixels = np.random.default_rng(0).integers(0, 256, (37, 90, 3), dtype=np.uint8)
+    whole = Image.fromarray(pixels).resize((24, 24), Image.Resampling[interpolation.upper()])
+    np.testing.assert_array_equal(eval_crop(pixels, 24, 16, "squash", interpolation), np.asarray(whole)[4:20, 4:20])
+
+
+@pytest.mark.parametrize("mode", ["shorter_side", "squash"])
+def test_an_image_of_the_size_is_not_resampled(mode):
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(eval_crop(pixels, 32, 32, mode, "lanczos"), pixels)

@@ -21,6 +21,11 @@ def test_last_blocks_of_a_vit(blocks):
     np.testing.assert_allclose(with_mean, np.concatenate([blocks[1][:, 0], blocks[1][:, 1:].mean(1)], -1), rtol=1e-6)
 
 
+def test_registers_are_not_in_the_mean(blocks):
+    named = {"patch_tokens": blocks[-1][:, 3:], "blocks": tuple(blocks[1:])}  # of four tokens one is a patch
+    np.testing.assert_array_equal(last_blocks(named, 2), np.concatenate([tokens[:, 3] for tokens in blocks[1:]], axis=-1))
+
+
 def test_last_blocks_of_a_swin(blocks):
     named = {"patch_tokens": blocks[-1], "blocks": tuple(blocks)}
     expected = np.concatenate([tokens.mean(1) for tokens in blocks], -1)

@@ -200,7 +200,7 @@ def test_files_that_ask_for_too_much(exported, tmp_path):
     with pytest.raises(WeightsError, match="asks for crops of 16000 px; at most 4096"):
         cmd_jax.load(path)
     config["eval"].update(crop_px=16, resize_px=18)
-    config["model"]["name"] = "vit_base"
+    config["model"]["mlp_dim"] = 100
     write_single(path, Single(whole.arrays, config, 1, "teacher"))
     with pytest.raises(WeightsError, match=r"does not fit its own configuration: .* arrays differ, first backbone/"):
         cmd_jax.load(path)

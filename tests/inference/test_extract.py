@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from cmd_jax import config as config_lib
-from cmd_jax.errors import WeightsError
+from cmd_jax.api import Model
+from cmd_jax.errors import ConfigError, WeightsError
+from cmd_jax.inference.load import Trained
 from cmd_jax.inference.run import check_finite, encode, normalized, widths
 from cmd_jax.models.build import init_params, make_backbone, make_network
 from tests.conftest import quick, tiny
@@ -32,6 +34,21 @@ def test_outputs_equal_those_of_the_training_network(scorer, heads):
     assert outputs["features"].shape == (3, (2 + bags) * encoded.patch_tokens.shape[-1])
     assert widths(config, kept) == {name: leaf.shape[1:] for name, leaf in outputs.items()}
     assert np.ptp(jax.device_get(outputs["mil_weights"]), axis=1).min() > 0 or scorer == "mean"
+
+
+def test_without_a_class_token_nothing_reads_one():
+    config = tiny()
+    config.model.update(class_token=False, registers=2)
+    config.eval.features = None
+    config = config_lib.resolve(config, 0)
+    params = quick(lambda: init_params(config, make_network(config)))()
+    model = Model(Trained(config, jax.device_get(params), None, "teacher", "a.pth", "0"), batch_size=2)
+    images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+    assert model.config.eval.features == "mean+mil"
+    assert model.embed(images).shape == (3, 2 * 96)
+    assert model.mil_weights(images).shape == (3, 2, 2)
+    with pytest.raises(ConfigError, match="vit_micro has no class token, whose attention this is; load a model that has one"):
+        model.attention(images)
 
 
 def test_numbers_that_are_not_finite_name_the_image():

@@ -38,6 +38,7 @@ def test_metadata_describe_how_images_are_prepared(exported, finished):
     facts = {entry.key: entry.value for entry in model.metadata_props}
     fingerprint = cmd_jax.load(finished[0]).fingerprint
     expected = {"step": "6", "fingerprint": fingerprint, "features": "mil", "resize_px": "18", "crop_px": "16"}
+    expected |= {"resize_mode": "shorter_side", "interpolation": "bicubic"}
     assert expected.items() <= facts.items()
 
 

@@ -1,10 +1,13 @@
-"""The vision transformer: intermediates by name, position tables, stochastic depth."""
+"""The vision transformer: intermediates by name, options by their equations, position tables, stochastic depth."""
+
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.ad_checkpoint import print_saved_residuals
+from PIL import Image
 
 from cmd_jax.models.layers import drop_path, keep_factors
 from cmd_jax.models.sizes import VIT_SIZES
@@ -13,7 +16,7 @@ from tests.conftest import normal, quick
 
 
 def _vit(**options):
-    return ViT(patch_size=8, width=16, depth=3, num_heads=2, mlp_dim=64, table_px=32, **options)
+    return ViT(**{"patch_size": 8, "width": 16, "depth": 3, "num_heads": 2, "mlp_dim": 64, "table_px": 32} | options)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +54,7 @@ def test_an_image_that_does_not_divide_is_refused(params):
         _vit().apply(params, jnp.zeros((1, 30, 32, 3)))
 
 
-@pytest.mark.parametrize("rule", ["dino", "esvit"])
+@pytest.mark.parametrize("rule", ["dino", "size", "antialiased", "esvit"])
 def test_resampling_keeps_matching_and_constant_tables(rule):
     table = jax.random.normal(jax.random.key(0), (49, 3))
     assert resample_positions(table, (7, 7), rule) is table
@@ -62,6 +65,22 @@ def test_bicubic_by_hand():
     # Half a pixel between two of four: A = -0.75 gives (-3/32, 19/32, 19/32, -3/32).
     row = bicubic_matrix(4, 1, 0.25)[0]
     np.testing.assert_allclose(row, np.array([-3, 19, 19, -3]) / 32)
+
+
+@pytest.mark.parametrize("grid", [(4, 9), (5, 2), (16, 16)])
+def test_antialiased_resampling_is_pillows(grid):
+    table = normal(0, 49, 3)
+    channels = [Image.fromarray(channel.reshape(7, 7)).resize(grid[::-1], Image.Resampling.BICUBIC) for channel in table.T]
+    expected = np.stack([np.asarray(channel).reshape(-1) for channel in channels], axis=-1)
+    np.testing.assert_allclose(resample_positions(table, grid, "antialiased"), expected, atol=2e-6)
+
+
+def test_size_rule_scales_by_the_patches():
+    # Patch 6 of 14 lies at 2.75 of 7: taps at distances 1.75, 0.75, 0.25 and 1.25.
+    expected = np.zeros((7, 1))
+    expected[1:5, 0] = np.array([-9, 67, 225, -27]) / 256
+    table = np.repeat(np.eye(7, dtype=np.float32), 7, axis=0)  # of each point its row
+    np.testing.assert_allclose(resample_positions(table, (14, 1), "size")[6][:, None], expected, atol=1e-7)
 
 
 def test_bfloat16_activations_keep_float32_parameters_and_attention(params):
@@ -99,21 +118,149 @@ def test_stochastic_depth_is_drawn_in_training_alone(params):
     assert np.any(drawn[0] != drawn[2])
 
 
+OPTIONS = {
+    "plain": {"registers": 2},
+    "DINOv3": {
+        "registers": 2,
+        "positions": "rotary",
+        "layer_scale": True,
+        "gated_mlp": True,
+        "activation": "silu",
+        "qkv_bias": "qv",
+    },
+    "CLIP": {"pre_norm": True, "activation": "quick_gelu", "resample_rule": "antialiased", "layer_norm_eps": 1e-5},
+    "no class token": {
+        "class_token": False,
+        "registers": 3,
+        "positions": "all",
+        "resample_rule": "size",
+        "activation": "gelu_tanh",
+        "qkv_bias": "none",
+        "mlp_dim": 24,
+    },
+}
+
+
+def _wide(params):
+    """Parameters drawn anew, so that none is 0, 1 or small: as a trained network's could be."""
+    rng = np.random.default_rng(1)
+    draw = lambda leaf: (rng.normal(size=leaf.shape) / (1 if leaf.ndim < 2 else np.sqrt(leaf.shape[-2]))).astype(np.float32)
+    return jax.tree.map(draw, params)
+
+
+def _by_the_equations(params, image, model):
+    """Tokens of one image [height, width, 3] after the final norm, in float64, head by head and pair by pair."""
+    params = jax.tree.map(lambda x: np.asarray(x, np.float64), params["params"])
+    width, heads = model.width, model.num_heads
+    grid, channels = (image.shape[0] // 8, image.shape[1] // 8), width // heads
+
+    def norm(x, of):
+        centered = x - x.mean(-1, keepdims=True)
+        return centered / np.sqrt((centered**2).mean(-1, keepdims=True) + model.layer_norm_eps) * of["scale"] + of["bias"]
+
+    activate = {
+        "gelu": lambda x: x / 2 * (1 + np.vectorize(math.erf)(x / np.sqrt(2))),
+        "gelu_tanh": lambda x: x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+        "quick_gelu": lambda x: x / (1 + np.exp(-1.702 * x)),
+        "silu": lambda x: x / (1 + np.exp(-x)),
+    }[model.activation]
+    linear = lambda x, of: x @ of["kernel"] + of.get("bias", 0)
+    squares = [image[8 * r : 8 * r + 8, 8 * c : 8 * c + 8].reshape(-1) for r, c in np.ndindex(*grid)]
+    kernel = {"kernel": params["patch_embed"]["kernel"].reshape(-1, width)}
+    tokens = linear(np.array(squares), params["patch_embed"] | kernel)
+    special = np.concatenate([params[name][0] for name in ("cls_token", "register_tokens") if name in params])
+    if model.positions == "all":
+        tokens = np.concatenate([special, tokens]) + params["pos_embed"][0]
+    elif model.positions == "class_patches":
+        table = params["pos_embed"][0]
+        tokens = np.concatenate([special[:1] + table[:1], special[1:], tokens + table[1:]])
+    else:
+        tokens = np.concatenate([special, tokens])
+
+    def turned(x):  # [channels] of every token; DINOv3's rotation of the pair (i, i + channels / 2)
+        x = x.copy()
+        for patch, place in enumerate(np.ndindex(*grid), len(special)):
+            centre = [2 * (at + 0.5) / side - 1 for at, side in zip(place, grid, strict=True)]
+            for pair in range(channels // 2):
+                axis, k = divmod(pair, channels // 4)
+                angle = 2 * np.pi * centre[axis] / 100 ** (4 * k / channels)
+                other = pair + channels // 2
+                first, second = x[patch, pair], x[patch, other]
+                x[patch, pair] = first * np.cos(angle) - second * np.sin(angle)
+                x[patch, other] = second * np.cos(angle) + first * np.sin(angle)
+        return x
+
+    if model.pre_norm:
+        tokens = norm(tokens, params["norm_pre"])
+    for index in range(model.depth):
+        block = params[f"blocks_{index}"]
+        qkv = block["attn"]["qkv"]
+        if model.qkv_bias == "qv":
+            qkv = qkv | {"bias": qkv["bias"] * np.repeat([1, 0, 1], width)}
+        packed, mixed = linear(norm(tokens, block["norm1"]), qkv), np.zeros_like(tokens)
+        for head in range(heads):
+            part = slice(head * channels, (head + 1) * channels)
+            q, k, v = (packed[:, kind * width : (kind + 1) * width][:, part] for kind in range(3))
+            if model.positions == "rotary":
+                q, k = turned(q), turned(k)
+            weights = np.exp(q @ k.T / np.sqrt(channels))
+            mixed[:, part] = weights / weights.sum(-1, keepdims=True) @ v
+        tokens = tokens + linear(mixed, block["attn"]["proj"]) * block.get("ls1", 1)
+        x, mlp = norm(tokens, block["norm2"]), block["mlp"]
+        hidden = (
+            activate(linear(x, mlp["gate"])) * linear(x, mlp["fc1"]) if model.gated_mlp else activate(linear(x, mlp["fc1"]))
+        )
+        tokens = tokens + linear(hidden, mlp["fc2"]) * block.get("ls2", 1)
+    return norm(tokens, params["norm"])
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_computes_its_equation(name):
+    model = _vit(**OPTIONS[name])
+    images = normal(1, 2, 16 if name == "DINOv3" else 32, 32, 3)
+    params = _wide(quick(model.init)(jax.random.key(0), images))
+    out = quick(model.apply)(params, images)
+    expected = np.stack([_by_the_equations(params, image, model) for image in images])
+    np.testing.assert_allclose(out["blocks"][-1], expected, atol=2e-5 * np.abs(expected).max())
+    before = model.class_token + model.registers
+    np.testing.assert_array_equal(out["patch_tokens"], out["blocks"][-1][:, before:])
+    assert out["attention"].shape[-1] == before + images.shape[1] * images.shape[2] // 64
+    assert ("cls_token" in out) == model.class_token
+    assert ("positions" in out) == (model.positions != "rotary")
+
+
+def test_a_masked_key_bias_is_neither_read_nor_trained():
+    model, images = _vit(**OPTIONS["DINOv3"]), normal(1, 1, 16, 16, 3)
+    params = _wide(quick(model.init)(jax.random.key(0), images))
+    loss = quick(jax.value_and_grad(lambda params: jnp.sum(jnp.sin(model.apply(params, images)["patch_tokens"]))))
+    value, gradient = loss(params)
+    bias = np.asarray(gradient["params"]["blocks_0"]["attn"]["qkv"]["bias"]).reshape(3, 16)
+    np.testing.assert_array_equal(bias[1], 0)
+    assert np.all(bias[[0, 2]] != 0)
+    params["params"]["blocks_0"]["attn"]["qkv"]["bias"][16:32] = 7
+    assert loss(params)[0] == value
+
+
 def _total(params, model, groups, first=0):
     named = model.apply(params, groups, jax.random.split(jax.random.key(2), 2), first, method="encode")
     return sum(jnp.sum(jnp.sin(one["patch_tokens"])) for one in named), named
 
 
-@pytest.fixture(scope="module")
-def alone():
+EVERYTHING = OPTIONS["DINOv3"] | {"class_token": False, "pre_norm": True}
+
+
+@pytest.fixture(scope="module", params=[OPTIONS["plain"], EVERYTHING], ids=["plain", "everything"])
+def alone(request):
     """Two sizes of views: (function, model, parameters, views), and what each size gives alone: (value, outputs, gradient)."""
-    model = _vit(drop_path_rate=0.5, registers=2)
+    model = _vit(drop_path_rate=0.5, **request.param)
     groups = (normal(2, 2, 2, 32, 32, 3), normal(3, 2, 3, 16, 16, 3))
     params = quick(lambda: model.init(jax.random.key(0), groups, method="encode"))()
+    params = _wide(params) if request.param is EVERYTHING else params
     run = quick(jax.value_and_grad(_total, has_aux=True), static_argnums=(1, 3))
     (first_value, first), first_gradient = run(params, model, groups[:1])
     (second_value, second), second_gradient = run(params, model, groups[1:], 1)
     gradient = jax.tree.map(np.add, *jax.device_get((first_gradient, second_gradient)))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
     return (run, model, params, groups), (first_value + second_value, (*first, *second), gradient)
 
 
@@ -146,20 +293,3 @@ def test_sizes_have_the_parameters_of_the_references(name, millions):
     model = ViT(16, size.width, size.depth, size.heads, 4 * size.width, table_px=224)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3))))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6 == pytest.approx(millions, abs=0.05)
-
-
-def test_registers_take_part_but_are_no_patches():
-    images = normal(1, 2, 32, 32, 3)
-    model = _vit(registers=3)
-    params, apply = quick(model.init)(jax.random.key(0), images), quick(model.apply)
-    out = apply(params, images)
-    assert out["patch_tokens"].shape == (2, 16, 16)
-    assert out["blocks"][-1].shape == (2, 1 + 3 + 16, 16)
-    assert out["positions"].shape == (1, 17, 16)
-    np.testing.assert_array_equal(out["blocks"][-1][:, 4:], out["patch_tokens"])
-    # with equal registers their order cannot matter: no position is added to them
-    equal = jax.tree.map(lambda x: x, params)
-    equal["params"]["register_tokens"] = jnp.ones((1, 3, 16))
-    registers = apply(equal, images)["blocks"][-1][:, 1:4]
-    np.testing.assert_allclose(registers[:, 0], registers[:, 2], atol=1e-6)
-    assert np.any(apply(equal, images)["cls_token"] != out["cls_token"])

@@ -24,7 +24,7 @@ def test_used_products_are_counted_with_their_loops():
     assert product_flops(jaxpr) == 5 * 2 * 4 * 6 * 6 + 2 * 2 * 2 * 2 * 6 + 2 * (2 * 2) * (2 * 3) * 7
 
 
-def _vit_flops(config, depth=2, width=96):
+def _vit_flops(config, depth=2, width=96, mlp_layers=2):
     """By hand: a ViT's blocks and heads, backward twice the forward, the teacher forward alone on the global views. Fitting
     the position table to the local views is left out."""
     head, views = config.head, config.views
@@ -32,7 +32,8 @@ def _vit_flops(config, depth=2, width=96):
     def forward(side):
         patches = (side // 8) ** 2
         tokens = 1 + patches
-        block = 2 * tokens * 12 * width**2 + 2 * 2 * tokens**2 * width  # qkv, proj and MLP; logits and mixing
+        linear = 2 * tokens * (4 * width**2 + mlp_layers * width * config.model.mlp_dim)  # qkv, proj and MLP
+        block = linear + 2 * 2 * tokens**2 * width  # logits and mixing
         mlp = 2 * (width * head.hidden_dim + head.hidden_dim**2 + head.hidden_dim * head.bottleneck_dim)
         mil = 2 * patches * (2 * width + 1) * config.method.mil_hidden_dim
         bag = 2 * patches * width
@@ -54,3 +55,10 @@ def test_step_flops_equal_those_by_hand(scan_blocks, monkeypatch):
     config.model.update(dtype="bfloat16", attention="cudnn")
     config = config_lib.resolve(config, 16)
     assert model_flops(config) == pytest.approx(_vit_flops(config), rel=5e-4)
+
+
+def test_gated_mlps_count_their_third_layer():
+    config = tiny()
+    config.model.update(gated_mlp=True, mlp_dim=200, activation="silu")
+    config = config_lib.resolve(config, 16)
+    assert model_flops(config) == pytest.approx(_vit_flops(config, mlp_layers=3), rel=5e-4)

@@ -226,6 +226,25 @@ def test_a_bfloat16_teacher_stays_close(tiny_config):
     np.testing.assert_allclose(losses[1], losses[0], rtol=2e-2)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"registers": 2, "positions": "rotary", "layer_scale": True, "gated_mlp": True, "activation": "silu", "qkv_bias": "qv"},
+        {"pre_norm": True, "activation": "quick_gelu", "class_token": False, "resample_rule": "antialiased"},
+    ],
+    ids=["DINOv3", "CLIP without class token"],
+)
+def test_vits_with_options_train_in_bfloat16(multi_crop, options):
+    multi_crop.model.update({"dtype": "bfloat16", "remat": "dots", **options})
+    state, step = _setup(multi_crop)
+    before = state.student["backbone"]
+    for _ in range(3):
+        state, metrics = step(state, _batch())
+    _assert_finite(metrics)
+    assert _moved(before, state.student["backbone"]) == set(before)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(state.student)} == {"float32"}
+
+
 def test_a_step_follows_from_seed_step_and_images(multi_crop):
     state, step = _setup(multi_crop)
     first, again = step(state, _batch())[1], step(state, _batch())[1]
