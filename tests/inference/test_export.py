@@ -77,6 +77,19 @@ def random_network(name, crop_px, **changes):
     return Trained(config, params, 0, "teacher", name, "0" * 32)
 
 
+OPTIONS = {
+    "model_patch_size": 8,
+    "model_class_token": False,
+    "model_registers": 2,
+    "model_positions": "rotary",
+    "model_layer_scale": True,
+    "model_gated_mlp": True,
+    "model_activation": "silu",
+    "model_pre_norm": True,
+    "model_qkv_bias": "qv",
+}
+
+
 def coarse_images(side):
     """Three images of 16 coloured squares each, for which features differ: [3, side, side, 3] uint8."""
     squares = np.random.default_rng(1).integers(0, 256, (3, 4, 4, 3), np.uint8)
@@ -112,8 +125,9 @@ def test_a_program_names_its_platforms_and_any_batch(stablehlo):
     [
         ("swin_micro", 64, {"model_window": 2, "eval_features": "mil+mean"}),  # with shifted windows
         ("vit_micro", 32, {"model_patch_size": 8, "model_registers": 2, "data_grayscale": True}),
+        ("vit_micro", 32, OPTIONS),
     ],
-    ids=["swin", "grey levels, registers"],
+    ids=["swin", "grey levels, registers", "options"],
 )
 def test_other_networks_are_programs_too(name, crop_px, changes, tmp_path):
     network, path = random_network(name, crop_px, **changes), tmp_path / "a.stablehlo"

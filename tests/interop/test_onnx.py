@@ -10,7 +10,7 @@ from cmd_jax.errors import WeightsError
 from cmd_jax.inference.export import export_run
 from cmd_jax.inference.programs import OUTPUTS, write_onnx
 from cmd_jax.inference.run import place
-from tests.inference.test_export import coarse_images, random_network, run_card
+from tests.inference.test_export import OPTIONS, coarse_images, random_network, run_card
 
 TOLERANCE = 1e-5
 
@@ -49,8 +49,10 @@ def test_metadata_describe_how_images_are_prepared(exported, finished):
         random_network("swin_micro", 64, model_window=2, eval_features="mean+mil"),  # with shifted windows
         random_network("swin_tiny", 224, model_window=7),
         random_network("vit_micro", 32, model_patch_size=8, data_grayscale=True, data_normalization="local_contrast"),
+        random_network("vit_micro", 32, **OPTIONS),
+        random_network("vit_micro", 48, model_patch_size=8, model_table_px=32, model_resample_rule="antialiased"),
     ],
-    ids=["vit_tiny", "swin_micro", "swin_tiny", "grey levels, local contrast"],
+    ids=["vit_tiny", "swin_micro", "swin_tiny", "grey levels, local contrast", "options", "resampled positions"],
 )
 def test_onnx_runtime_computes_the_same(network, tmp_path):
     path = str(tmp_path / "a.onnx")
