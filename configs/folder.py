@@ -21,7 +21,9 @@ PRESETS = {
     "": presets.MEASURED,
     "small": SMALL,
     "small_paper_objective": SMALL | presets.PAPER,
-    "paper": presets.FINE_GRAINED | presets.PRESETS["paper"],
+    "continue": presets.CONTINUE,
+    "continue_small": presets.CONTINUE_SMALL,
+    "paper": presets.PRESETS["paper"],
 }
 
 

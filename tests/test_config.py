@@ -20,9 +20,10 @@ from cmd_jax.training.sharding import check_mesh
 CONFIGS = Path(__file__).parent.parent / "configs"
 TERMS = ("intra_image", "intra_region", "inter_student", "inter_teacher", "released")
 FINE_GRAINED = ("", *presets.PRESETS)
+REFERENCES = [name for name in FINE_GRAINED if name not in ("small", "continue", "continue_small")]
 PRESETS = {
     "demo": ("", "paper_objective", "smoke"),
-    "folder": ("", "small", "small_paper_objective", "paper"),
+    "folder": ("", "continue", "continue_small", "small", "small_paper_objective", "paper"),
     "cub": FINE_GRAINED,
     "cars": FINE_GRAINED,
     "aircraft": (*FINE_GRAINED, "family", "manufacturer"),
@@ -48,6 +49,8 @@ def test_every_preset_is_valid_before_and_after_resolve(name):
         config = module.get_config(preset)
         if config.data.source == "folder":
             config.data.folder = "photos"
+        if preset.startswith("continue"):
+            config.init.weights = "weights.safetensors"
         validate(config)
         resolved = config_lib.resolve(config, 5994)
         validate(resolved)
@@ -69,7 +72,7 @@ def test_config_files_load_outside_the_repository(tmp_path):
 
 
 def test_reference_presets_have_their_values():
-    resolved = {name: config_lib.resolve(_file("cub").get_config(name), 5994) for name in FINE_GRAINED if name != "small"}
+    resolved = {name: config_lib.resolve(_file("cub").get_config(name), 5994) for name in REFERENCES}
     assert resolved[""].to_dict() == resolved["vit_s16"].to_dict()
     assert {config.train.epochs for config in resolved.values()} == {300.0}
     paper, released = resolved["paper"], resolved["released"]
@@ -101,6 +104,37 @@ def test_small_data_changes_prototypes_teacher_and_ema():
     assert small.head.prototypes < large.head.prototypes == 65_536
     assert small.method.teacher_temp < large.method.teacher_temp == 0.04
     assert small.method.teacher_momentum < large.method.teacher_momentum == 0.996
+
+
+def test_init_weights_change_the_recipe():
+    scratch, config = config_lib.resolve(default(), 5994), default()
+    config.init.weights = "weights.safetensors"
+    continued = config_lib.resolve(config, 5994)
+    assert (scratch.optim.lr, scratch.optim.layer_decay, scratch.train.epochs) == (5e-4, 1.0, 100.0)
+    assert continued.optim.layer_decay < 1 < continued.train.epochs < scratch.train.epochs
+    assert 0 < continued.optim.freeze_backbone_epochs < continued.optim.warmup_epochs < continued.train.epochs
+    epochs = [config_lib.resolve(config, count).train.epochs for count in (100, 2000, 50_000)]
+    assert epochs == sorted(set(epochs), reverse=True)
+    config.optim.lr, config.train.epochs = 0.1, 7.0
+    given = config_lib.resolve(config, 5994)
+    assert (given.optim.lr, given.train.epochs) == (0.1, 7.0)
+    for preset in ("paper", "released", "esvit", "dino"):  # the references' recipes, wherever they start
+        values = [_file("cub").get_config(preset) for _ in range(2)]
+        values[1].init.weights = "weights.safetensors"
+        before, after = (config_lib.resolve(value, 5994).to_dict() for value in values)
+        assert before.pop("init") != after.pop("init")
+        assert before == after
+
+
+def test_continue_presets_need_weights():
+    for name in ("cub", "cars", "aircraft", "nabirds", "folder"):
+        for preset in ("continue", "continue_small"):
+            config = _file(name).get_config(preset)
+            config.data.folder = "PHOTOS"
+            with pytest.raises(ConfigError, match=r"init\.weights is empty; pass --config\.init\.weights=SOURCE"):
+                validate(config)
+            config.init.weights = "weights.safetensors"
+            validate(config)
 
 
 def test_start_name():
@@ -210,8 +244,14 @@ REFUSED = [
     ({"eval.resize_px": 200, "eval.crop_px": 224}, "eval.resize_px is 200, less than eval.crop_px=224; raise it"),
     ({"train.best_metric": "eval_map", "eval.protocols": ("knn",)}, "train.best_metric is 'eval_map', but eval.protocols is"),
     ({"train.batch_size": 6, "train.accumulate": 4}, "train.accumulate is 4, which does not divide train.batch_size=6"),
-    ({"optim.warmup_epochs": 200.0}, "optim.warmup_epochs is 200.0, longer than train.epochs=100.0; use a tenth of the epochs"),
-    ({"method.mil_warmup_epochs": 200.0}, "method.mil_warmup_epochs is 200.0, longer than train.epochs=100.0"),
+    (
+        {"optim.warmup_epochs": 200.0, "train.epochs": 100.0},
+        "optim.warmup_epochs is 200.0, longer than train.epochs=100.0; use a tenth of the epochs",
+    ),
+    (
+        {"method.mil_warmup_epochs": 200.0, "train.epochs": 100.0},
+        "method.mil_warmup_epochs is 200.0, longer than train.epochs=100.0",
+    ),
     ({f"method.{term}_weight": 0.0 for term in TERMS}, "all weights of the objective are 0; set method.intra_image_weight"),
     (
         {"method.mil_scorer": "mean", "method.mil_heads": 4},
@@ -227,6 +267,20 @@ REFUSED = [
         " set it to 0 or views.global_px to 32 or more",
     ),
     ({"model.attention": "cudnn", "model.dtype": "float32"}, "model.attention is 'cudnn', which takes no float32"),
+    ({"model.name": "vit", "model.width": 96}, "model.name is 'vit', of no size of its own; set model.depth"),
+    ({"model.width": 96}, "model.width is 96, but that of model.name=vit_small is 384; leave it out, or set model.name=vit"),
+    ({"model.num_heads": 5}, "model.num_heads is 5, and a width of 384 is not 5 times a multiple of 1; use another number"),
+    (
+        {"model.num_heads": 64, "model.positions": "rotary"},
+        "model.num_heads is 64, and a width of 384 is not 64 times a multiple",
+    ),
+    ({"init.freeze_blocks": 4}, "init.freeze_blocks is 4, but without init.weights they are random"),
+    (
+        {"init.freeze_blocks": 13, "init.weights": "x", "model.name": "vit_small"},
+        "init.freeze_blocks is 13, but there are 12 blocks; use at most that",
+    ),
+    ({"model.class_token": False, "method.name": "dino"}, "method.image_pool is 'cls', but the model has no class token; pass"),
+    ({"model.class_token": False, "model.positions": "class_patches"}, "model.positions is 'class_patches', but model.class"),
 ]
 REFUSED_OF_SWIN = [
     ({"method.name": "dino"}, "method.image_pool is 'cls', but swin_tiny has no class token; pass --config.method.image_pool="),
@@ -237,7 +291,7 @@ REFUSED_OF_SWIN = [
     ({"eval.features": "mil+cls"}, "eval.features is 'mil+cls', but swin_tiny has no class token; use mean"),
     ({"method.mil_scorer": "class_token"}, "method.mil_scorer is 'class_token', but swin_tiny has no class token; set it to"),
     ({"model.patch_size": 8, "views.local_px": 92}, "model.patch_size is 8, but a Swin's is 4; set it to that"),
-    ({"model.registers": 4}, "model.registers is 4, but swin_tiny has none"),
+    ({"model.registers": 4}, "model.registers is 4, but swin_tiny is a Swin"),
     ({"model.num_heads": 4}, "model.num_heads is 4, but swin_tiny fixes the heads of its stages"),
     ({"views.local_px": 98}, "views.local_px is 98; it must be a multiple of model.patch_size=4; use 96 or 100"),
     ({"model.attention": "cudnn", "model.dtype": "bfloat16"}, "model.attention is 'cudnn', but swin_tiny adds a bias"),
@@ -262,8 +316,8 @@ def test_unknown_and_missing_keys_are_named():
         with pytest.raises(ConfigError, match=re.escape(f"unknown config key {key}; {remedy}")):
             validate(config)
     config = default()
-    del config.optim["lr"]
-    with pytest.raises(ConfigError, match=r"config key optim\.lr is missing; set it, its default is 0\.0005"):
+    del config.optim["min_lr"]
+    with pytest.raises(ConfigError, match=r"config key optim\.min_lr is missing; set it, its default is 1e-06"):
         validate(config)
 
 

@@ -17,7 +17,7 @@ from cmd_jax.config.keys import (
     token_px,
 )
 from cmd_jax.errors import ConfigError
-from cmd_jax.models.sizes import SWIN_PATCH_PX, UNLEARNED, VIT, VIT_SIZES
+from cmd_jax.models.sizes import DEFAULT_MODEL, SWIN_PATCH_PX, UNLEARNED, VIT, VIT_SIZES
 
 
 def validate(config: ConfigDict) -> None:
@@ -49,6 +49,11 @@ def validate(config: ConfigDict) -> None:
             "model.attention is 'cudnn', which takes no float32; pass --config.model.dtype=bfloat16 or "
             "--config.model.attention=xla"
         )
+    if config.init.weights == "":
+        raise ConfigError(
+            "init.weights is empty; pass --config.init.weights=SOURCE (a file, a directory, hf:OWNER/NAME or the workdir of a "
+            "run), or choose a preset that starts from random weights"
+        )
     if is_swin(config):
         _check_swin(config)
     else:
@@ -67,7 +72,7 @@ def validate(config: ConfigDict) -> None:
         )
     for key, remedy in (("optim.warmup_epochs", ""), ("method.mil_warmup_epochs", ", or 0 for none")):
         epochs = flatten(config)[key]
-        if epochs > config.train.epochs:
+        if epochs is not None and config.train.epochs is not None and epochs > config.train.epochs:
             raise ConfigError(
                 f"{key} is {epochs}, longer than train.epochs={config.train.epochs}; use a tenth of the epochs{remedy}"
             )
@@ -112,12 +117,13 @@ _OF_VITS = (
 def _check_vit(config: ConfigDict) -> None:
     """Refuses sizes and options of a ViT that do not go together."""
     model = config.model
-    size = VIT_SIZES.get(model.name)
+    name = model.name or DEFAULT_MODEL
+    size = VIT_SIZES.get(name) if model.name or not config.init.weights else None  # those may say another
     if size:
         for key in ("width", "depth"):
             if model[key] not in (None, getattr(size, key)):
                 raise ConfigError(
-                    f"model.{key} is {model[key]}, but that of model.name={model.name} is {getattr(size, key)}; leave it out, "
+                    f"model.{key} is {model[key]}, but that of model.name={name} is {getattr(size, key)}; leave it out, "
                     f"or set model.name={VIT}"
                 )
     if model.name == VIT:

@@ -172,6 +172,9 @@ SIDE_PX = whole(1, 16_384)
 WIDTH = whole(1, 2**16)
 IMAGES = whole(1, 2**20)  # of a batch
 
+# Of open values that depend on init.weights.
+RECIPE = "None: as from scratch, or with init.weights as for continuing (config/recipe.py)"
+
 SECTIONS = {
     "method": "The objective and its teacher.",
     "model": "The backbone.",
@@ -205,7 +208,9 @@ KEYS: dict[str, Key] = {
     "method.teacher_temp": Key(None, TEMPERATURE, "temperature of the teacher's softmax; None: 0.02 for few images, else 0.04"),
     "method.warmup_teacher_temp": Key(None, TEMPERATURE, "teacher temperature at the start; None: teacher_temp"),
     "method.warmup_teacher_temp_epochs": Key(0, whole(0, 10**6), "epochs from warmup_teacher_temp to teacher_temp"),
-    "method.teacher_momentum": Key(None, SHARE, "of the EMA at the start; None: 0.99 for few images, else 0.996"),
+    "method.teacher_momentum": Key(
+        None, SHARE, "of the EMA at the start; None: 0.99 for few images, else 0.996; with init.weights see config/recipe.py"
+    ),
     "method.teacher_momentum_end": Key(1.0, SHARE, "of the EMA at the end"),
     "method.momentum_batch_size": Key(
         64, IMAGES, "batch for which the momenta of teacher and centers are given; with B images they get the power B / this"
@@ -289,7 +294,7 @@ KEYS: dict[str, Key] = {
         "of a ViT: of query, key and value, of query and value alone (DINOv3), or none; None: as in init.weights, or qkv",
     ),
     "model.layer_norm_eps": Key(None, number(0, 1e-2), "None: that of init.weights, or 1e-6 (DINO, EsViT, timm)"),
-    "model.drop_path": Key(0.1, number(0, 0.99), "stochastic depth of the student"),
+    "model.drop_path": Key(None, number(0, 0.99), f"stochastic depth of the student; {RECIPE}"),
     "model.dtype": Key(
         None,
         DTYPE,
@@ -364,17 +369,19 @@ KEYS: dict[str, Key] = {
     "views.local_blur_prob": Key(0.5, SHARE, "of each local view"),
     "views.global_solarize_prob": Key((0.0, 0.2), several(SHARE, 2), "of the two global views"),
     "views.dtype": Key("float32", DTYPE, "of the interpolation products; with bfloat16 a pixel is off by one level at most"),
-    "optim.lr": Key(5e-4, number(0, 100, above=True), "peak, for a batch of 256; scaled linearly with the batch"),
+    "optim.lr": Key(None, number(0, 100, above=True), f"peak, for a batch of 256; scaled linearly with the batch; {RECIPE}"),
     "optim.min_lr": Key(1e-6, number(0, 100), "at the end of the cosine schedule"),
-    "optim.warmup_epochs": Key(10.0, EPOCHS, "of the learning rate, linear from 0"),
-    "optim.weight_decay": Key(0.04, number(0, 100), "at the start"),
-    "optim.weight_decay_end": Key(0.4, number(0, 100), "at the end of its cosine schedule"),
+    "optim.warmup_epochs": Key(None, EPOCHS, f"of the learning rate, linear from 0; {RECIPE}"),
+    "optim.weight_decay": Key(None, number(0, 100), f"at the start; {RECIPE}"),
+    "optim.weight_decay_end": Key(None, number(0, 100), f"at the end of its cosine schedule; {RECIPE}"),
     "optim.clip_grad": Key(3.0, number(0, 1e6), "greatest norm of each parameter's gradient; 0 does not clip"),
     "optim.layer_decay": Key(
-        1.0, SOME_SHARE, "of the learning rate from a layer of the backbone to the one before it; 1: the same for all"
+        None, SOME_SHARE, f"of the learning rate from a layer of the backbone to the one before it; 1: none; {RECIPE}"
     ),
     "optim.freeze_last_layer_epochs": Key(1.0, EPOCHS, "in which the prototypes do not change"),
-    "optim.freeze_backbone_epochs": Key(0.0, EPOCHS, "in which the backbone does not change, and the heads alone learn"),
+    "optim.freeze_backbone_epochs": Key(
+        None, EPOCHS, f"in which the backbone does not change, and the heads alone learn; {RECIPE}"
+    ),
     "mesh.data": Key(-1, whole(1, 2**20, also=-1), "devices over which batches are split; -1: all"),
     "mesh.shard_state": Key(
         False, FLAG, "split parameters, teacher and moments over mesh.data between steps; a step starts by gathering parameters"
@@ -385,9 +392,9 @@ KEYS: dict[str, Key] = {
         "images of a step on all devices; None: 64 on CPUs, else 64 a device, at most 1,024, fewer for little memory or data",
     ),
     "train.accumulate": Key(1, IMAGES, "parts of a batch, one after the other; gradients are their mean"),
-    "train.epochs": Key(100.0, SOME_EPOCHS, "passes over the training images"),
+    "train.epochs": Key(None, SOME_EPOCHS, f"passes over the training images; {RECIPE}"),
     "train.log_every_steps": Key(10, whole(1, 10**9), "steps between lines of metrics"),
-    "train.checkpoint_every_epochs": Key(10.0, SOME_EPOCHS, "epochs between checkpoints"),
+    "train.checkpoint_every_epochs": Key(None, SOME_EPOCHS, f"epochs between checkpoints; {RECIPE}"),
     "train.keep_checkpoints": Key(3, whole(1, 10**6), "newest checkpoints that are kept"),
     "train.stop_on_collapse": Key(False, FLAG, "stop with exit code 70 at a collapse, instead of a warning"),
     "train.best_metric": Key(

@@ -81,23 +81,31 @@ TWO_CORES = MEASURED | {
     "optim.freeze_last_layer_epochs": 0.0,
 }
 
-# Of all presets.
-FINE_GRAINED = {
+# Of all presets but "small" and those that continue.
+LONG = {
     "train.epochs": 300.0,
     "train.checkpoint_every_epochs": 10.0,
     "eval.every_epochs": 50.0,
     "eval.protocols": EVAL_PROTOCOLS,  # with the references' linear probe, minutes on a GPU
 }
-VIT_S16 = {"model.name": "vit_small", "model.patch_size": 16}
-# What the defaults would otherwise fit to a small dataset.
-REFERENCE_TEACHER = {
+VIT_S16 = LONG | {"model.name": "vit_small", "model.patch_size": 16}
+# What the defaults would otherwise fit to a small dataset, or to weights that a run starts from.
+REFERENCE = {
+    **LONG,
+    "model.drop_path": 0.1,
+    "optim.lr": 5e-4,
+    "optim.warmup_epochs": 10.0,
+    "optim.weight_decay": 0.04,
+    "optim.weight_decay_end": 0.4,
+    "optim.layer_decay": 1.0,
+    "optim.freeze_backbone_epochs": 0.0,
     "head.prototypes": 65_536,
     "method.teacher_temp": 0.04,
     "method.warmup_teacher_temp": 0.04,
     "method.teacher_momentum": 0.996,
 }
 # Swin-T with EsViT's heads and teacher, which CMD took over.
-ESVIT = REFERENCE_TEACHER | {
+ESVIT = REFERENCE | {
     "model.name": "swin_tiny",
     "head.norm_last_layer": False,
     "method.teacher_temp": 0.07,
@@ -106,13 +114,31 @@ ESVIT = REFERENCE_TEACHER | {
 # Backbone and batch of the authors' training script, `train_nfg.bat`: 2 GPUs x 4 images.
 AUTHORS = ESVIT | {"model.window": 14, "train.batch_size": 8, "method.momentum_batch_size": 8}
 
+# From pretrained weights, which say what the backbone is; the recipe is that of config/recipe.py.
+CONTINUE = MEASURED | {
+    "init.weights": "",  # to be given
+    "method.centering": "sinkhorn",
+    "method.koleo_weight": 0.1,
+}
+# The same for a few thousand photos on two CPU cores.
+CONTINUE_SMALL = CONTINUE | {
+    "views.global_px": 112,
+    "views.local_px": 48,
+    "views.local_count": 2,
+    "data.canvas_px": 224,
+    "train.batch_size": 32,
+    "method.momentum_batch_size": 32,
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
     "vit_s16": VIT_S16 | MEASURED,
     "vit_s16_paper_objective": VIT_S16 | PAPER,
     "paper": AUTHORS | PAPER | {"eval.features": "mean"},  # our reading; features as the reference evaluates
     "released": AUTHORS | {"method.name": "released"},  # the authors' own code (cmd_jax/method/released.py)
     "esvit": ESVIT | {"method.name": "esvit"},
-    "dino": VIT_S16 | REFERENCE_TEACHER | {"method.name": "dino"},
+    "dino": VIT_S16 | REFERENCE | {"method.name": "dino"},
+    "continue": CONTINUE,
+    "continue_small": CONTINUE_SMALL,
     "small": TWO_CORES  # for a first look on a CPU
     | {
         "data.canvas_px": 160,
@@ -152,4 +178,4 @@ def fine_grained(source: str, preset: str) -> ConfigDict:
     Raises:
         ConfigError: the preset is unknown.
     """
-    return choose(PRESETS, preset or "vit_s16", FINE_GRAINED | {"data.source": source})
+    return choose(PRESETS, preset or "vit_s16", {"data.source": source})

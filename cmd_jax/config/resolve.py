@@ -8,9 +8,10 @@ from ml_collections import ConfigDict
 
 from cmd_jax import files
 from cmd_jax.config.keys import KEYS, METHODS, default, has_class_token, is_swin, patch_px, token_px
+from cmd_jax.config.recipe import recipe
 from cmd_jax.errors import ConfigError
 from cmd_jax.method.chunk_size import default_chunk
-from cmd_jax.models.sizes import VIT_SIZES
+from cmd_jax.models.sizes import DEFAULT_MODEL, VIT_SIZES
 
 # Open values that a run learns with and that `resolve` takes from the hardware. A run that is continued keeps its own, whatever
 # hardware it is continued on (training/resume.py).
@@ -135,13 +136,14 @@ def resolve(config: ConfigDict, train_images: int, hardware: Hardware = ONE_CPU)
     """
     config = config.copy_and_resolve_references()
     _write_as_floats(config)
-    _fill(config, "model.name", "vit_small")
+    _fill(config, "model.name", DEFAULT_MODEL)
     patch, small = patch_px(config), train_images < SMALL_DATASET
     _fill(config, "views.global_px", 224 // patch * patch)
     _fill(config, "views.local_px", max(1, round(config.views.global_px * 3 / 7 / patch)) * patch)
     if not is_swin(config):
         _fill_vit(config)
     rules: dict[str, Any] = {
+        **recipe(bool(config.init.weights), train_images, config.train.epochs),
         "model.patch_size": patch,
         "model.table_px": config.views.global_px,
         "model.window": 7,
@@ -155,7 +157,7 @@ def resolve(config: ConfigDict, train_images: int, hardware: Hardware = ONE_CPU)
         # With few prototypes and few images the teacher's distribution stays flat for long; a colder one sharpens it.
         "method.teacher_temp": 0.02 if small else 0.04,
         # Short runs: with 0.996 the teacher averages over 250 steps, a large share of all the steps there are.
-        "method.teacher_momentum": 0.99 if small else 0.996,
+        **({} if config.init.weights else {"method.teacher_momentum": 0.99 if small else 0.996}),
         "eval.crop_px": config.views.global_px,
         "eval.resize_mode": "shorter_side",
         "eval.interpolation": "bicubic",

@@ -36,6 +36,7 @@ VIT_SIZES = {
     "vit_giant": ViTSize(1536, 40, 24),
 }
 VIT = "vit"  # of any other size
+DEFAULT_MODEL = "vit_small"
 
 
 class SwinSize(NamedTuple):

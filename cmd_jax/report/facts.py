@@ -105,7 +105,9 @@ def changed(config: ConfigDict) -> list[tuple[str, str, str]]:
     ]
 
 
-def run_facts(config: ConfigDict, curves: dict[str, Curve], step: int | None) -> list[tuple[str, str]]:
+def run_facts(
+    config: ConfigDict, curves: dict[str, Curve], step: int | None, outcome: str | None = None
+) -> list[tuple[str, str]]:
     """Describes what was run, as (title, text)."""
     found = [
         ("Method", f"{config.method.name}, {config.head.prototypes:,} prototypes"),
@@ -119,6 +121,8 @@ def run_facts(config: ConfigDict, curves: dict[str, Curve], step: int | None) ->
     if step is not None:
         seen = step * config.train.batch_size
         found.append(("Teacher of step", f"{step:,}; {seen:,} images seen"))
+    if outcome:
+        found.append(("Result", outcome.removeprefix("result: ")))
     speed = [value for value in curves["images_per_s"].values if value] if "images_per_s" in curves else []
     if speed:
         done = curves["images_per_s"].steps[-1] * config.train.batch_size

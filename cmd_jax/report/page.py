@@ -8,7 +8,7 @@ from cmd_jax.config import ConfigDict
 from cmd_jax.evaluation.evaluate import Evaluation
 from cmd_jax.evaluation.splits import Splits, spread
 from cmd_jax.inference.patches import Patches
-from cmd_jax.metrics import load_metrics
+from cmd_jax.metrics import load_all_metrics, load_metrics, outcome
 from cmd_jax.models.build import Params
 from cmd_jax.models.network import Network
 from cmd_jax.report import curves as curves_lib
@@ -49,6 +49,7 @@ def run_page(evaluation: Evaluation, images: ReportImages, workdir: str, looks: 
     curves = curves_lib.read_curves(workdir)
     charts = curves_lib.charts([("", curves)])
     metrics = evaluation.metrics.merged(load_metrics(workdir, evaluation.metrics.step))  # those of now may not be on disk yet
+    history = load_all_metrics(workdir) | {metrics.step: metrics}
     found = facts.numbers(metrics, load_metrics(workdir, 0) if metrics.step else None)
     feature_map, retrieval = panels.feature_map_panel(images), panels.retrieval(images)
     present = set(feature_map["points"]["class"])
@@ -60,7 +61,7 @@ def run_page(evaluation: Evaluation, images: ReportImages, workdir: str, looks: 
         labelled=bool(images.train.class_names),
         headlines=facts.headlines(found),
         numbers=found,
-        facts=facts.run_facts(stored, curves, metrics.step),
+        facts=facts.run_facts(stored, curves, metrics.step, outcome(history, metrics.step, stored.train.best_metric or "")),
         versions=facts.versions(),
         charts=charts,
         **looks,

@@ -19,6 +19,8 @@ from cmd_jax.errors import CheckpointError, ConfigError, Preempted
 from cmd_jax.evaluation import label_free
 from cmd_jax.evaluation.restore import evaluate_run
 from cmd_jax.evaluation.splits import open_splits
+from cmd_jax.inference.load import read_trained
+from cmd_jax.metrics import Metrics, Number, load_all_metrics, load_metrics, outcome
 from cmd_jax.train_and_evaluate import describe_run, evaluation_of, prepare, train_and_evaluate
 from cmd_jax.training import train as loop
 from cmd_jax.training.metrics import Progress
@@ -202,14 +204,43 @@ def test_best_step_is_kept_and_evaluated(config, photo_folder, tmp_path):
     train_and_evaluate(config, str(tmp_path))
     values = {line["step"]: line["eval_rank1"] for line in runs.lines(tmp_path) if "eval_rank1" in line}
     assert list(values) == [0, 2, 4, 6]
-    del values[0]  # of the start, which is not saved
-    best = max(values, key=values.get)
-    assert values[evaluate_run(str(tmp_path), None, best=True).metrics.step] == values[best]
-    assert len(runs.steps(tmp_path)) <= 2
-    assert runs.steps(tmp_path)[-1] == STEPS
+    best = max(values, key=values.get)  # of equal ones the first
+    assert runs.steps(tmp_path) == sorted({best, STEPS})
+    assert evaluate_run(str(tmp_path), None, best=True).metrics.step == read_trained(str(tmp_path)).step == best
+    assert set(load_metrics(str(tmp_path), best).protocols) == set(config.eval.protocols) - {"pointing"}
     config.data.folder = str(photo_folder / "train")
-    with pytest.raises(ConfigError, match=r"best_metric is 'eval_rank1', but .* has no labels.* or set it to feature_std"):
+    with pytest.raises(ConfigError, match=r"best_metric is 'eval_rank1', but .* has no labels.* or set it to eval_view_rank1"):
         train_and_evaluate(config, str(tmp_path))
+
+
+def test_continued_run_ends_no_worse_than_its_start(finished, config, photo_folder, tmp_path, capsys):
+    config.init.weights, config.optim.lr = str(finished[0]), 50.0  # far too high
+    config.train.checkpoint_every_epochs = 0.5
+    for name, folder, metric in (("labels", photo_folder, "train_rank1"), ("none", photo_folder / "train", "view_rank1")):
+        config.data.folder, workdir = str(folder), str(tmp_path / name)
+        train_and_evaluate(config, workdir)
+        assert config_lib.load(os.path.join(workdir, "config.json")).train.best_metric == f"eval_{metric}"
+        values = {step: metrics.values()[metric] for step, metrics in load_all_metrics(workdir).items()}
+        assert list(values) == [0, 2, 4, 6]
+        result = read_trained(workdir)
+        assert values[result.step] == max(values.values()) >= values[0]
+        assert f"result: {f'step {result.step}' if result.step else 'the start'}, chosen by" in capsys.readouterr().err
+        start = read_trained(workdir, step=0) if result.step == 0 else None
+        if start:
+            jax.tree.map(np.testing.assert_array_equal, start.params, read_trained(str(finished[0])).params)
+
+
+def test_outcome_says_whether_training_helped():
+    history = {
+        step: Metrics(step, "", [Number("train_rank1", "Train Rank-1", value, "")], {}, "", [], {})
+        for step, value in {0: 30.0, 50: 35.5, 100: 33.0}.items()
+    }
+    line = "result: step 50, chosen by Train Rank-1 (30.0 at the start, 35.5 at step 50, 33.0 at step 100): training helped"
+    assert outcome(history, 50, "eval_train_rank1") == line
+    worse = {0: history[50]._replace(step=0), 100: history[100]}
+    line = "result: the start, chosen by Train Rank-1 (35.5; 33.0 at step 100): training did not help"
+    assert outcome(worse, 0, "eval_train_rank1") == line
+    assert outcome(history, 50, "loss") is None
 
 
 def test_dry_run_describes_data_model_and_cost(config):
