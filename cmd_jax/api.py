@@ -22,17 +22,23 @@ def load(
     batch_size: int = 64,
     model: str | None = None,
     image_px: int | None = None,
+    resize_px: int | None = None,
+    num_heads: int | None = None,
 ) -> "Model":
     """Loads a trained network for inference.
 
     Args:
         source: the work directory of a run (a local one or gs://), a file of `cmd_jax.convert export --format=safetensors`,
-            or, with `model`, a backbone of DINO, EsViT, timm or transformers (.safetensors, hf:OWNER/NAME, .pth).
+            or a backbone of another project (DINO to DINOv3, MAE, MoCo v3, CLIP, EsViT; a .safetensors, a directory of timm,
+            transformers or OpenCLIP, hf:OWNER/NAME, or a .pth), which says itself what it is.
         step: of a run's checkpoint; None is its result: the best by `train.best_metric`, or the newest.
         features: "cls", "mean", "mil", "blocks" or several joined by "+"; None: what the run was evaluated with.
         batch_size: images that are encoded at a time.
-        model: name of the model, for weights of other projects alone, for example "vit_small".
-        image_px: side of the crop that is read, for weights of other projects alone; None is 224.
+        model: name of the model, for weights of other projects alone, for example "vit_small": an error if they are another.
+        image_px: side of the crop that is read, for weights of other projects alone; None: the side that they were made for.
+        resize_px: what images are resized to before, for weights of other projects alone; with both at S an image of S x S is
+            read as it is. None: as they were made for, in proportion to the crop.
+        num_heads: attention heads, for weights of other projects whose files do not say it.
 
     Returns:
         The network; its methods take images and return NumPy arrays.
@@ -50,7 +56,7 @@ def load(
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size!r}; it must be a whole number from 1 on, for example 64")
     with _errors_alone():
-        trained = read_trained(os.fspath(source), step, features, model, image_px)
+        trained = read_trained(os.fspath(source), step, features, model, image_px, resize_px=resize_px, num_heads=num_heads)
     return Model(trained, batch_size)
 
 

@@ -26,13 +26,20 @@ from cmd_jax.weights.transfer import follow_source, initial_weights
 
 
 def prepare(config: ConfigDict, workdir: str | None = None) -> Run:
-    """`training.run.prepare_run` with the data and the weights that the configuration names.
+    """`training.run.prepare_run` with the data and the weights that the configuration names; prints what the weights are.
 
     Raises:
         ConfigError: a value cannot work.
-        WeightsError: the files beside `init.weights` cannot be read.
+        WeightsError: `init.weights` or the files beside them cannot be read.
     """
-    return prepare_run(config, open_source, workdir, follow_source)
+
+    def follow(config: ConfigDict) -> ConfigDict:
+        config, line = follow_source(config)
+        if line:
+            processes.print_once(f"init: {line}")
+        return config
+
+    return prepare_run(config, open_source, workdir, follow)
 
 
 def describe_run(config: ConfigDict, workdir: str | None = None) -> str:

@@ -12,17 +12,15 @@ from cmd_jax import files
 from cmd_jax.config import ConfigDict, validate
 from cmd_jax.errors import ConfigError, WeightsError
 from cmd_jax.models.build import Params, init_params, make_network
-from cmd_jax.models.sizes import SWIN_SIZES
 from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.fingerprint import array_differences
 from cmd_jax.training.sharding import all_hardware
 from cmd_jax.weights.fit import check_numbers, fit
-from cmd_jax.weights.names import Arrays, detect_layout, strip_prefixes, to_ours
+from cmd_jax.weights.names import Arrays
 from cmd_jax.weights.read import follow, read_source
 from cmd_jax.weights.single import PARTS, fingerprint, is_single, read_single, settings_of
 
 MAX_CROP_PX = 4096  # of a file from elsewhere: larger crops would take all memory
-IMAGE_PX = 224
 
 
 class Trained(NamedTuple):
@@ -57,32 +55,38 @@ def read_trained(
     model: str | None = None,
     image_px: int | None = None,
     network: str = "teacher",
+    resize_px: int | None = None,
+    num_heads: int | None = None,
 ) -> Trained:
     """Reads a network.
 
     Args:
-        source: the work directory of a run; a file of `cmd_jax.convert export --format=safetensors`; or, with `model`, a
-            backbone of DINO, EsViT, timm or transformers (see `weights.read.read_source` for the files).
+        source: the work directory of a run; a file of `cmd_jax.convert export --format=safetensors`; or a backbone of another
+            project (see `weights.read.read_source` for the files), which says itself what it is.
         step: of a run's checkpoint; None is its result: the best by `train.best_metric`, or the newest.
         features: pools of a feature, "cls", "mean", "mil", "blocks" or several joined by "+"; None: as the run was evaluated,
             and of other projects' weights the class token or, of a Swin, the mean.
-        model: name of the model, for weights of other projects alone.
-        image_px: side of the evaluation crop, for weights of other projects alone; None is 224.
+        model: name of the model, for weights of other projects alone, to be compared with what they are.
+        image_px: side of the evaluation crop, for weights of other projects alone; None: theirs.
         network: "teacher" or "student", of a run.
+        resize_px: what images are resized to before the crop, for weights of other projects alone; None: theirs, in proportion
+            to the crop.
+        num_heads: attention heads, for weights of other projects that do not say it.
 
     Raises:
         ConfigError: arguments that do not fit the source, or a configuration that cannot work.
         CheckpointError: the run has no such step.
         WeightsError: the weights cannot be read, or are of another model.
     """
+    others = {"model": model, "image_px": image_px, "resize_px": resize_px, "num_heads": num_heads}
     if files.exists(os.path.join(source, "config.json")) and files.exists(os.path.join(source, "checkpoints")):
-        _refuse(source, "is a run, which knows its model", model=model, image_px=image_px)
+        _refuse(source, "is a run, which knows its model", **others)
         return _of_run(source, step, features, network)
     _refuse(source, "is no work directory of a run", step=step)
     if source.endswith(".safetensors") and os.path.isfile(source) and is_single(source):
-        _refuse(source, "knows its model", model=model, image_px=image_px)
+        _refuse(source, "knows its model", **others)
         return _of_file(source, features)
-    return _of_others(source, features, model, image_px or IMAGE_PX, network)
+    return _of_others(source, features, network, **others)
 
 
 def _refuse(source: str, why: str, **given: Any) -> None:
@@ -142,42 +146,35 @@ def _fitted(arrays: Arrays, config: ConfigDict, step: int, network: str, source:
     return Trained(config, unflatten_dict(arrays, sep="/"), step, network, source, _fingerprint(arrays, config))
 
 
-def _of_others(source: str, features: str | None, model: str | None, image_px: int, network: str) -> Trained:
-    arrays, facts = read_source(source, network)
-    if model is None:
-        raise ConfigError(f"{source} is of another project and does not say its model; name it, for example model=vit_small")
+def _of_others(
+    source: str,
+    features: str | None,
+    network: str,
+    model: str | None,
+    image_px: int | None,
+    resize_px: int | None,
+    num_heads: int | None,
+) -> Trained:
+    named, recognised = read_source(source, network)
     config = config_lib.default()
-    config.model.name = model
-    config.views.global_px = image_px
+    config.model.name, config.model.num_heads = model, num_heads
+    config.views.global_px, config.eval.resize_px = image_px, resize_px
+    config_lib.check_values(config)
+    config = follow(recognised, config, source, whole_crop=True)
     config.views.local_count = 0
-    config.views.local_px = image_px
-    config.method.image_pool = "mean" if model in SWIN_SIZES else "cls"
+    config.views.local_px = config.views.global_px
+    config.method.image_pool = "cls" if config_lib.has_class_token(config) else "mean"
     config.eval.features = config.method.image_pool
-    _read_shapes(config, arrays, source)
-    config = _checked(follow(facts, config, source), features)
+    config = _checked(config, features)
     _no_scorer(source, config.eval.features)
     shapes = _shapes(config)
-    fitted = fit(arrays, {name: leaf.shape for name, leaf in flatten_dict(shapes, sep="/").items()}, source, heads=False)
+    fitted = fit(named, {name: leaf.shape for name, leaf in flatten_dict(shapes, sep="/").items()}, source, heads=False)
     return Trained(config, unflatten_dict(fitted.arrays, sep="/"), None, network, source, _fingerprint(fitted.arrays, config))
 
 
 def _no_scorer(source: str, features: str) -> None:
     if "mil" in features.split("+"):
         raise ConfigError(f"features={features} need the MIL scorer, which {source} does not hold; use cls, mean or blocks")
-
-
-def _read_shapes(config: ConfigDict, arrays: Arrays, source: str) -> None:
-    """What a model's name leaves open and the arrays show: patch side, registers, window."""
-    given = strip_prefixes(arrays)
-    ours, _ = to_ours(given, detect_layout(set(given), source))
-    kernel, registers = ours.get("backbone/patch_embed/kernel"), ours.get("backbone/register_tokens")
-    if kernel is not None and kernel.ndim == 4:
-        config.model.patch_size = int(kernel.shape[0])
-    if registers is not None and registers.ndim == 3:
-        config.model.registers = int(registers.shape[1])
-    tables = [table.shape[0] for name, table in ours.items() if name.endswith("relative_position_bias_table") and table.ndim]
-    if tables:
-        config.model.window = (round(max(tables) ** 0.5) + 1) // 2
 
 
 def _fingerprint(arrays: Arrays, config: ConfigDict) -> str:

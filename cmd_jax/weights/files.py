@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -48,6 +49,16 @@ def read_safetensors(path: str) -> dict[str, np.ndarray]:
     return {name: np.asarray(array, np.float32) if array.dtype.kind in "fV" else array for name, array in arrays.items()}
 
 
+def read_safetensors_shapes(path: str) -> dict[str, tuple[int, ...]]:
+    """name -> shape of what `read_safetensors` reads; the numbers stay on the disk.
+
+    Raises:
+        WeightsError: there is no such file, or it is damaged.
+    """
+    with _readable(path), safetensors.safe_open(path, "np") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+
+
 def read_metadata(path: str) -> dict[str, str]:
     """Reads the texts beside the arrays of a file.
 
@@ -84,17 +95,30 @@ def read_pickled(path: str, network: str) -> dict[str, np.ndarray]:
         WeightsError: PyTorch is not installed, or the file holds anything else than arrays, plain containers and the
             argparse.Namespace of the references' options.
     """
+    with _of_child(path, network, "network.safetensors") as out:
+        return read_safetensors(out)
+
+
+def read_pickled_shapes(path: str, network: str) -> dict[str, tuple[int, ...]]:
+    """name -> shape of what `read_pickled` reads; arguments and errors are its."""
+    with _of_child(path, network, "shapes.json") as out, open(out, encoding="utf-8") as file:
+        return {name: tuple(shape) for name, shape in json.load(file).items()}
+
+
+@contextlib.contextmanager
+def _of_child(path: str, network: str, name: str) -> Iterator[str]:
+    """Path of what the child process wrote."""
     if importlib.util.find_spec("torch") is None:
         raise WeightsError(
             f"{path} is a pickled checkpoint, which needs PyTorch: pip install torch, or convert it to "
             ".safetensors where PyTorch is installed"
         )
     with tempfile.TemporaryDirectory() as directory:
-        out = os.path.join(directory, "network.safetensors")
+        out = os.path.join(directory, name)
         # -P: the folder of the script is not searched for modules.
         command = [sys.executable, "-P", pickled_child.__file__, path, network, out]
         child = subprocess.run(command, capture_output=True, text=True, check=False)
         if child.returncode:
             lines = [line for line in child.stderr.splitlines() if line.strip()] or [f"exit code {child.returncode}"]
             raise WeightsError(f"{path} was not read: {lines[-1]}")
-        return read_safetensors(out)
+        yield out

@@ -1,28 +1,19 @@
-"""Fits the arrays of a checkpoint to a model: finds the layout, resamples tables, and lists all differences in one error."""
+"""Fits the arrays of a checkpoint to a model: resamples windows, and lists all differences in one error."""
 
 import difflib
 import math
-import re
 from typing import NamedTuple
 
 import numpy as np
 
 from cmd_jax.errors import WeightsError
-from cmd_jax.models.vit import bicubic_matrix, resample_positions
-from cmd_jax.weights.names import HEADS, OURS, Arrays, Layout, detect_layout, is_square, strip_prefixes, to_ours, to_theirs
+from cmd_jax.models.vit import bicubic_matrix
+from cmd_jax.weights.layouts import HEADS, OURS, Layout
+from cmd_jax.weights.names import Arrays, Named, is_square, stand_ins, to_ours, to_theirs
 
 Shapes = dict[str, tuple[int, ...]]
-# What other projects put on a backbone or use for other losses: named in a note, never an error.
-_IGNORED = re.compile(
-    r"(head\.(weight|bias|fc\..*)|(fc|classifier|pooler|decoder(_\w+)?)\..*|decoder_pos_embed|(embeddings\.)?mask_token)"
-)
-# What newer networks have and the models here do not: name of an array -> what it is.
-_UNSUPPORTED = {
-    r".*(ls[12]\.gamma|layer_scale[12]\.lambda1|gamma_[12])": "LayerScale",
-    r".*(rope_embed|rope_embeddings)\..*": "rotary positions",
-    r".*mlp\.(w12|w3|weights_in|gate_proj)\.weight": "gated MLPs",
-}
 SHOWN = 3  # differences of a kind in a message
+LISTED = 6  # names of ignored arrays in a note
 _RELATIVE = "relative_position_bias_table"
 
 
@@ -38,26 +29,25 @@ class Fitted(NamedTuple):
     notes: tuple[str, ...]
 
 
-def fit(arrays: Arrays, model: Shapes, source: str, heads: bool) -> Fitted:
-    """Renames and resamples the arrays of a checkpoint, and checks them against a model.
+def fit(named: Named, model: Shapes, source: str, heads: bool) -> Fitted:
+    """Renames the arrays of a checkpoint, and checks them against a model. Relative positions of a Swin's other window are
+    resampled; a ViT's table of positions has the model's size.
 
     Args:
-        arrays: of a checkpoint, under its own names.
+        named: the arrays, and what their names are.
         model: our name -> shape of every parameter of the network.
         source: where the arrays are from, for messages.
         heads: take the projection heads (and of our own runs the MIL scorer) too, not the backbone alone.
 
     Raises:
-        WeightsError: no layout fits, or arrays are missing, left over or of other shapes; all are listed.
+        WeightsError: arrays are missing, left over or of other shapes; all are listed.
     """
-    given = strip_prefixes(arrays)
-    _check_supported(given, source)
-    layout = detect_layout(set(given), source)
-    kind = "vit" if "backbone/cls_token" in model else "swin"
+    layout = named.layout
+    kind = "swin" if "backbone/patch_norm/scale" in model else "vit"
     if layout is not OURS and layout.backbone != kind:
         raise WeightsError(f"{source} holds a {layout.title}, but model.name is a {kind}; set model.name to one of its kind")
     notes: list[str] = []
-    used = _without_ignored(given, heads, notes)
+    used = _without_heads(named, heads, notes)
     check_numbers(used, source)
     ours, unknown = to_ours(used, layout)
     if not heads:
@@ -102,31 +92,19 @@ def check_numbers(arrays: Arrays, source: str) -> None:
         )
 
 
-def _check_supported(given: Arrays, source: str) -> None:
-    found = {
-        what: name for pattern, what in _UNSUPPORTED.items() for name in reversed(tuple(given)) if re.fullmatch(pattern, name)
-    }
-    if found:
-        listed = " and ".join(f"{what} ({name})" for what, name in found.items())
-        raise WeightsError(
-            f"{source} has {listed}, as DINOv2 and DINOv3 do, which is not supported yet; use weights of DINO, EsViT, MAE, or "
-            "a plain ViT or Swin of timm or transformers"
-        )
-
-
 def _part(name: str) -> str:
     return name.partition("/")[0]
 
 
-def _without_ignored(given: Arrays, heads: bool, notes: list[str]) -> Arrays:
-    ignored = [name for name in given if _IGNORED.fullmatch(name)]
-    projection = [name for name in given if name.partition(".")[0] in HEADS and name not in ignored]
-    if ignored:
-        notes.append(f"ignored, not a part of the networks here: {', '.join(ignored)}")
-    if projection and not heads:
-        notes.append(f"not used: {len(projection)} arrays of projection heads; init.heads=True continues with them")
-        ignored += projection
-    return {name: array for name, array in given.items() if name not in ignored}
+def _without_heads(named: Named, heads: bool, notes: list[str]) -> Arrays:
+    if named.ignored:
+        more = f" and {len(named.ignored) - LISTED} more" if len(named.ignored) > LISTED else ""
+        notes.append(f"ignored, not a part of the networks here: {', '.join(named.ignored[:LISTED])}{more}")
+    projection = [name for name in named.arrays if name.partition(".")[0] in HEADS]
+    if not projection or heads:
+        return named.arrays
+    notes.append(f"not used: {len(projection)} arrays of projection heads; init.heads=True continues with them")
+    return {name: array for name, array in named.arrays.items() if name not in projection}
 
 
 def _without_unit_gain(ours: Arrays, model: Shapes, source: str) -> Arrays:
@@ -161,19 +139,14 @@ def resample_relative_positions(table: np.ndarray, positions: int) -> np.ndarray
 
 
 def _resample(ours: Arrays, wanted: Shapes, notes: list[str]) -> Arrays:
-    """Resamples the tables that differ in their side alone; `_check` refuses other differences."""
+    """Resamples relative positions that differ in their window alone; `_check` refuses other differences."""
     fitted = dict(ours)
     windows: dict[tuple[int, int], int] = {}
     for name, table in ours.items():
         shape = wanted.get(name, table.shape)
         if table.shape == shape or table.ndim != len(shape) or table.shape[-1] != shape[-1]:
             continue
-        if name == "backbone/pos_embed" and is_square(table.shape[1] - 1) and is_square(shape[1] - 1):
-            side, other = (math.isqrt(count - 1) for count in (table.shape[1], shape[1]))
-            patches = np.asarray(resample_positions(table[0, 1:], (other, other), "dino"))
-            fitted[name] = np.concatenate([table[0, :1], patches])[None]
-            notes.append(f"position table resampled from {side} x {side} to {other} x {other} patches (bicubic, DINO's rule)")
-        elif name.endswith(_RELATIVE) and is_square(table.shape[0]) and is_square(shape[0]):
+        if name.endswith(_RELATIVE) and is_square(table.shape[0]) and is_square(shape[0]):
             fitted[name] = resample_relative_positions(table, shape[0])
             sides = tuple((math.isqrt(count) + 1) // 2 for count in (table.shape[0], shape[0]))
             windows[sides] = windows.get(sides, 0) + 1
@@ -186,8 +159,7 @@ def _check(ours: Arrays, wanted: Shapes, layout: Layout, unknown: list[str], sou
     """Compares names and shapes under the file's own names, which its owner knows."""
     theirs, more = to_theirs(ours, layout)
     given = {name: array.shape for name, array in theirs.items()}
-    # A scalar stretched to the shape: names and layouts without memory.
-    empty, unplaced = to_theirs({name: np.broadcast_to(np.float32(0), shape) for name, shape in wanted.items()}, layout)
+    empty, unplaced = to_theirs(stand_ins(wanted), layout)
     expected = {name: array.shape for name, array in empty.items()} | {name: wanted[name] for name in unplaced}
     missing = sorted(expected.keys() - given.keys())
     extra = unknown + more + sorted(given.keys() - expected.keys())

@@ -1,10 +1,12 @@
 """The child process of `files.read_pickled`: python -P pickled_child.py CHECKPOINT NETWORK OUT.
 
-Loads CHECKPOINT with PyTorch's restricted unpickler and writes the arrays of NETWORK to the .safetensors file OUT. A
-checkpoint that it will not read ends with exit code 1 and the reason as the last line of the error stream.
+Loads CHECKPOINT with PyTorch's restricted unpickler and writes the arrays of NETWORK to OUT, a .safetensors file, or
+their shapes, to a .json file. A checkpoint that it will not read ends with exit code 1 and the reason as the last line of the
+error stream.
 """
 
 import argparse
+import json
 import pickle
 import re
 import sys
@@ -67,11 +69,14 @@ def main(path: str, network: str, out: str) -> None:
         state = select(load(path), network)
     except ValueError as error:
         sys.exit(str(error))
-    # Copies: names that share storage are refused by the format.
-    arrays = {name: value.detach().clone().contiguous() for name, value in state.items() if isinstance(value, torch.Tensor)}
+    arrays = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
     if not arrays:
         sys.exit(f"it holds no arrays, but {', '.join(map(str, state)) or 'nothing'}")
-    save_file(arrays, out)
+    if out.endswith(".json"):
+        with open(out, "w", encoding="utf-8") as file:
+            json.dump({name: list(value.shape) for name, value in arrays.items()}, file)
+    else:  # copies: names that share storage are refused by the format
+        save_file({name: value.detach().clone().contiguous() for name, value in arrays.items()}, out)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import numpy as np
 
 from cmd_jax import __version__
 from cmd_jax.errors import WeightsError
+from cmd_jax.models.sizes import VIT_SIZES
 from cmd_jax.weights.files import read_metadata, read_safetensors, write_safetensors
 from cmd_jax.weights.names import Arrays
 
@@ -34,8 +35,6 @@ SETTINGS = (
     "eval.crop_px",
     "eval.last_blocks",
 )
-# Settings that older files lack, with the values that they had then: part of the fingerprint where they differ.
-LATER_SETTINGS = {"model.num_heads": None, "model.layer_norm_eps": 1e-6}
 
 
 class Single(NamedTuple):
@@ -125,7 +124,25 @@ def read_single(path: str) -> Single:
 
 
 def settings_of(config: dict[str, Any]) -> dict[str, Any]:
-    """Takes the values of SETTINGS, and of LATER_SETTINGS that are not the old ones, from a configuration by section."""
+    """Takes the values of SETTINGS from a configuration by section, and of later keys those that are not what they were before
+    there were such keys: the fingerprint of an older file stays."""
     settings = {key: config[key.split(".")[0]][key.split(".")[1]] for key in SETTINGS}
-    later = {key: config[key.split(".")[0]].get(key.split(".")[1], default) for key, default in LATER_SETTINGS.items()}
-    return settings | {key: value for key, value in later.items() if value != LATER_SETTINGS[key]}
+    model, evaluation = config["model"], config["eval"]
+    size = VIT_SIZES.get(model["name"])
+    before = {
+        # Once left open for the heads of the size; since there is a table_px, written down.
+        "model.num_heads": size.heads if size and "table_px" in model else None,
+        "model.layer_norm_eps": 1e-6,
+        "model.table_px": config["views"]["global_px"],
+        "model.class_token": True,
+        "model.positions": "class_patches",
+        "model.resample_rule": "dino",
+        "model.rope_base": 100.0,
+        "model.activation": "gelu",
+        "model.qkv_bias": "qkv",
+        "eval.resize_mode": "shorter_side",
+        "eval.interpolation": "bicubic",
+    }
+    values = {"model": model, "eval": evaluation}
+    later = {key: values[key.split(".")[0]].get(key.split(".")[1]) for key in before}
+    return settings | {key: value for key, value in later.items() if value is not None and value != before[key]}

@@ -7,7 +7,7 @@ from flax.traverse_util import flatten_dict
 
 from cmd_jax import config as config_lib
 from cmd_jax import files
-from cmd_jax.config import ConfigDict, validate
+from cmd_jax.config import BY_WEIGHTS, ConfigDict, validate
 from cmd_jax.errors import CheckpointError
 from cmd_jax.models.build import Params, init_params, make_network
 from cmd_jax.models.network import Network
@@ -16,7 +16,10 @@ from cmd_jax.training.lock import hold
 from cmd_jax.training.run import replace_arrays
 from cmd_jax.training.sharding import all_hardware
 from cmd_jax.weights.fit import Fitted, fit
-from cmd_jax.weights.read import Facts, follow, read_source, read_source_facts
+from cmd_jax.weights.layouts import OURS
+from cmd_jax.weights.names import Named
+from cmd_jax.weights.read import follow, read_source, recognise_source
+from cmd_jax.weights.recognise import Recognised
 
 
 def initial_weights(config: ConfigDict, network: Network) -> Fitted:
@@ -34,35 +37,44 @@ def initial_weights(config: ConfigDict, network: Network) -> Fitted:
         CheckpointError: it is a work directory without checkpoints.
     """
     source = config.init.weights
-    if files.exists(os.path.join(source, "checkpoints")):
-        arrays = flatten_dict(_read_run(source, None, config.init.network)[1], sep="/")
+    if _is_run(source):
+        named = Named(flatten_dict(_read_run(source, None, config.init.network)[1], sep="/"), OURS)
     else:
-        arrays = read_source(source, config.init.network).arrays
+        named = read_source(source, config.init.network).named
     shapes = jax.eval_shape(lambda: init_params(config, network))
-    return fit(arrays, {name: leaf.shape for name, leaf in flatten_dict(shapes, sep="/").items()}, source, config.init.heads)
+    return fit(named, {name: leaf.shape for name, leaf in flatten_dict(shapes, sep="/").items()}, source, config.init.heads)
 
 
-def follow_source(config: ConfigDict) -> ConfigDict:
-    """Fills the open keys of a configuration from the files beside `init.weights`.
+def follow_source(config: ConfigDict, whole_crop: bool = False) -> tuple[ConfigDict, str]:
+    """Fills the open keys of a configuration with what `init.weights` are.
 
     Args:
         config: as given, not resolved.
+        whole_crop: see `read.follow`.
+
+    Returns:
+        (a copy with these keys, one line that says what the weights are; empty without them).
 
     Raises:
-        WeightsError: there is nothing there, or the files ask for what the models here cannot do.
-        ConfigError: a key contradicts the files.
+        WeightsError: there is nothing there, or it is nothing that the models here can do.
+        ConfigError: a key contradicts the weights.
     """
     source = config.init.weights
     if not source:
-        return config
-    if not files.exists(os.path.join(source, "checkpoints")):
-        return follow(read_source_facts(source), config, source)
-    path = os.path.join(source, "config.json")
-    if not files.exists(path):
-        return config
-    of_run = config_lib.load(path)
-    facts = Facts(of_run.model.num_heads, of_run.model.layer_norm_eps, of_run.data.normalization)
-    return follow(facts, config, source)
+        return config, ""
+    recognised = _of_run(source) if _is_run(source) else recognise_source(source, config.init.network)
+    return follow(recognised, config, source, whole_crop), f"{source} is {recognised.line}"
+
+
+def _is_run(source: str) -> bool:
+    return files.exists(os.path.join(source, "checkpoints"))
+
+
+def _of_run(workdir: str) -> Recognised:
+    config = config_lib.resolve(config_lib.load(os.path.join(workdir, "config.json")), train_images=0)
+    values = config_lib.flatten(config)
+    keys = {key: values[key] for key in (*BY_WEIGHTS, "eval.crop_px") if key != "views.global_px" and values[key] is not None}
+    return Recognised(keys, f"a run of {config.model.name}/{config.model.patch_size}, features at {config.eval.crop_px} px")
 
 
 def _read_run(workdir: str, step: int | None, network: str) -> tuple[int, Params]:
@@ -83,7 +95,7 @@ def import_run(config: ConfigDict, workdir: str) -> list[str]:
         workdir: a new directory.
 
     Returns:
-        What was taken, resampled and left out; a sentence each.
+        What it is, what was taken, resampled and left out; a sentence each.
 
     Raises:
         ConfigError: a value cannot work, or another process trains in the directory.
@@ -91,7 +103,8 @@ def import_run(config: ConfigDict, workdir: str) -> list[str]:
         WeightsError: the checkpoint cannot be read or does not fit.
     """
     validate(config)
-    config = config_lib.resolve(follow_source(config_lib.absolute_paths(config)), train_images=0)
+    config, line = follow_source(config_lib.absolute_paths(config), whole_crop=True)
+    config = config_lib.resolve(config, train_images=0)
     validate(config)
     if files.exists(os.path.join(workdir, "checkpoints")):
         raise CheckpointError(f"{workdir} is the directory of a run; choose another --workdir")
@@ -103,4 +116,4 @@ def import_run(config: ConfigDict, workdir: str) -> list[str]:
         checkpoints.save_teacher(teacher, config)
         checkpoints.close()
         config_lib.save(config, os.path.join(workdir, "config.json"))
-    return list(weights.notes)
+    return [line, *weights.notes]
