@@ -48,11 +48,15 @@ def _write_hugging_face(path: str, trained: Trained) -> None:
     write_hugging_face(path, _backbone(trained), make_backbone(trained.config), preprocessor_config(trained.config))
 
 
+def _write_timm(path: str, trained: Trained) -> None:
+    write_timm(path, _backbone(trained), make_backbone(trained.config), trained.config)
+
+
 FORMATS = {
     "safetensors": Format(".safetensors", _write_single),
     "stablehlo": Format(".stablehlo", write_stablehlo),
     "onnx": Format(".onnx", write_onnx),
-    "timm": Format(".safetensors", lambda path, trained: write_timm(path, _backbone(trained), make_backbone(trained.config))),
+    "timm": Format(".safetensors", _write_timm),
     "hf": Format("", _write_hugging_face),
 }
 BACKBONE_ALONE = ("timm", "hf")

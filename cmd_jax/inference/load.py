@@ -114,9 +114,13 @@ def _of_file(source: str, features: str | None) -> Trained:
         raise WeightsError(f"{source}: {error}") from error
     except Exception as error:  # ml_collections raises many types on a section that is none
         raise WeightsError(f"{source} has a configuration that is none ({type(error).__name__}); export it again") from error
+    _check_crop(config, source)
+    return _fitted(single.arrays, config, single.step, single.network, source)
+
+
+def _check_crop(config: ConfigDict, source: str) -> None:
     if config.eval.crop_px > MAX_CROP_PX or config.eval.resize_px > 2 * MAX_CROP_PX:
         raise WeightsError(f"{source} asks for crops of {config.eval.crop_px} px; at most {MAX_CROP_PX} are read from a file")
-    return _fitted(single.arrays, config, single.step, single.network, source)
 
 
 def _checked(config: ConfigDict, features: str | None) -> ConfigDict:
@@ -166,6 +170,7 @@ def _of_others(
     config.method.image_pool = "cls" if config_lib.has_class_token(config) else "mean"
     config.eval.features = config.method.image_pool
     config = _checked(config, features)
+    _check_crop(config, source)
     _no_scorer(source, config.eval.features)
     shapes = _shapes(config)
     fitted = fit(named, {name: leaf.shape for name, leaf in flatten_dict(shapes, sep="/").items()}, source, heads=False)

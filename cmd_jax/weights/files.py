@@ -17,7 +17,7 @@ from cmd_jax import files
 from cmd_jax.errors import WeightsError
 from cmd_jax.weights import pickled_child
 
-# Both timm and transformers ask for it: the layouts (out, in) and OIHW are those of PyTorch.
+# transformers asks for it: the layouts (out, in) and OIHW are those of PyTorch.
 PYTORCH_METADATA = {"format": "pt"}
 
 

@@ -82,7 +82,9 @@ def identify(arrays: Arrays, network: str, source: str) -> Named:
         kept[short] = array
     unused = [name for name in kept if _IGNORED.fullmatch(name)]
     kept = {name: array for name, array in kept.items() if name not in unused}
-    return Named(kept, _detect(kept, source), (*unused, *ignored), {name: array.shape for name, array in arrays.items()})
+    return Named(
+        kept, _detect(kept, set(arrays), source), (*unused, *ignored), {name: array.shape for name, array in arrays.items()}
+    )
 
 
 def _one_network(arrays: Arrays, network: str) -> tuple[Arrays, list[str]]:
@@ -109,7 +111,7 @@ def _without_prefixes(name: str) -> str:
     return name
 
 
-def _detect(arrays: Arrays, source: str) -> Layout:
+def _detect(arrays: Arrays, all_names: set[str], source: str) -> Layout:
     names = {name for name in arrays if not name.startswith(tuple(f"{head}." for head in HEADS))}
     known = {
         key: sum(any(_name_in_ours(name, rules) for rules in (layout.rules, layout.gated)) for name in names)
@@ -117,8 +119,8 @@ def _detect(arrays: Arrays, source: str) -> Layout:
     }
     most = max(known.values())
     best = [key for key, count in known.items() if count == most]
-    if not names or most < len(names) / 2:
-        shown = ", ".join(sorted(names)[:5]) or "there are none"
+    if 2 * most <= len(names):
+        shown = ", ".join(sorted(all_names)[:5]) or "there are none"
         raise WeightsError(
             f"{source}: the names of the arrays ({shown}) fit no known layout; known are ViT and Swin of DINO, DINOv2, DINOv3, "
             "MAE, MoCo v3, EsViT, timm, transformers (ViT, DINOv2, DINOv3, CLIP, SigLIP, Swin) and OpenCLIP"

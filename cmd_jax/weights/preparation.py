@@ -9,7 +9,7 @@ from cmd_jax.normalization import statistics_of, text_of
 CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5,) * 3, (0.5,) * 3
 USUAL_PX = 224  # crop of a network whose files name none
-_FILTERS = {0: "bicubic", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers; nearest is never meant
+FILTERS = {0: "bicubic", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers; nearest is never meant
 
 
 class Beside(NamedTuple):
@@ -71,7 +71,7 @@ def _of_transformers(preprocessor: dict[str, Any]) -> dict[str, Any]:
         usual = 3 if by_shorter or re.match("DeiT|Siglip", kind) else 2
         found["eval.resize_px"] = side
         found["eval.resize_mode"] = "shorter_side" if by_shorter else "squash"
-        found["eval.interpolation"] = _FILTERS.get(preprocessor.get("resample", usual), "bicubic")
+        found["eval.interpolation"] = FILTERS.get(preprocessor.get("resample", usual), "bicubic")
     crop = side_px(preprocessor.get("crop_size")) if cropped else side
     if crop:
         found["eval.crop_px"] = crop
@@ -101,7 +101,7 @@ def _of_timm(pretrained: dict[str, Any]) -> dict[str, Any]:
         found["eval.crop_px"] = crop
         found["eval.resize_px"] = math.floor(crop / float(pretrained.get("crop_pct") or 0.875))
     if "interpolation" in pretrained:
-        known = pretrained["interpolation"] in _FILTERS.values()
+        known = pretrained["interpolation"] in FILTERS.values()
         found["eval.interpolation"] = pretrained["interpolation"] if known else "bicubic"
     if "crop_mode" in pretrained:
         found["eval.resize_mode"] = "squash" if pretrained["crop_mode"] == "squash" else "shorter_side"

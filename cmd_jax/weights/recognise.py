@@ -30,6 +30,7 @@ _ARCHITECTURES = {
     r"vit_giant_patch14_clip": 16,
     r"vit_gigantic_": 16,
 }
+_BLOCK = re.compile(r"(?:^|\.)(?:blocks|layer|layers|resblocks)\.(\d+)\.")
 
 
 class Recognised(NamedTuple):
@@ -70,7 +71,7 @@ def _vit(named: Named, beside: Beside, source: str) -> tuple[dict[str, Any], str
     class_token, gated = "cls_token" in sample, "blocks_0/mlp/gate/kernel" in sample
     registers = sample["register_tokens"].shape[1] if "register_tokens" in sample else 0
     family, words = _family(named, sample, beside, registers)
-    positions, table_px = _positions(sample, patch, class_token, registers, source)
+    positions, table_px = ("rotary", None) if family == "DINOv3" else _positions(sample, patch, class_token, registers, source)
     named_size = next((name for name, size in VIT_SIZES.items() if (size.width, size.depth) == (width, depth)), None)
     heads = _heads(named, model, beside, family, width, named_size)
     keys = {
@@ -100,7 +101,7 @@ def _vit(named: Named, beside: Beside, source: str) -> tuple[dict[str, Any], str
     parts += ["LayerScale"] if keys["model.layer_scale"] else []
     parts += ["gated MLPs"] if gated else []
     parts += ["no class token"] if not class_token else []
-    parts += [f"table of {table_px} px" if table_px else "rotary positions"]
+    parts += ["rotary positions" if positions == "rotary" else f"table of {table_px} px"]
     return keys, ", ".join(parts)
 
 
@@ -121,9 +122,6 @@ def _first_block(named: Named, source: str) -> tuple[Arrays, int]:
     return sample, 1 + max(blocks)
 
 
-_BLOCK = re.compile(r"(?:^|\.)(?:blocks|layer|layers|resblocks)\.(\d+)\.")
-
-
 def _model_config(beside: Beside) -> dict[str, Any]:
     """The part of the files that describes the backbone: of a CLIP its image tower, of timm also what it adds to the named
     architecture."""
@@ -136,9 +134,15 @@ def _model_config(beside: Beside) -> dict[str, Any]:
 def _family(named: Named, sample: Arrays, beside: Beside, registers: int) -> tuple[str, str]:
     """(short name of the family, the same in words with the project whose names the file has)."""
     layout, config = named.layout, beside.config
-    of_timm = layout in (LAYOUTS["timm"], LAYOUTS["timm_eva"]) or "pretrained_cfg" in config or "architecture" in config
-    project = "OpenCLIP" if layout is LAYOUTS["open_clip"] else "transformers" if layout.title.startswith("Hugging") else ""
-    project = project or ("timm" if of_timm else "official names")
+    architecture = config.get("architecture")
+    if layout is LAYOUTS["open_clip"]:
+        project = "OpenCLIP"
+    elif layout.title.startswith("Hugging Face"):
+        project = "transformers"
+    elif isinstance(architecture, str):
+        project = f"timm {architecture}"
+    else:
+        project = "timm" if layout in (LAYOUTS["timm"], LAYOUTS["timm_eva"]) else ""
     rotary = layout in (LAYOUTS["dinov3"], LAYOUTS["timm_eva"], LAYOUTS["hf_dinov3"])
     if rotary:
         family = "DINOv3"
@@ -146,24 +150,23 @@ def _family(named: Named, sample: Arrays, beside: Beside, registers: int) -> tup
         family = "MoCo v3"
     elif "norm_pre/scale" in sample:
         family = "CLIP"
-    elif layout is LAYOUTS["hf_clip"] or "siglip" in str(config.get("architecture", "")):
+    elif layout is LAYOUTS["hf_clip"] or "siglip" in str(architecture):
         family = "SigLIP"
-    elif layout is LAYOUTS["hf_dinov2"] or ("blocks_0/ls1" in sample and "deit3" not in str(config.get("architecture", ""))):
+    elif layout is LAYOUTS["hf_dinov2"] or ("blocks_0/ls1" in sample and "deit3" not in str(architecture)):
         family = "DINOv2"
     elif config.get("model_type") == "vit_mae" or any("decoder" in name for name in named.seen):
         family = "MAE"
     else:
         family = "ViT"
     words = f"{family} with {registers} registers" if registers else family
-    architecture = config.get("architecture")
-    return family, f"{words} ({project}{f' {architecture}' if isinstance(architecture, str) else ''})"
+    return family, f"{words} ({project})" if project else words
 
 
 def _positions(sample: Arrays, patch: int, class_token: bool, registers: int, source: str) -> tuple[str, int | None]:
     """(model.positions, model.table_px) of the table's rows."""
     table = sample.get("pos_embed")
     if table is None:
-        return "rotary", None
+        return "class_patches", None  # missing: said with all else that is
     rows, special = table.shape[1], int(class_token)
     kinds = {"class_patches": special, "patches": 0, "all": special + registers}
     for positions, before in kinds.items():

@@ -13,6 +13,9 @@ from hypothesis import strategies as st
 from cmd_jax.errors import WeightsError
 from cmd_jax.weights.files import read_safetensors, write_safetensors
 from cmd_jax.weights.fit import fit
+from cmd_jax.weights.names import identify
+from cmd_jax.weights.preparation import Beside
+from cmd_jax.weights.recognise import recognise
 from tests.fuzz.mutations import cases, changes, mutate, report
 from tests.weights.checkpoints import dino_vit
 
@@ -57,7 +60,9 @@ def test_damaged_weights(record_property, tmp_path):
         if same_shapes:
             assert {name: array.shape for name, array in found.items()} == {"a": (2, 3), "b": (4,), "c": (3,)}
         with contextlib.suppress(WeightsError):
-            fit(found, _model(), "file", heads=False)
+            named = identify(found, "teacher", "file")
+            recognise(named, Beside(), "file")
+            fit(named, _model(), "file", heads=False)
 
     @cases(CASES)
     @given(changes)

@@ -213,19 +213,36 @@ def test_files_that_ask_for_too_much(exported, tmp_path):
 def test_a_backbone_of_another_project(finished, pictures, encoded, tmp_path):
     path = tmp_path / "timm.safetensors"
     export_run(str(finished[0]), None, "teacher", "timm", str(path))
-    with pytest.raises(ConfigError, match="does not say its model; name it, for example model=vit_small"):
-        cmd_jax.load(path)
-    other = cmd_jax.load(path, model="vit_micro", image_px=16)
+    other = cmd_jax.load(path)
     np.testing.assert_allclose(other.embed(pictures[0]), _unit(np.asarray(encoded.backbone["cls_token"])), atol=2e-6)
-    assert (other.config.model.patch_size, other.step, other.grid) == (8, None, (2, 2))
+    assert (other.config.model.name, other.config.model.patch_size, other.step, other.grid) == ("vit_micro", 8, None, (2, 2))
+    assert (other.config.eval.crop_px, other.config.eval.resize_px) == (16, 18)
     with pytest.raises(ConfigError, match="without a MIL scorer; load a run or an export of one"):
         other.mil_weights(pictures[0])
     with pytest.raises(ConfigError, match="features=mil need the MIL scorer"):
-        cmd_jax.load(path, model="vit_micro", image_px=16, features="mil")
-    with pytest.raises(WeightsError, match="does not fit the model"):
-        cmd_jax.load(path, model="vit_tiny", image_px=16)
+        cmd_jax.load(path, features="mil")
+    with pytest.raises(ConfigError, match=r"model\.name is 'vit_tiny', but .*timm\.safetensors says 'vit_micro'"):
+        cmd_jax.load(path, model="vit_tiny")
     with pytest.raises(ConfigError, match=r"model\.name is 'resnet50'; it must be one of"):
         cmd_jax.load(path, model="resnet50")
+
+
+def test_sizes_of_another_project_can_be_asked_for(finished, pictures, tmp_path):
+    path = str(tmp_path / "timm.safetensors")
+    export_run(str(finished[0]), None, "teacher", "timm", path)
+    whole = cmd_jax.load(path, image_px=24, resize_px=24)
+    square = pictures[1][0][:24, :24]
+    np.testing.assert_array_equal(whole.crop(square), square)
+    assert (whole.grid, cmd_jax.load(path, image_px=32).config.eval.resize_px) == ((3, 3), 36)  # in proportion
+    with pytest.raises(ConfigError, match=r"eval\.crop_px is 20|views\.global_px is 20; it must be a multiple of model\.patch"):
+        cmd_jax.load(path, image_px=20)
+    arrays = read_safetensors(path)
+    arrays |= {name.replace("blocks.1.", "blocks.2."): array for name, array in arrays.items()}  # of no known depth
+    write_safetensors(str(tmp_path / "deep.safetensors"), arrays)
+    with pytest.raises(ConfigError, match=r"set model\.num_heads \(in Python num_heads\), for example 1"):
+        cmd_jax.load(tmp_path / "deep.safetensors")
+    deep = cmd_jax.load(tmp_path / "deep.safetensors", num_heads=3)
+    assert (deep.config.model.name, deep.config.model.depth, deep.attention(square).shape[1]) == ("vit", 3, 3)
 
 
 def test_unlearned_scorer_and_several_pools(pictures, photo_folder, tmp_path):

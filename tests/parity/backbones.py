@@ -12,7 +12,8 @@ from cmd_jax.models.network import Network
 from cmd_jax.models.swin import Swin, block_windows, relative_position_bias
 from cmd_jax.models.vit import ViT
 from cmd_jax.training.step import encode_views
-from cmd_jax.weights.names import LAYOUTS, to_ours
+from cmd_jax.weights.layouts import LAYOUTS
+from cmd_jax.weights.names import to_ours
 from tests.parity.fixture import EXACT, FORWARD, GRADIENT, Fixture
 
 

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from cmd_jax.weights.names import identify
+
 WIDTH, GRID = 8, 4  # of the ViT; patches of 8 px
 EMBED, HEADS = 4, (1, 2, 2, 4)  # of the Swin: width of the first stage, one block in each stage but two in the third
 DEPTHS, WINDOW = (1, 1, 2, 1), 2
@@ -43,6 +45,163 @@ def dino_vit(depth=2, grid=GRID):
     for index in range(depth):
         shapes |= _block(f"blocks.{index}", WIDTH)
     return _random(shapes)
+
+
+VIT_BLOCK = {  # DINO's names below a block -> shapes
+    **_norm("norm1", WIDTH),
+    **_linear("attn.qkv", WIDTH, 3 * WIDTH),
+    **_linear("attn.proj", WIDTH, WIDTH),
+    **_norm("norm2", WIDTH),
+    **_linear("mlp.fc1", WIDTH, 4 * WIDTH),
+    **_linear("mlp.fc2", 4 * WIDTH, WIDTH),
+}
+REGISTERS, HIDDEN = 2, 12  # of the families below; units of gated MLPs
+_EMBED = {"weight": (WIDTH, 3, 8, 8), "bias": (WIDTH,)}
+
+
+def _qkv(names, biases=True):
+    return {name: shape for part in names for name, shape in _linear(part, WIDTH, WIDTH, biases).items()}
+
+
+def _family(prefix, others, block, depth=2):
+    return _random(others | {f"{prefix.format(index)}{name}": shape for index in range(depth) for name, shape in block.items()})
+
+
+def _without(block, *parts):
+    return {name: shape for name, shape in block.items() if not name.startswith(parts)}
+
+
+def _top(token="cls_token", table=None, embed="patch_embed.proj", norm="norm", registers=None):
+    shapes = {token: (1, 1, WIDTH), f"{embed}.weight": _EMBED["weight"], f"{embed}.bias": _EMBED["bias"], **_norm(norm, WIDTH)}
+    shapes |= {table: (1, 1 + GRID * GRID, WIDTH)} if table else {}
+    return shapes | ({registers: (1, REGISTERS, WIDTH)} if registers else {})
+
+
+def dinov2(gated=False, registers=True):
+    """As facebookresearch/dinov2 stores it."""
+    block = VIT_BLOCK | {"ls1.gamma": (WIDTH,), "ls2.gamma": (WIDTH,)}
+    if gated:
+        w12, w3 = _linear("mlp.w12", WIDTH, 2 * HIDDEN), _linear("mlp.w3", HIDDEN, WIDTH)
+        block = _without(block, "mlp.") | w12 | w3
+    return _family("blocks.{}.", _top(table="pos_embed", registers="register_tokens" if registers else None), block)
+
+
+def dinov3(gated=False):
+    """As facebookresearch/dinov3 stores it, buffers included."""
+    block = VIT_BLOCK | {"ls1.gamma": (WIDTH,), "ls2.gamma": (WIDTH,), "attn.qkv.bias_mask": (3 * WIDTH,)}
+    if gated:
+        block = _without(block, "mlp.") | _linear("mlp.w1", WIDTH, HIDDEN) | _linear("mlp.w2", WIDTH, HIDDEN)
+        block |= _linear("mlp.w3", HIDDEN, WIDTH)
+    return _family("blocks.{}.", _top(registers="storage_tokens") | {"rope_embed.periods": (1,)}, block)
+
+
+def timm_vit(packed=False):
+    """timm's VisionTransformer with registers and LayerScale; `packed`: the gated MLPs of DINOv2's giant."""
+    block = VIT_BLOCK | {"ls1.gamma": (WIDTH,), "ls2.gamma": (WIDTH,)}
+    if packed:
+        block = _without(block, "mlp.") | _linear("mlp.fc1", WIDTH, 2 * HIDDEN) | _linear("mlp.fc2", HIDDEN, WIDTH)
+    return _family("blocks.{}.", _top(table="pos_embed", registers=None if packed else "reg_token"), block)
+
+
+def timm_eva(gated=False, biases=True):
+    """timm's Eva as DINOv3 uses it."""
+    block = _without(VIT_BLOCK, "attn.qkv.bias") | {"gamma_1": (WIDTH,), "gamma_2": (WIDTH,)}
+    if biases:
+        block |= {"attn.q_bias": (WIDTH,), "attn.v_bias": (WIDTH,)}
+    if gated:
+        block = _without(block, "mlp.fc1") | _linear("mlp.fc1_g", WIDTH, 4 * WIDTH) | _linear("mlp.fc1_x", WIDTH, 4 * WIDTH)
+    return _family("blocks.{}.", _top(registers="reg_token"), block)
+
+
+def hf_dinov2(gated=False, registers=True):
+    """transformers' Dinov2Model or Dinov2WithRegistersModel."""
+    mlp = _linear("mlp.fc1", WIDTH, 4 * WIDTH) | _linear("mlp.fc2", 4 * WIDTH, WIDTH)
+    if gated:
+        mlp = _linear("mlp.weights_in", WIDTH, 2 * HIDDEN) | _linear("mlp.weights_out", HIDDEN, WIDTH)
+    block = {
+        **_norm("norm1", WIDTH),
+        **_qkv(f"attention.attention.{part}" for part in ("query", "key", "value")),
+        **_linear("attention.output.dense", WIDTH, WIDTH),
+        **_norm("norm2", WIDTH),
+        **mlp,
+        "layer_scale1.lambda1": (WIDTH,),
+        "layer_scale2.lambda1": (WIDTH,),
+    }
+    top = _top(
+        "embeddings.cls_token",
+        "embeddings.position_embeddings",
+        "embeddings.patch_embeddings.projection",
+        "layernorm",
+        registers="embeddings.register_tokens" if registers else None,
+    )
+    return _family("encoder.layer.{}.", top, block)
+
+
+def hf_dinov3(gated=False):
+    """transformers' DINOv3ViTModel."""
+    names = ("attention.q_proj", "attention.v_proj")
+    block = {
+        **_norm("norm1", WIDTH),
+        **_qkv(names),
+        "attention.k_proj.weight": (WIDTH, WIDTH),
+        **_linear("attention.o_proj", WIDTH, WIDTH),
+        **_norm("norm2", WIDTH),
+        **_linear("mlp.up_proj", WIDTH, HIDDEN),
+        **_linear("mlp.down_proj", HIDDEN, WIDTH),
+        "layer_scale1.lambda1": (WIDTH,),
+        "layer_scale2.lambda1": (WIDTH,),
+    }
+    block |= _linear("mlp.gate_proj", WIDTH, HIDDEN) if gated else {}
+    top = _top("embeddings.cls_token", None, "embeddings.patch_embeddings", "norm", registers="embeddings.register_tokens")
+    return _family("layer.{}.", top, block)
+
+
+def hf_clip(class_token=True):
+    """transformers' CLIPVisionModel; without class token SiglipVisionModel, without its head."""
+    block = {
+        **_norm("layer_norm1", WIDTH),
+        **_qkv(f"self_attn.{part}_proj" for part in "qkv"),
+        **_linear("self_attn.out_proj", WIDTH, WIDTH),
+        **_norm("layer_norm2", WIDTH),
+        **_linear("mlp.fc1", WIDTH, 4 * WIDTH),
+        **_linear("mlp.fc2", 4 * WIDTH, WIDTH),
+    }
+    top = {
+        "embeddings.patch_embedding.weight": _EMBED["weight"],
+        "embeddings.position_embedding.weight": (class_token + GRID * GRID, WIDTH),
+        **_norm("post_layernorm", WIDTH),
+    }
+    if class_token:
+        top |= {"embeddings.class_embedding": (WIDTH,), **_norm("pre_layrnorm", WIDTH)}
+    else:
+        top["embeddings.patch_embedding.bias"] = _EMBED["bias"]
+    return _family("encoder.layers.{}.", top, block)
+
+
+def open_clip():
+    """OpenCLIP's image tower, without the prefix `visual.`."""
+    block = {
+        **_norm("ln_1", WIDTH),
+        "attn.in_proj_weight": (3 * WIDTH, WIDTH),
+        "attn.in_proj_bias": (3 * WIDTH,),
+        **_linear("attn.out_proj", WIDTH, WIDTH),
+        **_norm("ln_2", WIDTH),
+        **_linear("mlp.c_fc", WIDTH, 4 * WIDTH),
+        **_linear("mlp.c_proj", 4 * WIDTH, WIDTH),
+    }
+    top = {
+        "class_embedding": (WIDTH,),
+        "positional_embedding": (1 + GRID * GRID, WIDTH),
+        "conv1.weight": _EMBED["weight"],
+        **_norm("ln_pre", WIDTH),
+        **_norm("ln_post", WIDTH),
+    }
+    return _family("transformer.resblocks.{}.", top, block)
+
+
+def named(arrays, network="teacher"):
+    """What `fit` takes of arrays under the names of a file."""
+    return identify(arrays, network, "x")
 
 
 def esvit_swin(window=WINDOW):

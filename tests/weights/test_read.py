@@ -1,4 +1,4 @@
-"""Reading files, directories and the hub, pickles as far as they go without PyTorch, and the facts beside the weights."""
+"""Reading files, directories and the hub, pickles as far as they go without PyTorch, and the files beside them."""
 
 import importlib.util
 import json
@@ -9,17 +9,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from cmd_jax import config as config_lib
-from cmd_jax.errors import ConfigError, WeightsError
-from cmd_jax.normalization import statistics_of
+from cmd_jax.errors import WeightsError
 from cmd_jax.weights import pickled_child
 from cmd_jax.weights.files import read_safetensors, write_safetensors
-from cmd_jax.weights.read import Facts, follow, read_facts, read_source, read_source_facts
-from tests.weights.checkpoints import dino_vit, same
+from cmd_jax.weights.read import read_source, recognise_source
+from tests.weights.checkpoints import dino_vit, open_clip, same
 
-HALF = "0.5,0.5,0.5/0.5,0.5,0.5"
-VIT = {"model_type": "vit", "num_attention_heads": 12, "layer_norm_eps": 1e-12, "hidden_act": "gelu"}
-MEAN_STD = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}
+VIT = {"model_type": "vit", "num_attention_heads": 2, "layer_norm_eps": 1e-12, "hidden_act": "gelu"}
 
 
 def test_floats_become_float32_and_integers_stay(tmp_path):
@@ -119,9 +115,8 @@ def test_a_model_on_the_hub(tmp_path, monkeypatch, source, revision):
     write_safetensors(path, dino_vit())
     calls = _hub(monkeypatch, path)
     read = read_source(source, "teacher")
-    same(read.arrays, dino_vit())
-    assert read.facts == Facts()
-    files = ("model.safetensors", "config.json", "preprocessor_config.json")
+    same(read.named.arrays, dino_vit())
+    files = ("model.safetensors", "config.json", "preprocessor_config.json", "open_clip_config.json")
     assert calls == [("owner/name", file, revision) for file in files]
 
 
@@ -136,76 +131,64 @@ def test_the_hub_out_of_reach(monkeypatch, failure):
         read_source("hf:owner/name", "teacher")
 
 
-def _facts(tmp_path, config=None, preprocessor=None):
-    paths = []
-    for name, content in (("config.json", config), ("preprocessor_config.json", preprocessor)):
-        path = tmp_path / name
-        if content is not None:
-            path.write_text(json.dumps(content))
-        paths.append(str(path) if content is not None else None)
-    return read_facts(*paths)
-
-
-def test_facts_of_transformers_and_timm(tmp_path):
-    assert _facts(tmp_path) == Facts()
-    assert _facts(tmp_path, VIT) == Facts(12, 1e-12, None)
-    assert _facts(tmp_path, {"model_type": "swin", "num_heads": [3, 6], "layer_norm_eps": 1e-5}) == Facts(None, 1e-5, None)
-    timm = {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
-    assert _facts(tmp_path, timm | {"model_args": {"num_heads": 4}}) == Facts(4, None, HALF)
-
-
-@pytest.mark.parametrize(
-    "preprocessor",
-    [
-        MEAN_STD,
-        MEAN_STD | {"rescale_factor": 0.00392156862745098},
-        MEAN_STD | {"rescale_factor": 2 / 255},
-        {"image_mean": [127.5, 100, 90], "image_std": [50, 60, 70], "do_rescale": False},
-        {"do_normalize": False},
-    ],
-)
-def test_normalization_equals_that_of_transformers(tmp_path, preprocessor):
-    """The oracle: transformers rescales uint8 pixels, then subtracts the mean and divides."""
-    pixels = np.arange(30, dtype=np.float64).reshape(10, 3) * 8
-    expected = pixels * (preprocessor.get("rescale_factor", 1 / 255) if preprocessor.get("do_rescale", True) else 1)
-    if preprocessor.get("do_normalize", True):
-        expected = (expected - preprocessor["image_mean"]) / preprocessor["image_std"]
-    mean, std = map(np.array, statistics_of(_facts(tmp_path, None, preprocessor).normalization))
-    np.testing.assert_allclose((pixels / 255 - mean) / std, expected, rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        ({"hidden_act": "quick_gelu"}, "has hidden_act 'quick_gelu'; only 'gelu'"),
-        ({"layer_norm_eps": "small"}, "has values of other types"),
-        ({"pretrained_cfg": {"mean": [0.5], "std": [0.5]}}, "has values of other types"),
-        ([1], "holds a list, not a JSON object"),
-    ],
-)
-def test_unsupported_and_damaged_facts(tmp_path, config, message):
-    with pytest.raises(WeightsError, match=message):
-        _facts(tmp_path, config)
-
-
-def test_open_keys_follow_and_given_ones_must_agree():
-    config = config_lib.default()
-    followed = follow(Facts(4, 1e-12, HALF), config, "hf")
-    assert (followed.model.num_heads, followed.model.layer_norm_eps, followed.data.normalization) == (4, 1e-12, HALF)
-    assert config.model.num_heads is None
-    config.data.normalization = "imagenet"
-    with pytest.raises(ConfigError, match=r"data\.normalization is 'imagenet', but the files beside hf say"):
-        follow(Facts(None, None, HALF), config, "hf")
-    numbers = "/".join(",".join(map(str, values)) for values in statistics_of("imagenet"))
-    assert follow(Facts(None, None, numbers), config, "hf").data.normalization == "imagenet"
-
-
-def test_facts_count_for_the_hubs_file_names_alone(tmp_path):
-    _facts(tmp_path, VIT)
+def test_the_files_beside_count_for_known_names_alone(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(VIT))
     for name in ("model.safetensors", "other.safetensors"):
         write_safetensors(str(tmp_path / name), dino_vit())
     for source in (tmp_path, tmp_path / "model.safetensors"):
         read = read_source(str(source), "teacher")
-        same(read.arrays, dino_vit())
-        assert read.facts == read_source_facts(str(source)) == Facts(12, 1e-12, None)
-    assert read_source_facts(str(tmp_path / "other.safetensors")) == Facts()
+        same(read.named.arrays, dino_vit())
+        assert read.recognised == recognise_source(str(source), "teacher")
+        assert (read.recognised.keys["model.num_heads"], read.recognised.keys["model.layer_norm_eps"]) == (2, 1e-12)
+    other = recognise_source(str(tmp_path / "other.safetensors"), "teacher")
+    assert "model.num_heads" not in other.keys
+    assert other.keys["model.layer_norm_eps"] == 1e-6
+
+
+@pytest.mark.parametrize(
+    "text", ["[1]", "{", '{"vision_config": 3}', '{"layer_norm_eps": "small"}', '{"pretrained_cfg": {"input_size": 1}}']
+)
+def test_damaged_files_beside(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    write_safetensors(str(tmp_path / "model.safetensors"), dino_vit())
+    with pytest.raises(WeightsError, match=r"holds a list, not a JSON object|cannot be read|are of no known form"):
+        recognise_source(str(tmp_path), "teacher")
+
+
+def _in_parts(folder, arrays, dtype=np.float32):
+    names = sorted(arrays)
+    parts = {"a-1.safetensors": names[::2], "a-2.safetensors": names[1::2]}
+    for part, held in parts.items():
+        write_safetensors(str(folder / part), {name: arrays[name].astype(dtype) for name in held})
+    index = {"metadata": {}, "weight_map": {name: part for part, held in parts.items() for name in held}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return index
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_a_network_in_several_files(tmp_path, dtype):
+    _in_parts(tmp_path, dino_vit(), dtype)
+    (tmp_path / "config.json").write_text(json.dumps(VIT))
+    for source in (tmp_path, tmp_path / "model.safetensors.index.json"):
+        read = read_source(str(source), "teacher")
+        same(read.named.arrays, {name: array.astype(dtype).astype(np.float32) for name, array in dino_vit().items()})
+        assert read.recognised.keys["model.num_heads"] == 2
+
+
+@pytest.mark.parametrize("part", ["../a-1.safetensors", "/etc/a.safetensors", "a.bin", "..", "", "a\\b.safetensors"])
+def test_an_index_names_files_beside_it(tmp_path, part):
+    index = _in_parts(tmp_path, dino_vit())
+    index["weight_map"]["norm.weight"] = part
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(WeightsError, match=r"index\.json names .*; a weight_map of \.safetensors beside it is read"):
+        read_source(str(tmp_path), "teacher")
+
+
+def test_open_clip_in_a_directory(tmp_path):
+    arrays = {f"visual.{name}": array for name, array in open_clip().items()}
+    write_safetensors(str(tmp_path / "open_clip_model.safetensors"), arrays)
+    model = {"quick_gelu": True, "vision_cfg": {"image_size": 32, "layers": 2, "width": 8, "patch_size": 8, "head_width": 4}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": model}))
+    read = read_source(str(tmp_path), "teacher")
+    same(read.named.arrays, open_clip())
+    assert (read.recognised.keys["model.num_heads"], read.recognised.keys["model.activation"]) == (2, "quick_gelu")

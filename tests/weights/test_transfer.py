@@ -18,7 +18,8 @@ from cmd_jax.train_and_evaluate import describe_run, prepare, read_weights, trai
 from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.training.run import with_weights
 from cmd_jax.weights.files import read_safetensors, write_safetensors
-from cmd_jax.weights.names import LAYOUTS, to_theirs
+from cmd_jax.weights.layouts import LAYOUTS
+from cmd_jax.weights.names import to_theirs
 from cmd_jax.weights.transfer import follow_source, import_run, initial_weights
 from tests.conftest import quick
 
@@ -75,13 +76,15 @@ def test_import_export_import_is_bit_exact(kind, layout, tiny_config, tmp_path):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_is_read_bit_exactly(layout, tiny_config, tmp_path):
     config = _swin(tiny_config) if LAYOUTS[layout].backbone == "swin" else tiny_config
+    if "pos_embed" not in LAYOUTS[layout].rules and LAYOUTS[layout].backbone == "vit":
+        config.model.positions = "rotary"
     expected = _random_checkpoint(config, layout, tmp_path / "a.safetensors")
     _same(_read(config, tmp_path / "a.safetensors"), expected)
 
 
 def test_registers_survive_the_timm_layout(tiny_config, tmp_path):
     tiny_config.model.registers = 2
-    expected = _random_checkpoint(tiny_config, "vit", tmp_path / "a.safetensors")
+    expected = _random_checkpoint(tiny_config, "timm", tmp_path / "a.safetensors")
     assert "backbone/register_tokens" in expected
     _same(_read(tiny_config, tmp_path / "a.safetensors"), expected)
 
@@ -94,7 +97,7 @@ def config(tiny_config, photo_folder):
 
 
 def test_import_is_evaluated_and_not_continued(config, tmp_path):
-    _random_checkpoint(config, "vit", tmp_path / "a.safetensors")
+    _random_checkpoint(config, "dino", tmp_path / "a.safetensors")
     config.init.weights = str(tmp_path / "a.safetensors")
     workdir = str(tmp_path / "run")
     notes = import_run(config, workdir)
@@ -109,7 +112,7 @@ def test_import_is_evaluated_and_not_continued(config, tmp_path):
 
 
 def test_student_and_teacher_start_from_weights(config, tmp_path, capsys):
-    expected = _random_checkpoint(config, "vit", tmp_path / "a.safetensors", heads=True)
+    expected = _random_checkpoint(config, "dino", tmp_path / "a.safetensors", heads=True)
     run = prepare(config)
     seed = flatten_dict(quick(lambda: init_params(run.config, run.network))(), sep="/")
     config.init.weights = str(tmp_path / "a.safetensors")
@@ -141,7 +144,7 @@ def test_run_starts_from_another_run(finished, tmp_path, config):
     _same(fitted.arrays, teacher)
     resolved.init.network, resolved.init.heads, resolved.views.global_px = "student", False, 32
     larger = initial_weights(resolved, make_network(resolved))
-    assert larger.arrays["backbone/pos_embed"].shape == (1, 17, 96)
+    assert larger.arrays["backbone/pos_embed"].shape == (1, 5, 96)  # resampled on the fly
     student = _network(finished[0], "student")[1]
     np.testing.assert_array_equal(larger.arrays["backbone/norm/scale"], student["backbone/norm/scale"])
     assert np.any(teacher["backbone/norm/scale"] != student["backbone/norm/scale"])
@@ -199,9 +202,10 @@ def test_import_follows_the_files_beside(tmp_path, config):
     assert json.loads((tmp_path / "out" / "config.json").read_text())["layer_norm_eps"] == 1e-12
     assert json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())["image_std"] == [0.5] * 3
     config.init.weights = str(tmp_path / "run")  # and so does what starts from the import
-    continued = follow_source(config)
+    continued, line = follow_source(config)
+    assert line == f"{tmp_path / 'run'} is a run of vit_micro/8, features at 16 px"
     assert (continued.model.num_heads, continued.model.layer_norm_eps) == (2, 1e-12)
     assert continued.data.normalization == followed.data.normalization
     config.init.weights, config.data.normalization = str(source), "imagenet"
-    with pytest.raises(ConfigError, match=r"data\.normalization is 'imagenet', but the files beside"):
+    with pytest.raises(ConfigError, match=r"data\.normalization is 'imagenet', but .* says '0\.5"):
         import_run(config, str(tmp_path / "other"))
