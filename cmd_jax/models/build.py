@@ -33,7 +33,7 @@ def make_backbone(config: ConfigDict) -> ViT | Swin:
     }
     if model.name in SWIN_SIZES:
         return Swin(*SWIN_SIZES[model.name], window=model.window, **common)
-    return ViT(**common, **{key: model[key] for key in OF_VITS})
+    return ViT(**common, **{key: model[key] for key in OF_VITS}, frozen_blocks=config.init.freeze_blocks)
 
 
 def make_network(config: ConfigDict) -> Network:

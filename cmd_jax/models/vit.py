@@ -5,6 +5,7 @@ registers, DINOv3 rotary positions; CLIP has a norm before the blocks.
 Letters: B images, N patches, R registers, C = 1 class token or 0, T = C + R + N tokens, D width, H heads.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -213,6 +214,7 @@ class ViT(nn.Module):
         qkv_bias: see `layers.PackedLinear`.
         layer_norm_eps: epsilon of the norms.
         drop_path_rate: stochastic depth of the last block, growing linearly from 0 at the first.
+        frozen_blocks: number of first blocks that get no gradient, nor does what stands before them.
         dtype: of activations; parameters are float32.
         scan_blocks: all blocks but the last as one loop: compiles faster, and on CPUs runs faster.
         remat: what a block keeps for the backward pass, see `layers.remat_policy`.
@@ -237,6 +239,7 @@ class ViT(nn.Module):
     qkv_bias: QKVBias = "qkv"
     layer_norm_eps: float = 1e-6
     drop_path_rate: float = 0.0
+    frozen_blocks: int = 0
     dtype: jnp.dtype = jnp.float32
     scan_blocks: bool = False
     remat: Remat = "none"
@@ -299,6 +302,7 @@ class ViT(nn.Module):
         row = rows[0] if len(rows) == 1 else jnp.concatenate(rows, axis=1)
         if self.pre_norm:
             row = layer_norm(self.dtype, self.layer_norm_eps, "norm_pre")(row)
+        row = jax.lax.stop_gradient(row) if self.frozen_blocks else row
         keys = keys if self.drop_path_rate else None
         outputs, attention = self._blocks(row, segments, tuple(rotations) or None, keys, first)
         norm = layer_norm(self.dtype, self.layer_norm_eps, "norm")
@@ -332,6 +336,7 @@ class ViT(nn.Module):
         # The blocks are functions of their parameters, so that one loop over all of them needs no other parameter tree.
         init = lambda rng: block.init(rng, row[:1], (None, None), segments, rotations)["params"]
         params = [self.param(f"blocks_{index}", init) for index in range(self.depth)]
+        params[: self.frozen_blocks] = jax.lax.stop_gradient(params[: self.frozen_blocks])
         rates = drop_path_rates(self.drop_path_rate, self.depth)
 
         def apply(params: dict, row: Array, number: Array | int, rate: Array | float) -> tuple[Array, tuple[Array, ...]]:
@@ -345,14 +350,16 @@ class ViT(nn.Module):
         outputs, start = [], 0
         if self.scan_blocks and not self.is_initializing():
             start = self.depth - 1  # the last block's attention is read by name
-            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params[:start])
 
             def body(row: Array, block: tuple) -> tuple[Array, Array]:
                 row, _ = apply(block[0], row, *block[1:])
                 return row, row
 
-            row, scanned = jax.lax.scan(body, row, (stacked, jnp.arange(start), jnp.array(rates[:start])))
-            outputs = list(scanned)
+            # The frozen blocks are a loop of their own, of which there is no backward pass.
+            for low, high in itertools.pairwise(sorted({0, min(self.frozen_blocks, start), start})):
+                stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params[low:high])
+                row, scanned = jax.lax.scan(body, row, (stacked, jnp.arange(low, high), jnp.array(rates[low:high])))
+                outputs += list(scanned)
         for index in range(start, self.depth):
             row, attention = apply(params[index], row, index, rates[index])
             outputs.append(row)

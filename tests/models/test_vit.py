@@ -293,3 +293,20 @@ def test_sizes_have_the_parameters_of_the_references(name, millions):
     model = ViT(16, size.width, size.depth, size.heads, 4 * size.width, table_px=224)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3))))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+@pytest.mark.parametrize("scan_blocks", [False, True])
+@pytest.mark.parametrize("frozen", [0, 1, 2, 3])
+def test_frozen_blocks_get_no_gradient(frozen, scan_blocks):
+    model = _vit(scan_blocks=scan_blocks)
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 16, 3)), jnp.float32)
+    params = model.init(jax.random.key(0), images)["params"]
+    total = lambda params, model: jnp.sum(jnp.square(model.apply({"params": params}, images)["patch_tokens"]) * jnp.arange(16))
+    value, gradients = jax.value_and_grad(total)(params, model.clone(frozen_blocks=frozen))
+    plain, expected = jax.value_and_grad(total)(params, model)
+    assert value == plain
+    for name in gradients:
+        number = int(name.removeprefix("blocks_")) if name.startswith("blocks_") else 3 if name == "norm" else -1
+        rests = number < frozen if frozen else False
+        wanted = jax.tree.map(jnp.zeros_like, expected[name]) if rests else expected[name]
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), gradients[name], wanted)

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmd_jax.training.optimizer import Group, adamw, clip
+from cmd_jax.config import default, resolve
+from cmd_jax.training.optimizer import Group, adamw, clip, make_groups
 from cmd_jax.training.step import ema
 
 
@@ -28,6 +29,42 @@ def test_weight_decay_spares_vectors_and_the_frozen_layer():
     assert np.all(first["bias"] == 0)
     assert np.all(first["image_last_layer"]["weight_v"] == 0)
     np.testing.assert_allclose(second["image_last_layer"]["weight_v"], -0.05)
+
+
+def _groups(**values):
+    config = default()
+    config.init.weights = "weights.safetensors"
+    config.update_from_flattened_dict({"optim.layer_decay": 0.5, "optim.freeze_backbone_epochs": 1.5} | values)
+    return make_groups(resolve(config, 1000), steps_per_epoch=10)
+
+
+def test_learning_rate_falls_with_depth():
+    group = _groups(**{"model.name": "vit_micro", "model.patch_size": 8})
+    expected = {
+        "backbone/norm/scale": 1.0,
+        "backbone/blocks_1/attn/qkv/kernel": 0.5,
+        "backbone/blocks_0/mlp/fc1/bias": 0.25,
+        "backbone/pos_embed": 0.125,
+        "backbone/patch_embed/kernel": 0.125,
+    }
+    assert {name: group(name) for name in expected} == {name: Group(rate, 15) for name, rate in expected.items()}
+    assert group("image_head/mlp_0/kernel") == Group(1.0, 0)
+    assert group("region_last_layer/weight_v") == Group(1.0, 10)
+    swin = _groups(**{"model.name": "swin_micro", "method.image_pool": "mean"})  # 1, 1, 2 and 1 blocks
+    names = ("patch_embed/kernel", "layers_0_blocks_0/x", "layers_0_downsample/x", "layers_2_blocks_1/x", "layers_3_blocks_0/x")
+    assert [swin(f"backbone/{name}").rate for name in names] == [0.5**6, 0.5**5, 0.5**5, 0.5**2, 0.5]
+
+
+def test_parameters_wait_for_their_start_or_rest():
+    groups = {"first": Group(), "later": Group(rate=0.5, start=2), "never": Group(start=None)}
+    params = {name: jnp.ones((2, 2)) for name in groups}
+    optimizer = adamw(0.0, groups.get)
+    state = optimizer.init(params)
+    for step in range(4):
+        updates, state = optimizer.update(params, state, params, learning_rate=0.1, weight_decay=0.0)
+        expected = {"first": -0.1, "later": -0.05 if step >= 2 else 0.0, "never": 0.0}  # Adam's of a constant gradient
+        for name, value in expected.items():
+            np.testing.assert_allclose(updates[name], value, rtol=1e-5)
 
 
 def test_an_inactive_update_changes_nothing():

@@ -86,9 +86,10 @@ def test_stopped_run_saves_and_resumes_bit_exactly(finished, config, tmp_path):
         evaluated.append(step)
         return values
 
-    # The loop polls at each step, and an evaluation eight times: 3 batches of the gallery, 2 of the queries, a chunk of queries
-    # of k-NN and one of each of retrieval's splits. So these are the fifth step, and inside the last evaluation.
-    for call, step in ((1 + 8 + 4, 4), (2 + 3, STEPS)):
+    # The loop polls at each step, and an evaluation nine times: 3 batches of the gallery, 2 of the queries, a chunk of queries
+    # of k-NN, one of each of retrieval's splits, one of the training images. So these are the fifth step, and inside the last
+    # evaluation.
+    for call, step in ((1 + 9 + 4, 4), (2 + 3, STEPS)):
         with pytest.raises(Preempted, match=f"stopped as asked at step {step} of {STEPS}; run again with --workdir="):
             runs.train(config, tmp_path, _raise_at(call, StopRequested), noted)
         assert runs.steps(tmp_path)[-1] == step
@@ -224,10 +225,10 @@ def test_continued_run_ends_no_worse_than_its_start(finished, config, photo_fold
         assert list(values) == [0, 2, 4, 6]
         result = read_trained(workdir)
         assert values[result.step] == max(values.values()) >= values[0]
-        assert f"result: {f'step {result.step}' if result.step else 'the start'}, chosen by" in capsys.readouterr().err
-        start = read_trained(workdir, step=0) if result.step == 0 else None
-        if start:
-            jax.tree.map(np.testing.assert_array_equal, start.params, read_trained(str(finished[0])).params)
+        assert f"result: {f'step {result.step}' if result.step else 'the start'}, chosen by" in capsys.readouterr().out
+        if result.step == 0:
+            backbones = (read_trained(directory).params["backbone"] for directory in (workdir, str(finished[0])))
+            jax.tree.map(np.testing.assert_array_equal, *backbones)
 
 
 def test_outcome_says_whether_training_helped():
