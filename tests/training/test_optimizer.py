@@ -64,7 +64,7 @@ def test_parameters_wait_for_their_start_or_rest():
         updates, state = optimizer.update(params, state, params, learning_rate=0.1, weight_decay=0.0)
         expected = {"first": -0.1, "later": -0.05 if step >= 2 else 0.0, "never": 0.0}  # Adam's of a constant gradient
         for name, value in expected.items():
-            np.testing.assert_allclose(updates[name], value, rtol=1e-5)
+            np.testing.assert_allclose(updates[name], value, rtol=1e-4)
 
 
 def test_an_inactive_update_changes_nothing():
