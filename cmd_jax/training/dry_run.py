@@ -25,6 +25,8 @@ def summarize(run: Run, test: Source, weight_notes: Sequence[str] = ()) -> str:
     views, token_px = config.views, config_lib.token_px(config)
     patches = lambda side: (-(-side // token_px)) ** 2
     model = f"{config.model.name}/{config.model.patch_size}"
+    if not config_lib.is_swin(config):
+        model += f", {config.model.depth} blocks of {config.model.width:,} channels"
     backbone, total = count_parameters(state.student["backbone"]), count_parameters(state.student)
     gib, devices, precision = 2**30, run.shardings.mesh.devices, config.model.dtype
     if config.model.teacher_dtype != config.model.dtype:

@@ -249,6 +249,7 @@ def test_dry_run_describes_data_model_and_cost(config):
     for part in (
         "24 train, 12 test images, 3 classes",
         "2 x 16 px (4 patches), 0 x 8 px (1 patches)",
+        "vit_micro/8, 2 blocks of 96 channels: ",
         "computed in float32\n",
         "6 steps of 8 images, 8 on each of 1 device(s) (cpu)",
         "GFLOP",
