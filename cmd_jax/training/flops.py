@@ -1,13 +1,16 @@
 """FLOPs of a step as the method needs them; recomputation does not count."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Jaxpr, Var, jaxprs_in_params
 
 from cmd_jax.config import ConfigDict, region_rows, token_px
-from cmd_jax.models.build import Params, init_params, make_network
+from cmd_jax.models.build import init_params, make_network
+from cmd_jax.models.network import Encoded
 
 BACKWARD = 2  # a product's backward pass is two products
 
@@ -54,7 +57,7 @@ def model_flops(config: ConfigDict) -> float:
     """Floating-point operations of one image and step: the products of both networks, the heads and the logits, each done once.
 
     Recomputed chunks and rematerialised blocks do not count, so that they never flatter a utilisation; nor do augmentation,
-    optimizer and what is no product.
+    optimizer, the backward pass of blocks that `init.freeze_blocks` keeps as they are, and what is no product.
 
     Args:
         config: resolved.
@@ -64,21 +67,22 @@ def model_flops(config: ConfigDict) -> float:
     network = make_network(plain)
     shapes = jax.eval_shape(lambda: init_params(plain, network))
 
-    views, regions, read = config.views, reads_regions(config), read_fields(config)
+    views, regions, frozen = config.views, reads_regions(config), config.init.freeze_blocks
 
-    def forward(views: int, side: int) -> float:
+    def forward(read: Callable[[Encoded], Any], views: int, side: int) -> float:
+        run = lambda params, images: read(network.apply({"params": params}, images))
         images = jax.ShapeDtypeStruct((views, side, side, 3), jnp.float32)
+        return product_flops(jax.make_jaxpr(run)(shapes, images).jaxpr) if views else 0.0
 
-        def run(params: Params, images: jax.Array) -> list[jax.Array]:
-            encoded = network.apply({"params": params}, images)
-            return [getattr(encoded, name) for name in read]
-
-        return product_flops(jax.make_jaxpr(run)(shapes, images).jaxpr)
-
-    teacher = forward(2, views.global_px)
-    student = teacher + (forward(views.local_count, views.local_px) if views.local_count else 0.0)
+    whole = lambda encoded: [getattr(encoded, name) for name in read_fields(config)]
+    resting = lambda encoded: encoded.backbone["blocks"][frozen - 1]
+    teacher = forward(whole, 2, views.global_px)
+    student = teacher + forward(whole, views.local_count, views.local_px)
+    trained = student
+    if frozen:
+        trained -= forward(resting, 2, views.global_px) + forward(resting, views.local_count, views.local_px)
     product = 2 * config.head.bottleneck_dim * config.head.prototypes
     teacher_regions = 2 * (-(-views.global_px // token_px(config))) ** 2
     teacher_rows = 2 + (teacher_regions if regions else 0)
     student_rows = 2 + views.local_count + (region_rows(config) - teacher_regions if regions else 0)
-    return teacher + (1 + BACKWARD) * student + product * (teacher_rows + (1 + BACKWARD) * student_rows)
+    return teacher + student + BACKWARD * trained + product * (teacher_rows + (1 + BACKWARD) * student_rows)

@@ -24,9 +24,9 @@ def test_used_products_are_counted_with_their_loops():
     assert product_flops(jaxpr) == 5 * 2 * 4 * 6 * 6 + 2 * 2 * 2 * 2 * 6 + 2 * (2 * 2) * (2 * 3) * 7
 
 
-def _vit_flops(config, depth=2, width=96, mlp_layers=2):
-    """By hand: a ViT's blocks and heads, backward twice the forward, the teacher forward alone on the global views. Fitting
-    the position table to the local views is left out."""
+def _vit_flops(config, depth=2, width=96, mlp_layers=2, frozen=0):
+    """By hand: a ViT's blocks and heads, backward twice the forward but for the first, frozen blocks and the embedding before
+    them, the teacher forward alone on the global views. Fitting the position table to the local views is left out."""
     head, views = config.head, config.views
 
     def forward(side):
@@ -39,10 +39,13 @@ def _vit_flops(config, depth=2, width=96, mlp_layers=2):
         bag = 2 * patches * width
         rows = 1 + patches
         logits = 2 * rows * head.bottleneck_dim * head.prototypes
-        return 2 * patches * 3 * 8**2 * width + depth * block + rows * mlp + mil + bag + logits
+        embed = 2 * patches * 3 * 8**2 * width
+        resting = embed + frozen * block if frozen else 0
+        return embed + depth * block + rows * mlp + mil + bag + logits, resting
 
-    teacher = 2 * forward(views.global_px)
-    return teacher + 3 * (teacher + views.local_count * forward(views.local_px))
+    (whole, resting), (local, local_resting) = forward(views.global_px), forward(views.local_px)
+    student = 2 * whole + views.local_count * local
+    return 2 * whole + 3 * student - 2 * (2 * resting + views.local_count * local_resting)
 
 
 @pytest.mark.parametrize("scan_blocks", [False, True])
@@ -57,8 +60,18 @@ def test_step_flops_equal_those_by_hand(scan_blocks, monkeypatch):
     assert model_flops(config) == pytest.approx(_vit_flops(config), rel=5e-4)
 
 
-def test_gated_mlps_count_their_third_layer():
+@pytest.mark.parametrize(
+    ("options", "by_hand"),
+    [
+        ({"model.gated_mlp": True, "model.mlp_dim": 200}, {"mlp_layers": 3}),
+        ({"init.freeze_blocks": 1}, {"frozen": 1}),
+        ({"init.freeze_blocks": 2}, {"frozen": 2}),
+    ],
+    ids=["gated", "first block frozen", "all blocks frozen"],
+)
+def test_options_count_as_by_hand(options, by_hand):
     config = tiny()
-    config.model.update(gated_mlp=True, mlp_dim=200, activation="silu")
+    config.views.local_count = 2
+    config.update_from_flattened_dict(options)
     config = config_lib.resolve(config, 16)
-    assert model_flops(config) == pytest.approx(_vit_flops(config, mlp_layers=3), rel=5e-4)
+    assert model_flops(config) == pytest.approx(_vit_flops(config, **by_hand), rel=5e-4)
