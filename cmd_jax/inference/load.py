@@ -159,7 +159,7 @@ def _of_others(
     resize_px: int | None,
     num_heads: int | None,
 ) -> Trained:
-    named, recognised = read_source(source, network)
+    named, recognised, _ = read_source(source, network)
     config = config_lib.default()
     config.model.name, config.model.num_heads = model, num_heads
     config.views.global_px, config.eval.resize_px = image_px, resize_px

@@ -19,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import checkpoint_managers as policies
 from orbax.checkpoint import options as orbax_options
 
@@ -156,18 +156,26 @@ class Checkpoints:
             (step, parameters as NumPy arrays).
         """
         item = {"teacher": "teacher", "student": "train"}[network]
-
-        def load(step: int, meta: dict[str, Any]) -> dict[str, Any]:
-            stored = self._stored(step, meta, item)
-            names = [name for name in stored if network == "teacher" or name.startswith("student/")]
-            tree = unflatten_dict({name: jax.ShapeDtypeStruct(*stored[name][:2]) for name in names}, sep="/")
-            as_arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-            args = ocp.args.PyTreeRestore(item=tree, restore_args=as_arrays, partial_restore=True)
-            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-                return {item: reader.restore(self._directory / str(step) / item, args=args)}
-
-        step, items = self._first_intact(step, load, True)
+        prefix = "" if network == "teacher" else "student/"
+        step, items = self._first_intact(step, lambda step, meta: {item: self._read_part(step, meta, item, prefix)}, True)
         return step, items[item] if network == "teacher" else items[item]["student"]
+
+    def read_centers(self, step: int) -> dict[str, np.ndarray]:
+        """Reads a step's centers of the teacher's logits, [K] float32 each; an imported step has none."""
+        if "train" not in self._meta(step)["arrays"]:
+            return {}
+        load = lambda step, meta: {"train": self._read_part(step, meta, "train", "centers/")}
+        return flatten_dict(self._first_intact(step, load)[1]["train"], sep="/")
+
+    def _read_part(self, step: int, meta: dict[str, Any], item: str, prefix: str) -> dict[str, Any]:
+        """The arrays of an item whose names have a prefix, as NumPy arrays, without knowing the model."""
+        stored = self._stored(step, meta, item)
+        names = [name for name in stored if name.startswith(prefix)]
+        tree = unflatten_dict({name: jax.ShapeDtypeStruct(*stored[name][:2]) for name in names}, sep="/")
+        as_arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        args = ocp.args.PyTreeRestore(item=tree, restore_args=as_arrays, partial_restore=True)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            return reader.restore(self._directory / str(step) / item, args=args)
 
     def best_step(self, among: list[int] | None = None) -> int | None:
         """The step with the best value of the best metric; None where no step has one."""

@@ -13,6 +13,7 @@ from cmd_jax.config import ConfigDict, Hardware, validate
 from cmd_jax.data.loader import Batch
 from cmd_jax.data.sources import Source
 from cmd_jax.errors import ConfigError
+from cmd_jax.method.types import Centers
 from cmd_jax.models.build import Params, make_network
 from cmd_jax.models.network import Network
 from cmd_jax.training.memory import return_free_memory
@@ -126,13 +127,15 @@ def build_run(config: ConfigDict, source: Source, hardware: Hardware, devices: S
 
 
 def with_weights(state: TrainState, arrays: Mapping[str, np.ndarray]) -> TrainState:
-    """A first state with these arrays in student and teacher; what they do not name stays.
+    """A first state with these arrays in student and teacher, and in the centers; what they do not name stays.
 
     Args:
         state: before the first step.
-        arrays: name joined by "/" -> array of the parameter's shape.
+        arrays: name joined by "/" -> array of the parameter's shape; "centers/image" and "centers/region" -> [K].
     """
-    return state._replace(student=replace_arrays(state.student, arrays), teacher=replace_arrays(state.teacher, arrays))
+    centers = replace_arrays({"centers": state.centers._asdict()}, arrays)["centers"]
+    student, teacher = (replace_arrays(params, arrays) for params in (state.student, state.teacher))
+    return state._replace(student=student, teacher=teacher, centers=Centers(**centers))
 
 
 def replace_arrays(params: Params, arrays: Mapping[str, np.ndarray]) -> Params:

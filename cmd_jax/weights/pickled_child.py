@@ -39,6 +39,17 @@ def select(content: Any, network: str) -> Mapping:
     return content
 
 
+def centers(content: Any) -> dict[str, Any]:
+    """The centers of the teacher's logits in a training checkpoint of DINO, EsViT or iBOT, by the names of `read.CENTERS`."""
+    found = {}
+    for loss in ("dino_loss", "ibot_loss"):
+        state = content.get(loss) if isinstance(content, Mapping) else None
+        for theirs, ours in (("center", "image"), ("center_grid", "region"), ("center2", "region")):
+            if isinstance(state, Mapping) and theirs in state:
+                found[f"centers/{ours}"] = state[theirs]
+    return found
+
+
 def load(path: str) -> Any:
     """Unpickles arrays, plain containers and argparse.Namespace, and nothing else.
 
@@ -66,7 +77,8 @@ def main(path: str, network: str, out: str) -> None:
     from safetensors.torch import save_file
 
     try:
-        state = select(load(path), network)
+        content = load(path)
+        state = {**select(content, network), **centers(content)}
     except ValueError as error:
         sys.exit(str(error))
     arrays = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}

@@ -38,6 +38,7 @@ _HUB_NAMES = (
 _WORD = r"\w(?:[\w.-]*\w)?"
 _HUB_NAME = re.compile(rf"{HUB_PREFIX}(?P<repository>{_WORD}/{_WORD})(?:@(?P<revision>{_WORD}(?:/{_WORD})*))?", re.ASCII)
 _PART = re.compile(rf"{_WORD}\.safetensors", re.ASCII)  # becomes a part of a path
+CENTERS = ("centers/image", "centers/region")
 METADATA = "config"  # of our own exports for timm: its config.json
 
 
@@ -47,10 +48,12 @@ class Pretrained(NamedTuple):
     Attributes:
         named: the arrays, float32.
         recognised: what it is.
+        centers: of the teacher's logits at both levels, by the names of CENTERS; those that the file holds.
     """
 
     named: Named
     recognised: Recognised
+    centers: Arrays
 
 
 class _Found(NamedTuple):
@@ -97,9 +100,10 @@ def _read(source: str, network: str, read: Callable[[str], Arrays], read_pickle:
     config = _read_json(found.config)
     if not config and len(found.weights) == 1 and path.endswith(".safetensors") and METADATA in (about := read_metadata(path)):
         config = _parse(about[METADATA], f"the metadata of {path}")
+    centers = {name: arrays.pop(name) for name in CENTERS if name in arrays}
     named = identify(arrays, network, source)
     beside = Beside(config, _read_json(found.preprocessor), _read_json(found.open_clip))
-    return Pretrained(named, recognise(named, beside, source))
+    return Pretrained(named, recognise(named, beside, source), centers)
 
 
 def _find(source: str) -> _Found:

@@ -3,6 +3,7 @@
 import os
 
 import jax
+import numpy as np
 from flax.traverse_util import flatten_dict
 
 from cmd_jax import config as config_lib
@@ -17,7 +18,7 @@ from cmd_jax.training.run import replace_arrays
 from cmd_jax.training.sharding import all_hardware
 from cmd_jax.weights.fit import Fitted, fit
 from cmd_jax.weights.layouts import OURS
-from cmd_jax.weights.names import Named
+from cmd_jax.weights.names import Arrays, Named
 from cmd_jax.weights.read import follow, read_source, recognise_source
 from cmd_jax.weights.recognise import Recognised
 
@@ -30,7 +31,8 @@ def initial_weights(config: ConfigDict, network: Network) -> Fitted:
         network: of the configuration.
 
     Returns:
-        Arrays of the backbone, and with `init.heads` of the heads; both student and teacher start from them.
+        Arrays of the backbone, and with `init.heads` of the heads, and the centers of the teacher's logits where there are any;
+        both student and teacher start from them.
 
     Raises:
         WeightsError: it cannot be read or does not fit.
@@ -38,11 +40,22 @@ def initial_weights(config: ConfigDict, network: Network) -> Fitted:
     """
     source = config.init.weights
     if _is_run(source):
-        named = Named(flatten_dict(_read_run(source, None, config.init.network)[1], sep="/"), OURS)
+        params, centers = _read_run(source, config.init.network)
+        named = Named(flatten_dict(params, sep="/"), OURS)
     else:
-        named = read_source(source, config.init.network).named
+        named, _, centers = read_source(source, config.init.network)
     shapes = jax.eval_shape(lambda: init_params(config, network))
-    return fit(named, {name: leaf.shape for name, leaf in flatten_dict(shapes, sep="/").items()}, source, config.init.heads)
+    shapes = {name: leaf.shape for name, leaf in flatten_dict(shapes, sep="/").items()}
+    fitted = fit(named, shapes, source, config.init.heads)
+    return _with_centers(fitted, centers, config.head.prototypes) if config.init.heads else fitted
+
+
+def _with_centers(fitted: Fitted, centers: Arrays, prototypes: int) -> Fitted:
+    """The heads' weights with the centers that belong to their prototypes."""
+    flat = {name: np.asarray(center, np.float32).reshape(-1) for name, center in centers.items()}
+    taken = {name: center for name, center in flat.items() if center.size == prototypes}
+    note = f"{', '.join(taken)} of the teacher's logits" if taken else "centers of the teacher's logits from zero"
+    return Fitted(fitted.arrays | taken, (*fitted.notes, note))
 
 
 def follow_source(config: ConfigDict, whole_crop: bool = False) -> tuple[ConfigDict, str]:
@@ -77,10 +90,14 @@ def _of_run(workdir: str) -> Recognised:
     return Recognised(keys, f"a run of {config.model.name}/{config.model.patch_size}, features at {config.eval.crop_px} px")
 
 
-def _read_run(workdir: str, step: int | None, network: str) -> tuple[int, Params]:
-    checkpoints = Checkpoints(workdir, read_only=True)
+def _read_run(workdir: str, network: str) -> tuple[Params, Arrays]:
+    """A network of a run's result, and the centers of its teacher's logits."""
+    path = os.path.join(workdir, "config.json")
+    best_metric = config_lib.load(path).train.best_metric if files.exists(path) else None
+    checkpoints = Checkpoints(workdir, best_metric=best_metric, read_only=True)
     try:
-        return checkpoints.read_network(network, step)
+        step, params = checkpoints.read_network(network)
+        return params, checkpoints.read_centers(step)
     finally:
         checkpoints.close()
 
