@@ -20,7 +20,7 @@ from tests.parity.fixture import EXACT, FORWARD, GRADIENT, Fixture
 def check_vit(fixture: Fixture) -> None:
     """Every size through DINO's class and, where it is square, through EsViT's, with the same weights."""
     meta = fixture.meta
-    params = _params(fixture.weights(), "vit")["backbone"]
+    params = _params(fixture.weights(), "dino")["backbone"]
     models = {
         rule: ViT(
             patch_size=meta["patch_size"],
@@ -131,7 +131,7 @@ def check_head(fixture: Fixture) -> None:
     for variant, learned_gain in (("norm_true", False), ("norm_false", True)):
         prototypes = Prototypes(meta["out_dim"], meta["bottleneck_dim"], learned_gain)
         arrays = {f"head.{name.removeprefix(f'{variant}.')}": array for name, array in weights.items() if variant in name}
-        params = _params(arrays, "vit")
+        params = _params(arrays, "dino")
         if not learned_gain:
             params["image_last_layer"].pop("weight_g")  # all ones
 
