@@ -1,15 +1,15 @@
 """CMD on a folder of your own images.
 
-    python -m cmd_jax.main --config=configs/folder.py --config.data.folder=PHOTOS --workdir=runs/photos
+    python -m cmd_jax.main --config=configs/folder.py:continue --config.init.weights=SOURCE --config.data.folder=PHOTOS \\
+        --workdir=runs/photos
 
 PHOTOS holds train/CLASS/* and test/CLASS/* (evaluated with k-NN and retrieval), or images at any depth without labels
-(evaluated by label-free numbers alone). ViT-S/16 at 224 px wants a GPU or TPU; on a CPU use the preset:
+(evaluated by label-free numbers alone). SOURCE is a pretrained ViT or Swin such as hf:facebook/dinov2-small (docs/pretrained.md).
 
-    python -m cmd_jax.main --config=configs/folder.py:small --config.data.folder=PHOTOS --workdir=runs/photos
-
-Presets: "" (ViT-S/16, the DINO recipe, 100 epochs; not measured), "small" (ViT-micro/8 at 48 px, for two CPU cores), both
-with the method cmd_bag; "small_paper_objective" ("small" with the paper's objective and scorer); "paper" (the paper's recipe,
-as in configs/cub.py: for a GPU or TPU; not measured).
+Presets, all with the method cmd_bag unless they say another: "continue" (from pretrained weights at 224 px, for a GPU or TPU),
+"continue_small" (the same at 112 px, for two CPU cores); from random weights "" (ViT-S/16, the DINO recipe, 100 epochs; not
+measured), "small" (ViT-micro/8 at 48 px, for two CPU cores), "small_paper_objective" ("small" with the paper's objective and
+scorer), "paper" (the paper's recipe, as in configs/cub.py: for a GPU or TPU; not measured).
 """
 
 from ml_collections import ConfigDict

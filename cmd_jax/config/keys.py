@@ -378,7 +378,7 @@ KEYS: dict[str, Key] = {
     "optim.layer_decay": Key(
         None, SOME_SHARE, f"of the learning rate from a layer of the backbone to the one before it; 1: none; {RECIPE}"
     ),
-    "optim.freeze_last_layer_epochs": Key(1.0, EPOCHS, "in which the prototypes do not change"),
+    "optim.freeze_last_layer_epochs": Key(None, EPOCHS, f"in which the prototypes do not change; {RECIPE}"),
     "optim.freeze_backbone_epochs": Key(
         None, EPOCHS, f"in which the backbone does not change, and the heads alone learn; {RECIPE}"
     ),

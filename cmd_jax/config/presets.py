@@ -1,8 +1,10 @@
-"""Values that files in `configs/` share: presets of the fine-grained datasets, and a size for two CPU cores.
+"""Values that files in `configs/` share: presets of the fine-grained datasets, and sizes for two CPU cores.
 
-The former but "small" train 300 epochs, as the reference does on fine-grained data, with 2 global views of 224 px and 8 local
-ones of 96 px, AdamW at 5e-4 for a batch of 256, weight decay 0.04 -> 0.4, 10 epochs of warm-up, clipping at 3, drop path 0.1.
-"small" is TWO_CORES for 20 epochs. Accuracy, time and memory: not measured.
+"continue" and "continue_small" start from pretrained weights (--config.init.weights=SOURCE), with the recipe of config/recipe.py
+(docs/pretrained.md); the latter has 112 px and fewer views, for two CPU cores. "small" starts from random weights on two cores:
+TWO_CORES for 20 epochs. The others train 300 epochs, as the reference does on fine-grained data, with 2 global views of 224 px
+and 8 local ones of 96 px, AdamW at 5e-4 for a batch of 256, weight decay 0.04 -> 0.4, 10 epochs of warm-up, clipping at 3, drop
+path 0.1; not measured.
 
     preset                   model          method     batch  prototypes  teacher temperature        momentum  last layer
     vit_s16                  ViT-S/16       cmd_bag    open   by data     by data                    by data   unit rows
@@ -99,6 +101,7 @@ REFERENCE = {
     "optim.weight_decay_end": 0.4,
     "optim.layer_decay": 1.0,
     "optim.freeze_backbone_epochs": 0.0,
+    "optim.freeze_last_layer_epochs": 1.0,
     "head.prototypes": 65_536,
     "method.teacher_temp": 0.04,
     "method.warmup_teacher_temp": 0.04,

@@ -15,6 +15,7 @@ FROM_SCRATCH = {
     "optim.weight_decay_end": 0.4,
     "optim.layer_decay": 1.0,
     "optim.freeze_backbone_epochs": 0.0,
+    "optim.freeze_last_layer_epochs": 1.0,
     "train.epochs": 100.0,
     "train.checkpoint_every_epochs": 10.0,
 }
@@ -26,6 +27,7 @@ CONTINUED = {
     "optim.weight_decay": 0.04,
     "optim.weight_decay_end": 0.04,
     "optim.layer_decay": 0.75,
+    "optim.freeze_last_layer_epochs": 0.0,  # the backbone rests meanwhile
     "method.teacher_momentum": 0.996,
 }
 # A run of 1,500 photos sees each 16 times, one of 6,000 or more 5 times.
