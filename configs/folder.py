@@ -4,7 +4,8 @@
         --workdir=runs/photos
 
 PHOTOS holds train/CLASS/* and test/CLASS/* (evaluated with k-NN and retrieval), or images at any depth without labels
-(evaluated by label-free numbers alone). SOURCE is a pretrained ViT or Swin such as hf:facebook/dinov2-small (docs/pretrained.md).
+(evaluated by label-free numbers alone). SOURCE is a pretrained ViT or Swin, for example hf:facebook/dinov2-small
+(docs/pretrained.md).
 
 Presets, all with the method cmd_bag unless they say another: "continue" (from pretrained weights at 224 px, for a GPU or TPU),
 "continue_small" (the same at 112 px, for two CPU cores); from random weights "" (ViT-S/16, the DINO recipe, 100 epochs; not
