@@ -1,14 +1,34 @@
 """The text of `--dry_run`: what a run would train, and what it would cost."""
 
+import time
 from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
 
 from cmd_jax import config as config_lib
 from cmd_jax.data.cache import plan
 from cmd_jax.data.sources import Source, eval_section, where
 from cmd_jax.models.build import count_parameters
+from cmd_jax.progress import clock
 from cmd_jax.training.flops import model_flops
 from cmd_jax.training.processes import this_host
 from cmd_jax.training.run import Run
+
+SIDE, PRODUCTS, ROUNDS = 2048, 8, 3  # of the products that are timed
+REACHED = "training reaches a third to a half of it"
+
+
+def product_rate(dtype: str) -> float:
+    """Operations a second of large matrix products on one device: the best of some rounds, in a second on a CPU core."""
+    square = jnp.ones((SIDE, SIDE), dtype)
+    products = jax.jit(lambda x: jax.lax.fori_loop(0, PRODUCTS, lambda _, y: x @ y / SIDE, x)).lower(square).compile()
+    seconds = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        products(square).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return PRODUCTS * 2 * SIDE**3 / min(seconds)
 
 
 def summarize(run: Run, test: Source, weight_notes: Sequence[str] = ()) -> str:
@@ -31,6 +51,7 @@ def summarize(run: Run, test: Source, weight_notes: Sequence[str] = ()) -> str:
     gib, devices, precision = 2**30, run.shardings.mesh.devices, config.model.dtype
     if config.model.teacher_dtype != config.model.dtype:
         precision += f", the teacher in {config.model.teacher_dtype}"
+    flops, rate = model_flops(config), product_rate(config.model.dtype)
     lines = [
         f"data        {where(config.data)}: {len(run.source):,} train, {len(test):,} test images"
         f"{'' if where(evaluated) == where(config.data) else f' of {where(evaluated)}'}, {len(test.class_names)} classes",
@@ -48,6 +69,8 @@ def summarize(run: Run, test: Source, weight_notes: Sequence[str] = ()) -> str:
         f"speed       attention {config.model.attention}, "
         + ", ".join(f"{key} {config.model[key]}" for key in ("packed_views", "scan_blocks", "remat"))
         + f", {config.method.prototype_chunk:,} prototypes at a time, {config.method.matched_targets} targets",
-        f"arithmetic  {model_flops(config) / 1e9:.2f} GFLOP an image and step, each product counted once",
+        f"arithmetic  {flops / 1e9:.2f} GFLOP an image and step, each product counted once",
+        f"time        at least {clock(flops * count * run.steps / (rate * devices.size))}, at {rate / 1e12:.3g} TFLOP/s of matrix "
+        f"products in {config.model.dtype} on each device, measured now; {REACHED}",
     ]
     return "\n".join(lines)

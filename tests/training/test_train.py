@@ -253,6 +253,7 @@ def test_dry_run_describes_data_model_and_cost(config):
         "computed in float32\n",
         "6 steps of 8 images, 8 on each of 1 device(s) (cpu)",
         "GFLOP",
+        "TFLOP/s of matrix products in float32 on each device",
         "attention xla",
     ):
         assert part in text
