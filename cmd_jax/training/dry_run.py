@@ -52,6 +52,7 @@ def summarize(run: Run, test: Source, weight_notes: Sequence[str] = ()) -> str:
     if config.model.teacher_dtype != config.model.dtype:
         precision += f", the teacher in {config.model.teacher_dtype}"
     flops, rate = model_flops(config), product_rate(config.model.dtype)
+    least = clock(flops * count * run.steps / (rate * devices.size))
     lines = [
         f"data        {where(config.data)}: {len(run.source):,} train, {len(test):,} test images"
         f"{'' if where(evaluated) == where(config.data) else f' of {where(evaluated)}'}, {len(test.class_names)} classes",
@@ -70,7 +71,7 @@ def summarize(run: Run, test: Source, weight_notes: Sequence[str] = ()) -> str:
         + ", ".join(f"{key} {config.model[key]}" for key in ("packed_views", "scan_blocks", "remat"))
         + f", {config.method.prototype_chunk:,} prototypes at a time, {config.method.matched_targets} targets",
         f"arithmetic  {flops / 1e9:.2f} GFLOP an image and step, each product counted once",
-        f"time        at least {clock(flops * count * run.steps / (rate * devices.size))}, at {rate / 1e12:.3g} TFLOP/s of matrix "
+        f"time        at least {least}, at {rate / 1e12:.3g} TFLOP/s of matrix "
         f"products in {config.model.dtype} on each device, measured now; {REACHED}",
     ]
     return "\n".join(lines)
