@@ -46,12 +46,12 @@ def test_all_fast_protocols_on_a_run(workdir, photo_folder, capsys, monkeypatch)
     # every part says what it costs before, and counts up to that
     for said in ("features: 36 images at 16 px", "neighbours: 12 queries, 24 train images, ", "logistic: 13 fits of 24 x "):
         assert text.count(f"\n{said}") + text.startswith(said) == 1
-    for done in ("features: 5/5 batches", "neighbours: 1/1 chunks", "retrieval: 2/2 chunks", "fractions: 26/26 fits"):
+    for done in ("features: 5/5 batches", "neighbours: 1/1 chunks", "retrieval: 3/3 chunks", "fractions: 26/26 fits"):
         assert f"\n{done}, " in text
     assert "logistic: 13/13 fits, " in text
     assert "label_free: 4/4 batches, " in text
     headlines = [*(f"knn{k}_top1" for k in (10, 20)), "rank1", "map", "ratio_rank1", "ratio_map", "logistic_top1"]
-    headlines += ["fraction20_top1", "fraction50_top1"]
+    headlines += ["fraction20_top1", "fraction50_top1", "train_rank1", "view_rank1"]
     assert set(stored["interval"]) == set(headlines)
     for key in headlines:
         low, high = stored["interval"][key]
@@ -139,7 +139,7 @@ def test_impossible_evaluations_are_refused(finished, change, message):
 def test_linear_probe_runs_at_the_end():
     config = default()
     config.eval.protocols, config.eval.protocols_between = ("knn", "linear"), ("retrieval",)
-    assert [protocols_at(config, step, 9) for step in (0, 4, 9)] == [("knn",), ("retrieval",), ("knn", "linear")]
+    assert [protocols_at(config, step, step == 9) for step in (0, 4, 9)] == [("knn",), ("retrieval",), ("knn", "linear")]
 
 
 def test_best_metric_needs_its_protocol():
