@@ -3,10 +3,12 @@
     python -m benchmarks.quality                       # the embedded birds, as configs/demo.py trains them
     python -m benchmarks.quality --preset=smoke        # minutes on two cores; shows that it runs
     python -m benchmarks.quality --folder=PHOTOS --out=runs/quality_photos
+    python -m benchmarks.quality --folder=PHOTOS --weights=SOURCE
     python -m benchmarks.quality --ablations=all       # or some of those that --list prints
 
 Trains dino, esvit, cmd and the chosen ablations of cmd, each for every seed, with one shared configuration: configs/demo.py, or
-configs/folder.py:small with --folder (train/CLASS/*, test/CLASS/*), changed by --set for all of them. The values that make the
+configs/folder.py:small with --folder (train/CLASS/*, test/CLASS/*) or :continue_small with --weights too, changed by --set for
+all of them. The values that make the
 method (method.name, image_pool, region_matching, region_weights and the weights of the terms) are set for cmd alone. Rows of a
 seed start from the same backbone weights and see the same views of the same images.
 
@@ -68,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--preset", default="full", help=f"{' or '.join(PRESETS)} (%(default)s)")
     add("--folder", metavar="PHOTOS", help="instead of the embedded birds")
+    add("--weights", metavar="SOURCE", help="that all rows start from, with configs/folder.py:continue_small; needs --folder")
     add("--out", metavar="DIR", help="of runs and results; default runs/quality, with _smoke or the folder's name")
     add("--seeds", nargs="+", type=int, metavar="S", help="default 0 1 2, with --preset=smoke 0")
     add("--ablations", nargs="+", default=[], metavar="NAME", help="of cmd, or all; --list prints them")
@@ -111,9 +114,10 @@ def run(args: argparse.Namespace) -> int:
     if args.jobs < 1:
         raise ConfigError(f"--jobs={args.jobs} must be at least 1")
     data = "" if args.folder is None else "_" + os.path.basename(os.path.abspath(args.folder))
+    data += "" if args.weights is None else "_continued"
     out = args.out or os.path.join("runs", f"quality{data}{'' if args.preset == 'full' else f'_{args.preset}'}")
     seeds = args.seeds if args.seeds is not None else PRESETS.get(args.preset, PRESETS["full"]).seeds
-    plan = make_plan(args.preset, args.folder, args.set, args.ablations, seeds, out)
+    plan = make_plan(args.preset, args.folder, args.set, args.ablations, seeds, out, args.weights)
     for name in plan.same:
         print(f"{name} is left out: {OURS} has these values already")
     with locked(out):

@@ -28,8 +28,9 @@ from cmd_jax.inference.patches import read_patches
 from cmd_jax.inference.run import Encoder, widths
 from cmd_jax.models.build import Params
 from cmd_jax.training.checkpoint import Checkpoints
-from cmd_jax.training.run import build_run
+from cmd_jax.training.run import build_run, with_weights
 from cmd_jax.training.sharding import all_hardware, data_parallel
+from cmd_jax.weights.transfer import initial_weights
 
 K = 20
 IMAGES_AT_ONCE = 256
@@ -163,7 +164,9 @@ class Measurement:
             train, test = (extract_features(encoder, split) for split in self._splits)
             return _Teacher(params, self._pools(train.features, width), self._pools(test.features, width), train.labels, test)
 
-        return {"start": encode(built.first_state().teacher), "trained": encode(trained)}
+        weights = initial_weights(run.config, built.network).arrays if run.config.init.weights else {}
+        start = with_weights(built.first_state(), weights)
+        return {"start": encode(start.teacher), "trained": encode(trained)}
 
     def _pools(self, features: np.ndarray, width: int) -> dict[str, np.ndarray]:
         """Splits concatenated features into pools of unit norm: each as wide as a token, the last (MIL) a bag of all heads."""

@@ -23,6 +23,7 @@ from cmd_jax.evaluation.splits import Part, Splits, open_labelled_splits, spread
 from cmd_jax.metrics import load_metrics
 from cmd_jax.training.resume import config_differences
 from cmd_jax.training.schedules import total_steps
+from cmd_jax.weights.transfer import follow_source
 
 ROOT = Path(__file__).parents[1]
 BASELINES, OURS = ("dino", "esvit"), "cmd"
@@ -165,7 +166,13 @@ class Plan(NamedTuple):
 
 
 def make_plan(
-    preset: str, folder: str | None, settings: Sequence[str], ablations: Sequence[str], seeds: Sequence[int], out: str
+    preset: str,
+    folder: str | None,
+    settings: Sequence[str],
+    ablations: Sequence[str],
+    seeds: Sequence[int],
+    out: str,
+    weights: str | None = None,
 ) -> Plan:
     """Checks everything that can be checked before training.
 
@@ -176,6 +183,7 @@ def make_plan(
         ablations: keys of ABLATIONS, or "all" alone.
         seeds: of every row.
         out: directory of the runs.
+        weights: that all rows start from, as `init.weights`; None: random ones.
 
     Raises:
         ConfigError: a name or value is wrong, the data has no labels, or a run in `out` was started with other values.
@@ -190,11 +198,14 @@ def make_plan(
     for option, values in (("--ablations", chosen), ("--seeds", list(seeds))):
         if len(set(values)) < len(values):
             raise ConfigError(f"{option} has a value twice: {' '.join(map(str, values))}; give each once")
-    base, config = base_config(folder)
+    base, config = base_config(folder, weights)
     common = {key: value for key, value in PRESETS[preset].settings.items() if key in flatten(config)}
     common |= _settings(settings, config)
     if folder is not None:
         common = {"data.folder": os.path.abspath(os.path.expanduser(folder)), **common}
+    if weights is not None:
+        there = os.path.exists(os.path.expanduser(weights))  # or a name on the hub
+        common = {"init.weights": os.path.abspath(os.path.expanduser(weights)) if there else weights, **common}
     shared = changed(config, common)
     splits, images = open_labelled_splits(shared), len(open_source(shared.data, "train"))
 
@@ -220,10 +231,19 @@ def make_plan(
     return Plan(rows, same, splits, base, folder or shared.data.source)
 
 
-def base_config(folder: str | None) -> tuple[str, ConfigDict]:
-    """FILE[:PRESET] of the base configuration, and what it returns."""
-    name, preset = ("configs/folder.py", "small") if folder is not None else ("configs/demo.py", "")
+def base_config(folder: str | None, weights: str | None = None) -> tuple[str, ConfigDict]:
+    """FILE[:PRESET] of the base configuration, and what it returns.
+
+    Raises:
+        ConfigError: weights without a folder.
+    """
+    if weights is not None and folder is None:
+        raise ConfigError(f"--weights={weights} needs photographs: give --folder=PHOTOS too")
+    of_folder = "continue_small" if weights is not None else "small"
+    name, preset = ("configs/folder.py", of_folder) if folder is not None else ("configs/demo.py", "")
     config = runpy.run_path(str(ROOT / name))["get_config"](preset)
+    if weights is not None:
+        config.init.weights = weights
     return f"{name}:{preset}" if preset else name, config
 
 
@@ -281,6 +301,7 @@ def pools(config: ConfigDict) -> tuple[str, ...]:
 
 def _logging(config: ConfigDict, images: int, evaluations: int, given: dict[str, Any]) -> dict[str, Any]:
     """Values of evaluation, log and checkpoints, on which training does not depend; --set wins."""
+    config = config_lib.resolve(config, images)
     epochs = config.train.epochs
     values = {
         "eval.features": "+".join(pools(config)),  # the same for all rows, so that their curves start at one point
@@ -302,7 +323,7 @@ def _make_run(row: str, seed: int, base: str, config: ConfigDict, values: dict[s
     """
     if config.train.batch_size > images:
         raise ConfigError(f"train.batch_size is {config.train.batch_size}, but there are {images} training images; use fewer")
-    resolved = config_lib.resolve(config, images)
+    resolved = config_lib.resolve(follow_source(config)[0], images)
     validate(resolved)
     workdir = os.path.join(os.path.abspath(out), row, f"seed-{seed}")
     stored = os.path.join(workdir, "config.json")
