@@ -45,7 +45,7 @@ from absl import logging
 
 from benchmarks import quality_table
 from benchmarks.quality_measure import Measurement, choose
-from benchmarks.quality_plan import COMPARED, OURS, PRESETS, ROOT, Plan, Run, listing, make_plan
+from benchmarks.quality_plan import BASELINES, OURS, PRESETS, ROOT, Plan, Run, listing, make_plan
 from cmd_jax import files
 from cmd_jax.errors import BadImage, CheckpointError, ConfigError, DatasetError
 from cmd_jax.progress import clock
@@ -73,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
     add("--weights", metavar="SOURCE", help="that all rows start from, with configs/folder.py:continue_small; needs --folder")
     add("--out", metavar="DIR", help="of runs and results; default runs/quality, with _smoke or the folder's name")
     add("--seeds", nargs="+", type=int, metavar="S", help="default 0 1 2, with --preset=smoke 0")
+    add("--baselines", nargs="+", choices=BASELINES, default=BASELINES, metavar="NAME", help="beside cmd; default dino esvit")
     add("--ablations", nargs="+", default=[], metavar="NAME", help="of cmd, or all; --list prints them")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="section.key=value for all rows; may be repeated")
     add("--jobs", type=int, default=1, metavar="N", help="runs side by side (%(default)s); they share the cores")
@@ -117,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
     data += "" if args.weights is None else "_continued"
     out = args.out or os.path.join("runs", f"quality{data}{'' if args.preset == 'full' else f'_{args.preset}'}")
     seeds = args.seeds if args.seeds is not None else PRESETS.get(args.preset, PRESETS["full"]).seeds
-    plan = make_plan(args.preset, args.folder, args.set, args.ablations, seeds, out, args.weights)
+    plan = make_plan(args.preset, args.folder, args.set, args.ablations, seeds, out, args.weights, args.baselines)
     for name in plan.same:
         print(f"{name} is left out: {OURS} has these values already")
     with locked(out):
@@ -264,7 +265,7 @@ def report(
         "failed": failed,
         "same_as_cmd": plan.same,
     }
-    compared = [run.workdir for name in COMPARED for run in plan.rows[name] if run.finished()]
+    compared = [run.workdir for name in (*args.baselines, OURS) for run in plan.rows[name] if run.finished()]
     print(f"\n{text}", flush=True)
     files.write(os.path.join(out, "results.md"), text)
     files.write(os.path.join(out, "results.json"), json.dumps(result, indent=2) + "\n")

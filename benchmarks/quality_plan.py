@@ -173,6 +173,7 @@ def make_plan(
     seeds: Sequence[int],
     out: str,
     weights: str | None = None,
+    baselines: Sequence[str] = BASELINES,
 ) -> Plan:
     """Checks everything that can be checked before training.
 
@@ -184,6 +185,7 @@ def make_plan(
         seeds: of every row.
         out: directory of the runs.
         weights: that all rows start from, as `init.weights`; None: random ones.
+        baselines: some of BASELINES, beside cmd.
 
     Raises:
         ConfigError: a name or value is wrong, the data has no labels, or a run in `out` was started with other values.
@@ -220,7 +222,7 @@ def make_plan(
                 raise ConfigError(f"{row}: {error}") from error
         return found
 
-    rows = {name: runs(name, method_values(name, shared)) for name in COMPARED}
+    rows = {name: runs(name, method_values(name, shared)) for name in (*baselines, OURS)}
     of_ablations = {name: runs(name, method_values(OURS, shared) | ABLATIONS[name]) for name in chosen}
     ours = rows[OURS][0].config.to_dict()
     same = [name for name, of_row in of_ablations.items() if not config_differences(ours, of_row[0].config)]

@@ -98,8 +98,8 @@ def markdown(rows: Sequence[Row]) -> str:
     lines = [_line(row.name, row.numbers, row.looks, row.feature, row.seconds_per_step) for row in rows]
     lines = [_line("start", row.start, row.looks, row.feature, {}) for row in rows if row.name == OURS] + lines
     parts = [
-        "Percent on the test images, mean ± standard deviation over seeds. The start (random weights) is measured as the "
-        f"trained network of {OURS}.",
+        "Percent on the test images, mean ± standard deviation over seeds. The start is measured as the trained network of "
+        f"{OURS}.",
         _table(["", *COLUMNS.values(), "chance", "points by", "feature", "s a step"], lines),
     ]
     differences = compare(rows)
