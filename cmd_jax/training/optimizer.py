@@ -30,6 +30,11 @@ def is_decayed(parameter: jax.Array) -> bool:
     return parameter.ndim >= 2
 
 
+def joined(path: tuple) -> str:
+    """The name of a parameter: the keys of its path, joined by "/"."""
+    return keystr(path, simple=True, separator="/")
+
+
 class Group(NamedTuple):
     """How a parameter moves.
 
@@ -54,7 +59,7 @@ def make_groups(config: ConfigDict, steps_per_epoch: int) -> Callable[[str], Gro
         config: resolved.
         steps_per_epoch: of the run.
     """
-    optim, frozen = config.optim, config.init.freeze_blocks
+    optim, is_frozen = config.optim, frozen_parameters(config)
     last_layer, backbone = (
         round(epochs * steps_per_epoch) for epochs in (optim.freeze_last_layer_epochs, optim.freeze_backbone_epochs)
     )
@@ -63,12 +68,17 @@ def make_groups(config: ConfigDict, steps_per_epoch: int) -> Callable[[str], Gro
     def group(name: str) -> Group:
         if not name.startswith("backbone/"):
             return Group(start=last_layer if "last_layer/" in name else 0)
-        layer = number(name)
-        if frozen and layer <= frozen:
+        if is_frozen(name):
             return Group(start=None)
-        return Group(optim.layer_decay ** (count - layer), backbone)
+        return Group(optim.layer_decay ** (count - number(name)), backbone)
 
     return group
+
+
+def frozen_parameters(config: ConfigDict) -> Callable[[str], bool]:
+    """Builds (name of a parameter) -> whether it belongs to `init.freeze_blocks` or stands before them."""
+    (number, _), frozen = backbone_layers(config), config.init.freeze_blocks
+    return lambda name: bool(frozen) and name.startswith("backbone/") and number(name) <= frozen
 
 
 def backbone_layers(config: ConfigDict) -> tuple[Callable[[str], int], int]:
@@ -119,7 +129,7 @@ def adamw(clip_grad: float, group: Callable[[str], Group], b1: float = 0.9, b2: 
         total = state.count + active.astype(jnp.int32)
 
         def step(path: tuple, gradient: jax.Array, mu: jax.Array, nu: jax.Array, parameter: jax.Array) -> tuple:
-            rate, start = group(keystr(path, simple=True, separator="/"))
+            rate, start = group(joined(path))
             if start is None:
                 return jnp.zeros_like(parameter), mu, nu
             on, count = (active & (state.count >= start), jnp.maximum(total - start, 0)) if start else (active, total)

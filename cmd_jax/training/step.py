@@ -23,6 +23,7 @@ from cmd_jax.models.build import Params, with_dtype
 from cmd_jax.models.network import Encoded, Network
 from cmd_jax.models.sizes import UNLEARNED
 from cmd_jax.training import health
+from cmd_jax.training.optimizer import frozen_parameters, joined
 from cmd_jax.training.schedules import Schedules, scaled_momentum
 from cmd_jax.training.sharding import Shardings
 from cmd_jax.training.state import TrainState
@@ -216,13 +217,19 @@ def make_gradients(
     return gradients
 
 
-def ema(teacher: Params, student: Params, momentum: Array) -> Params:
-    """momentum * teacher + (1 - momentum) * student."""
-    return jax.tree.map(lambda t, s: momentum * t + (1.0 - momentum) * s, teacher, student)
+def ema(teacher: Params, student: Params, momentum: Array, is_frozen: Callable[[str], bool] = lambda name: False) -> Params:
+    """momentum * teacher + (1 - momentum) * student; a frozen parameter is left out, so that no rounding moves it."""
+
+    def average(path: tuple, t: Array, s: Array) -> Array:
+        return t if is_frozen(joined(path)) else momentum * t + (1.0 - momentum) * s
+
+    return jax.tree.map_with_path(average, teacher, student)
 
 
 def make_update(
-    optimizer: optax.GradientTransformationExtraArgs, schedules: Schedules
+    optimizer: optax.GradientTransformationExtraArgs,
+    schedules: Schedules,
+    is_frozen: Callable[[str], bool] = lambda name: False,
 ) -> Callable[[TrainState, Params, Forward], tuple[TrainState, Metrics]]:
     """Builds (state, gradients, forward) -> (state after the step, metrics): AdamW, EMA and centers.
 
@@ -240,7 +247,7 @@ def make_update(
         student = jax.lax.optimization_barrier(optax.apply_updates(state.student, updates))
         momentum = schedules.teacher_momentum(state.step)
         choose = lambda new, old: jnp.where(good, new, old)  # no product with 0: that of NaN is NaN
-        teacher = jax.tree.map(choose, ema(state.teacher, student, momentum), state.teacher)
+        teacher = jax.tree.map(choose, ema(state.teacher, student, momentum, is_frozen), state.teacher)
         centers = jax.tree.map(choose, forward.centers, state.centers)
         bad_steps = health.count_bad(state.bad_steps, good)
         metrics = {
@@ -276,7 +283,8 @@ def make_train_step(
     what looks across images (KoLeo, batch statistics in the heads, Sinkhorn), which sees a part at a time.
     """
     make_crops = make_views(config, make_teacher(config, network, shardings))
-    gradients, update = make_gradients(config, network, schedules, shardings), make_update(optimizer, schedules)
+    gradients = make_gradients(config, network, schedules, shardings)
+    update = make_update(optimizer, schedules, frozen_parameters(config))
     parts = config.train.accumulate
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:

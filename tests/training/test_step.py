@@ -324,3 +324,16 @@ def test_sinkhorn_uses_the_batch_and_no_earlier_center(tiny_config):
     (after, metrics), (_, same) = step(state, _batch()), step(shifted, _batch())
     np.testing.assert_allclose(metrics["loss"], same["loss"], rtol=1e-6)
     assert float(jnp.max(jnp.abs(after.centers.image))) > 0
+
+
+def test_frozen_blocks_stay_bit_for_bit(tiny_config):
+    tiny_config.init.weights, tiny_config.init.freeze_blocks, tiny_config.optim.freeze_backbone_epochs = "weights", 1, 0.0
+    first, step = _setup(tiny_config)
+    after = first
+    for _ in range(2):
+        after, metrics = step(after, _batch())
+    _assert_finite(metrics)
+    for name in ("student", "teacher"):
+        before, now = (getattr(state, name)["backbone"] for state in (first, after))
+        still = {part for part in before if all(map(np.array_equal, *map(jax.tree.leaves, (before[part], now[part]))))}
+        assert still == {"cls_token", "pos_embed", "patch_embed", "blocks_0"}
