@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.quality_plan import Run, pools
 from cmd_jax import files
-from cmd_jax.config import ConfigDict, is_swin, token_px
+from cmd_jax.config import ConfigDict, has_class_token, token_px
 from cmd_jax.evaluation import logistic
 from cmd_jax.evaluation.features import Features, extract_features
 from cmd_jax.evaluation.knn import knn_classify, nearest
@@ -40,7 +40,11 @@ VERSION = 3  # of quality.json; raise it where a key changes its meaning
 
 def candidates(config: ConfigDict) -> tuple[str, ...]:
     """Features to choose from, as `eval.features` names them."""
-    return ("mean", "mil", "mean+mil") if is_swin(config) else ("cls", "mean", "mil", "cls+mean", "cls+mil", "cls+mean+mil")
+    return (
+        ("mean", "mil", "mean+mil")
+        if not has_class_token(config)
+        else ("cls", "mean", "mil", "cls+mean", "cls+mil", "cls+mean+mil")
+    )
 
 
 def concatenated(pools: dict[str, np.ndarray], feature: str) -> np.ndarray:
@@ -117,7 +121,7 @@ class Measurement:
         self._config.eval.features = "+".join(pools(run.config))
         self._classes = len(splits.train.class_names)
         self.map = MAPS.get(run.config.method.name, "mil")
-        if self.map == "attention" and is_swin(run.config):
+        if self.map == "attention" and not has_class_token(run.config):
             self.map = "similarity"
 
     def selection(self) -> dict[str, float]:

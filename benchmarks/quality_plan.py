@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.timing import parse_value
 from cmd_jax import config as config_lib
-from cmd_jax.config import ConfigDict, flatten, is_swin, validate
+from cmd_jax.config import ConfigDict, flatten, has_class_token, validate
 from cmd_jax.config.presets import PAPER
 from cmd_jax.datasets.prepared import open_source
 from cmd_jax.errors import ConfigError
@@ -290,7 +290,7 @@ def method_values(name: str, config: ConfigDict) -> dict[str, Any]:
     if name == OURS:
         return {}
     values = config_lib.method_values(name)
-    if is_swin(config):  # which has no class token
+    if not has_class_token(config):
         values["method.image_pool"] = "mean"
     given = {key: value for key, value in ONLY_CMD.items() if key in flatten(config)}
     return {"method.name": name, **values, **given}
@@ -298,7 +298,7 @@ def method_values(name: str, config: ConfigDict) -> dict[str, Any]:
 
 def pools(config: ConfigDict) -> tuple[str, ...]:
     """The pools that features are made of."""
-    return ("mean", "mil") if is_swin(config) else ("cls", "mean", "mil")
+    return ("cls", "mean", "mil") if has_class_token(config) else ("mean", "mil")
 
 
 def _logging(config: ConfigDict, images: int, evaluations: int, given: dict[str, Any]) -> dict[str, Any]:

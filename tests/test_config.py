@@ -99,6 +99,17 @@ def test_paper_preset_ignores_the_size_of_the_data():
     assert {key for key, value in own.items() if value != of_size[100].to_dict()[key]} == {"data"}
 
 
+def test_larger_backbones_get_smaller_batches():
+    gpu = Hardware("gpu", memory_bytes=80 * 2**30, cuda=True)
+    config, sizes = default(), []
+    for name, px in (("vit_small", 224), ("vit_large", 224), ("vit_large", 518)):
+        config.update_from_flattened_dict({"model.name": name, "model.patch_size": 14, "views.global_px": px})
+        sizes.append(config_lib.resolve(config, 50_000, gpu).train.batch_size)
+    assert sizes == [64, 16, 4]
+    config.init.weights, config.init.freeze_blocks = "weights.safetensors", 18
+    assert config_lib.resolve(config, 50_000, gpu).train.batch_size == 16
+
+
 def test_small_data_changes_prototypes_teacher_and_ema():
     small, large = (config_lib.resolve(default(), count) for count in (5994, 50_000))
     assert small.head.prototypes < large.head.prototypes == 65_536

@@ -59,8 +59,9 @@ IMAGES_PER_DEVICE = 64
 MAX_BATCH_SIZE = 1024
 MIN_STEPS_PER_EPOCH = 5
 # What a step needs for an image, at most: of Swin-T at K = 65,536, in bfloat16 on a TPU, the compiler says 0.40 GiB
-# (docs/performance.md); a ViT-S/16 needs less.
+# (docs/performance.md); a ViT-S/16 needs less, a larger ViT as much more as it has channels, blocks and patches.
 BYTES_PER_IMAGE = int(0.45 * 2**30)
+VIT_S16 = 384 * 12 * 1072  # channels x blocks x patches of all views of an image at 224 px
 
 
 class Hardware(NamedTuple):
@@ -82,7 +83,9 @@ class Hardware(NamedTuple):
 ONE_CPU = Hardware("cpu")
 
 
-def default_batch_size(train_images: int, hardware: Hardware, accumulate: int = 1) -> int:
+def default_batch_size(
+    train_images: int, hardware: Hardware, accumulate: int = 1, bytes_per_image: int = BYTES_PER_IMAGE
+) -> int:
     """The batch of all devices together where train.batch_size is open.
 
     On CPUs 64 images. On accelerators 64 for each device, or the power of two that its memory holds; at most 1,024, and no more
@@ -93,11 +96,12 @@ def default_batch_size(train_images: int, hardware: Hardware, accumulate: int = 
         hardware: that the run is on.
         accumulate: parts of the batch that go through one after the other. They make no batch larger, so that they save memory;
             devices x accumulate divides it.
+        bytes_per_image: that a step takes on a device.
     """
     if hardware.platform == "cpu":
         batch = IMAGES_PER_DEVICE
     else:
-        fits = hardware.memory_bytes // BYTES_PER_IMAGE if hardware.memory_bytes else IMAGES_PER_DEVICE
+        fits = hardware.memory_bytes // bytes_per_image if hardware.memory_bytes else IMAGES_PER_DEVICE
         on_device = min(IMAGES_PER_DEVICE, 2 ** (max(1, fits).bit_length() - 1))  # the power of two that fits
         batch = min(on_device * hardware.devices, MAX_BATCH_SIZE)
         if train_images:
@@ -106,6 +110,14 @@ def default_batch_size(train_images: int, hardware: Hardware, accumulate: int = 
         batch = min(batch, train_images)
     unit = hardware.devices * accumulate
     return max(1, batch // unit) * unit
+
+
+def bytes_per_image(config: ConfigDict) -> int:
+    """What a step takes for an image, roughly; frozen blocks keep nothing for a backward pass."""
+    if is_swin(config):
+        return BYTES_PER_IMAGE
+    blocks = max(1, config.model.depth - config.init.freeze_blocks)
+    return int(BYTES_PER_IMAGE * max(1.0, config.model.width * blocks * region_rows(config) / VIT_S16))
 
 
 def method_values(name: str) -> dict[str, Any]:
@@ -177,7 +189,11 @@ def resolve(config: ConfigDict, train_images: int, hardware: Hardware = ONE_CPU)
     )
     _fill(config, "model.dtype", "float32" if hardware.platform == "cpu" else "bfloat16")
     _fill(config, "model.teacher_dtype", config.model.dtype)
-    _fill(config, "train.batch_size", default_batch_size(train_images, hardware, config.train.accumulate))
+    _fill(
+        config,
+        "train.batch_size",
+        default_batch_size(train_images, hardware, config.train.accumulate, bytes_per_image(config)),
+    )
     is_vit, cpu = not is_swin(config), hardware.platform == "cpu"
     images = -(-config.train.batch_size // (hardware.devices * config.train.accumulate))  # at a time on a device
     chunk = default_chunk(region_rows(config) * images, config.head.prototypes, hardware.platform, hardware.memory_bytes)
