@@ -121,8 +121,11 @@ def run(main: Callable[..., None], usage: str, words: int = 0) -> None:
     app.run(lambda arguments: _guarded(lambda: main(*arguments[1:])), flags_parser=functools.partial(_parse, words=words))
 
 
-def given_config() -> ConfigDict:
+def given_config(weights: str | None = None) -> ConfigDict:
     """The value of the flag --config, which the binary defines, checked as far as it can be without data and devices.
+
+    Args:
+        weights: `init.weights` that the command line names without a key.
 
     Raises:
         ConfigError: it is missing, names no file, or a value in it cannot work.
@@ -135,6 +138,8 @@ def given_config() -> ConfigDict:
         raise ConfigError(f"--config={path} does not exist; {remedy}")
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"get_config returned a {type(config).__name__}; return cmd_jax.config.default(), changed")
+    if weights is not None:
+        config.init.weights = weights
     validate(config)
     return config
 

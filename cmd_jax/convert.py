@@ -10,7 +10,7 @@ from cmd_jax.errors import ConfigError
 
 USAGE = """Converts weights between other projects and the directory of a run.
 
-  python -m cmd_jax.convert import SOURCE --config=FILE[:PRESET] --workdir=DIR
+  python -m cmd_jax.convert import SOURCE --workdir=DIR [--config=FILE[:PRESET]]
   python -m cmd_jax.convert export --workdir=DIR --format=safetensors --out=FILE.safetensors
   python -m cmd_jax.convert export --workdir=DIR --format=stablehlo --out=FILE.stablehlo
   python -m cmd_jax.convert export --workdir=DIR --format=onnx --out=FILE.onnx
@@ -18,18 +18,21 @@ USAGE = """Converts weights between other projects and the directory of a run.
   python -m cmd_jax.convert export --workdir=DIR --format=hf --out=DIRECTORY
 
 import makes DIR the directory of a run at step 0, which cmd_jax.eval, export and --config.init.weights=DIR of cmd_jax.main
-read. SOURCE is a .safetensors file under the names of DINO, EsViT, timm or transformers; a directory with
-model.safetensors; hf:OWNER/NAME (pip install '.[hf]'); a .pth of DINO or EsViT (pip install '.[torch]'); or
-another run. The configuration says which model it is (--config.model.name and so on); --config.init.heads continues with
-the projection heads too, --config.init.network=student takes the student.
+read. SOURCE is a .safetensors file or a .pth (pip install '.[torch]') of DINO, DINOv2, DINOv3, iBOT, MAE, MoCo v3 or EsViT; a
+directory of transformers, timm or OpenCLIP; hf:OWNER/NAME (pip install '.[hf]'); or another run. It says itself what it is, and
+what it does not say is asked for by its key. --config.init.heads continues with the projection heads too,
+--config.init.network=student takes the student.
 export writes the teacher of a run, and a model card beside it (FILE.md, in a directory README.md). safetensors is our own
 file, for cmd_jax.load and cmd_jax.embed: backbone, MIL scorer and configuration. stablehlo (jax.export: CPU, CUDA, TPU) and
-onnx (pip install '.[onnx]') are programs from uint8 crops of any number to features and MIL weights. timm and hf
-(ViTModel or SwinModel of transformers) hold the backbone alone.
+onnx (pip install '.[onnx]') are programs from uint8 crops of any number to features and MIL weights. timm and hf hold the
+backbone alone, hf as the model of transformers that it is: ViTModel, Dinov2Model (WithRegisters), DINOv3ViTModel,
+CLIPVisionModel or SwinModel.
 Exit codes: 0 done, 64 bad flag or configuration, 65 weights or checkpoint that do not fit, or disk full."""
 
 _COMMANDS = "import SOURCE or export"
-config_flags.DEFINE_config_file("config", None, "configuration FILE[:PRESET] (import)", lock_config=True)
+# A path, so that --config.section.key changes the default configuration too.
+_DEFAULT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "config", "unchanged.py")
+config_flags.DEFINE_config_file("config", _DEFAULT, "configuration FILE[:PRESET] (import)", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run: written by import, read by export")
 _FORMAT = flags.DEFINE_enum("format", None, ["safetensors", "stablehlo", "onnx", "timm", "hf"], "what to write (export)")
 _OUT = flags.DEFINE_string("out", None, "file, or directory (hf), to write (export)")
@@ -50,12 +53,11 @@ def main(command: str = "", source: str = "") -> None:
 
 def _import(source: str, workdir: str) -> None:
     if not source:
-        raise ConfigError("import needs a source: python -m cmd_jax.convert import SOURCE --config=FILE --workdir=DIR")
-    config = cli.given_config()
+        raise ConfigError("import needs a source: python -m cmd_jax.convert import SOURCE --workdir=DIR")
+    config = cli.given_config(source)
     cli.start_jax()
     from cmd_jax.weights import transfer
 
-    config.init.weights = source
     print("\n".join(transfer.import_run(config, workdir)))
     print(f"wrote {workdir}: evaluate with python -m cmd_jax.eval --workdir={workdir}")
 

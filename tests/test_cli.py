@@ -124,8 +124,11 @@ def test_weights_are_exported_and_imported(run, finished, tmp_path):
     again = run("convert", "import", str(tmp_path / "out"), *model, workdir)
     assert (again.returncode, again.stderr.count("\n")) == (65, 1)
     unfit = run("convert", "import", str(tmp_path / "out"), *model, workdir + "2", "--config.model.name=vit_tiny")
-    assert (unfit.returncode, unfit.stderr.count("\n")) == (65, 1)
-    assert "embeddings.cls_token is (1, 1, 96), the model's is (1, 1, 192)" in unfit.stderr
+    assert (unfit.returncode, unfit.stderr.count("\n")) == (64, 1)
+    assert "model.name is 'vit_tiny', but" in unfit.stderr
+    plain = run("convert", "import", str(tmp_path / "out"), workdir + "2")  # without a configuration
+    assert plain.returncode == 0, plain.stderr
+    assert "is ViT (transformers): ViT-micro/8, width 96, 2 blocks, 3 heads, table of 16 px" in plain.stdout
     bare = run("convert", "export", f"--workdir={finished[0]}")
     assert bare.returncode == 64
     assert "export needs --format=safetensors, stablehlo, onnx, timm or hf, and --out=PATH" in bare.stderr
@@ -193,7 +196,7 @@ def test_folder_is_embedded_and_searched(run, finished, photo_folder, tmp_path):
         ("convert", ("transmute", "--workdir=x"), "unknown command 'transmute'; use import SOURCE or export"),
         ("convert", ("import", "a.pth", "--config=configs/cub.py"), "--workdir is missing"),
         ("convert", ("import", "--workdir=x"), "import needs a source"),
-        ("convert", ("import", "a.pth", "--workdir=x"), "--config is missing"),
+        ("convert", ("import", "a.pth", "--workdir=x", "--config=a.py"), "--config=a.py does not exist"),
         ("convert", ("import", "a.pth", "b.pth", "--workdir=x"), "unexpected argument 'b.pth'"),
         ("convert", ("export", "--workdir=/no/run"), "/no/run has no config.json"),
         ("convert", ("export", "word", "--workdir=x"), "unexpected argument 'word'; export reads --workdir"),

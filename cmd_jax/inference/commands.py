@@ -1,19 +1,39 @@
 """What `cmd_jax.embed` does with its flags, as functions that return the lines it prints."""
 
+from typing import NamedTuple
+
 from cmd_jax.errors import ConfigError
 from cmd_jax.inference.embed_folder import embed_folder
-from cmd_jax.inference.load import read_trained
+from cmd_jax.inference.load import Trained, read_trained
 from cmd_jax.inference.search import search
 from cmd_jax.inference.sheet import write_sheet
 from cmd_jax.inference.store import read_meta
 from cmd_jax.text import printable
 
-LoadArguments = tuple[str, int | None, str | None, str | None, int | None]  # arguments of `read_trained`
+
+class Source(NamedTuple):
+    """Arguments of `read_trained`.
+
+    Attributes:
+        path: of a run, or of weights.
+        step: of a run's checkpoint; None is its result.
+        features: pools of a feature; None as the run was evaluated.
+        of_others: what weights of other projects are read with, by name.
+    """
+
+    path: str
+    step: int | None
+    features: str | None
+    of_others: dict[str, int | str | None]
+
+    def read(self, features: str | None) -> Trained:
+        """The network; errors as of `read_trained`."""
+        return read_trained(self.path, self.step, features, **self.of_others)
 
 
-def write(network: LoadArguments, images: str, out: str, batch_size: int, patches: bool) -> list[str]:
+def write(network: Source, images: str, out: str, batch_size: int, patches: bool) -> list[str]:
     """Embeds a folder; errors as of `read_trained` and `embed_folder`."""
-    summary = embed_folder(read_trained(*network), images, out, batch_size, patches)
+    summary = embed_folder(network.read(network.features), images, out, batch_size, patches)
     lines = [f"wrote {out}: {summary.images:,} images" if summary.computed else f"{out} is whole: {summary.images:,} images"]
     if summary.note:
         lines.append(f"{images}: {summary.note}")
@@ -23,7 +43,7 @@ def write(network: LoadArguments, images: str, out: str, batch_size: int, patche
 
 
 def find(
-    network: LoadArguments,
+    network: Source,
     path: str,
     query: str,
     top: int,
@@ -34,10 +54,9 @@ def find(
 ) -> list[str]:
     """Searches in a file of features; errors as of `read_trained`, `read_meta`, `search` and `write_sheet`."""
     meta = read_meta(path)
-    source, step, features, model, image_px = network
-    if features is not None and features != meta.features:
-        raise ConfigError(f"--features={features}, but {path} holds {meta.features}; leave the flag out")
-    trained = read_trained(source, step, meta.features, model, image_px)
+    if network.features not in (None, meta.features):
+        raise ConfigError(f"--features={network.features}, but {path} holds {meta.features}; leave the flag out")
+    trained = network.read(meta.features)
     found = search(trained, path, meta, query, top, patches or patch is not None, _place(patch))
     if sheet is not None:
         write_sheet(sheet, trained.config, images, query, found)

@@ -30,32 +30,31 @@ class Beside(NamedTuple):
         return self.open_clip.get("model_cfg", {})
 
 
-def preparation(beside: Beside, family: str, table_px: int | None) -> dict[str, Any]:
-    """How images are prepared for a network.
+def prepared(beside: Beside) -> dict[str, Any]:
+    """How images were prepared for a network, as far as the files beside its weights say it.
+
+    Returns:
+        Values of `data.normalization` and of `eval.resize_px`, `crop_px`, `resize_mode` and `interpolation`.
+    """
+    if beside.preprocessor:
+        return _of_transformers(beside.preprocessor)
+    return _of_timm(beside.config["pretrained_cfg"]) if beside.config.get("pretrained_cfg") else _of_open_clip(beside)
+
+
+def usual_preparation(family: str, table_px: int | None) -> dict[str, Any]:
+    """How images are prepared for a network whose files do not say it.
 
     Args:
-        beside: the files beside its weights.
-        family: as `recognise` names it, for what no file says.
+        family: as `recognise` names it.
         table_px: image side of its positions, if it has them.
 
     Returns:
-        Values of `data.normalization` and of `eval.resize_px`, `crop_px`, `resize_mode` and `interpolation`, as far as they
-        are known.
+        As `prepared`.
     """
-    pretrained = beside.config.get("pretrained_cfg", {})
-    if beside.preprocessor:
-        found = _of_transformers(beside.preprocessor)
-    elif pretrained:
-        found = _of_timm(pretrained)
-    else:
-        found = _of_open_clip(beside)
-    crop = found.get("eval.crop_px")
-    if crop is None:
-        crop = USUAL_PX if family in ("DINOv2", "DINOv3") or table_px is None else table_px
-        if family == "DINOv3":
-            found = {"eval.resize_px": crop, "eval.resize_mode": "squash", "eval.interpolation": "bilinear"} | found
-    usual = {"CLIP": text_of(*CLIP), "SigLIP": text_of(*HALF)}.get(family, "imagenet")
-    return {"data.normalization": usual, "eval.crop_px": crop} | found
+    normalization = {"CLIP": text_of(*CLIP), "SigLIP": text_of(*HALF)}.get(family, "imagenet")
+    crop = USUAL_PX if family in ("DINOv2", "DINOv3") or table_px is None else table_px
+    resize = {"eval.resize_px": crop, "eval.resize_mode": "squash", "eval.interpolation": "bilinear"}
+    return {"data.normalization": normalization, "eval.crop_px": crop} | (resize if family == "DINOv3" else {})
 
 
 def _of_transformers(preprocessor: dict[str, Any]) -> dict[str, Any]:

@@ -207,8 +207,8 @@ def follow(recognised: Recognised, config: ConfigDict, source: str, whole_crop: 
         A copy with these keys.
 
     Raises:
-        ConfigError: a key of `model`, or the normalization, is not open and has another value; or nothing says how many heads
-            there are.
+        ConfigError: a key of `model`, or the normalization, is not open and has another value than the weights say, beyond
+            what is usual for their like; or nothing says how many heads there are.
     """
     config = config.copy_and_resolve_references()
     values = dict(recognised.keys)
@@ -220,7 +220,7 @@ def follow(recognised: Recognised, config: ConfigDict, source: str, whole_crop: 
         given = config[section][name]
         if given is None:
             config[section][name] = value
-        elif section != "eval" and given != value and not _same_normalization(key, given, value):
+        elif _is_said(key, recognised) and given != value and not _same_normalization(key, given, value):
             raise ConfigError(f"{key} is {given!r}, but {source} says {value!r}; leave {key} out, or use that")
     if config.model.num_heads is None and "model.width" in values:
         width = values["model.width"]
@@ -235,6 +235,11 @@ def follow(recognised: Recognised, config: ConfigDict, source: str, whole_crop: 
         side = config.eval.crop_px or config.views.global_px
         config.eval.resize_px = max(side, round(side * resize / crop))
     return config
+
+
+def _is_said(key: str, recognised: Recognised) -> bool:
+    """Whether a key is a fact, and not a choice."""
+    return not key.startswith("eval.") and key not in recognised.usual
 
 
 def _same_normalization(key: str, given: Any, value: Any) -> bool:

@@ -8,7 +8,7 @@ from cmd_jax.errors import WeightsError
 from cmd_jax.models.sizes import SWIN_PATCH_PX, SWIN_SIZES, SWIN_STRIDE_PX, VIT, VIT_SIZES
 from cmd_jax.weights.layouts import LAYOUTS
 from cmd_jax.weights.names import Arrays, Named, is_square, stand_ins, to_ours
-from cmd_jax.weights.preparation import Beside, preparation, side_px
+from cmd_jax.weights.preparation import Beside, prepared, side_px, usual_preparation
 
 _ACTIVATIONS = {
     "gelu": "gelu",
@@ -33,16 +33,30 @@ _ARCHITECTURES = {
 _BLOCK = re.compile(r"(?:^|\.)(?:blocks|layer|layers|resblocks)\.(\d+)\.")
 
 
+# Keys that shapes do not show; of a Swin also those that its tables are resampled for.
+_GUESSED = {
+    "model.num_heads",
+    "model.resample_rule",
+    "model.rope_base",
+    "model.activation",
+    "model.layer_norm_eps",
+    "data.normalization",
+}
+_FREE_OF_SWIN = {"model.window", "model.table_px"}
+
+
 class Recognised(NamedTuple):
     """What a file is.
 
     Attributes:
         keys: keys of the configuration -> the file's values; `eval.crop_px` and `eval.resize_px` are of its preparation.
         line: the same in words.
+        usual: those of the keys that neither shapes nor files say; their values are usual for such a network.
     """
 
     keys: dict[str, Any]
     line: str
+    usual: frozenset[str] = frozenset()
 
 
 def recognise(named: Named, beside: Beside, source: str) -> Recognised:
@@ -57,14 +71,17 @@ def recognise(named: Named, beside: Beside, source: str) -> Recognised:
         WeightsError: the files ask for what the models here cannot do, or have values of other types.
     """
     try:
-        keys, line = (_swin if named.layout.backbone == "swin" else _vit)(named, beside, source)
+        swin = named.layout.backbone == "swin"
+        keys, said, line = (_swin if swin else _vit)(named, beside, source)
     except (TypeError, ValueError, AttributeError, KeyError, IndexError, OverflowError) as error:
         reason = f"{type(error).__name__}: {error}"[:200]
         raise WeightsError(f"{source}: the files beside it, or its shapes, are of no known form ({reason})") from error
-    return Recognised({key: value for key, value in keys.items() if value is not None}, line)
+    usual = frozenset(_GUESSED - said | (_FREE_OF_SWIN if swin else set()))
+    return Recognised({key: value for key, value in keys.items() if value is not None}, line, usual)
 
 
-def _vit(named: Named, beside: Beside, source: str) -> tuple[dict[str, Any], str]:
+def _vit(named: Named, beside: Beside, source: str) -> tuple[dict[str, Any], set[str], str]:
+    """(values of keys, those of them that files say, the line)."""
     sample, depth = _first_block(named, source)
     model = _model_config(beside)
     width, patch = sample["patch_embed/kernel"].shape[-1], sample["patch_embed/kernel"].shape[0]
@@ -73,7 +90,9 @@ def _vit(named: Named, beside: Beside, source: str) -> tuple[dict[str, Any], str
     family, words = _family(named, sample, beside, registers)
     positions, table_px = ("rotary", None) if family == "DINOv3" else _positions(sample, patch, class_token, registers, source)
     named_size = next((name for name, size in VIT_SIZES.items() if (size.width, size.depth) == (width, depth)), None)
-    heads = _heads(named, model, beside, family, width, named_size)
+    heads = _said_heads(named, model, beside, width)
+    found, said = prepared(beside), _said(model, beside) | ({"model.num_heads"} if heads else set())
+    heads = heads or _usual_heads(model, family, width, named_size)
     keys = {
         "model.name": named_size or VIT,
         "model.width": width,
@@ -93,16 +112,35 @@ def _vit(named: Named, beside: Beside, source: str) -> tuple[dict[str, Any], str
         "model.pre_norm": "norm_pre/scale" in sample,
         "model.qkv_bias": _qkv_bias(named, sample),
         "model.layer_norm_eps": _eps(model, family),
-        **preparation(beside, family, table_px),
+        **_prepared(found, family, table_px),
     }
-    size = f"ViT-{named_size.removeprefix('vit_')[0].upper()}" if named_size else "ViT"
+    size = f"ViT-{named_size.removeprefix('vit_')}" if named_size else "ViT"
     parts = [f"{words}: {size}/{patch}", f"width {width}", f"{depth} blocks"]
     parts += [f"{heads} heads"] if heads else []
     parts += ["LayerScale"] if keys["model.layer_scale"] else []
     parts += ["gated MLPs"] if gated else []
     parts += ["no class token"] if not class_token else []
     parts += ["rotary positions" if positions == "rotary" else f"table of {table_px} px"]
-    return keys, ", ".join(parts)
+    return keys, said | found.keys(), ", ".join(parts)
+
+
+def _said(model: dict, beside: Beside) -> set[str]:
+    """Keys that the files say beside heads and preparation."""
+    keys = {
+        "resample_rule": "model.resample_rule",
+        "rope_theta": "model.rope_base",
+        "hidden_act": "model.activation",
+        "act_layer": "model.activation",
+        "layer_norm_eps": "model.layer_norm_eps",
+    }
+    return {key for name, key in keys.items() if name in model} | ({"model.activation"} if beside.open_clip else set())
+
+
+def _prepared(found: dict[str, Any], family: str, table_px: int | None) -> dict[str, Any]:
+    rest = usual_preparation(family, table_px)
+    if "eval.crop_px" in found:  # how its images get their size is said
+        rest = {"data.normalization": rest["data.normalization"]}
+    return rest | found
 
 
 def _first_block(named: Named, source: str) -> tuple[Arrays, int]:
@@ -178,15 +216,17 @@ def _positions(sample: Arrays, patch: int, class_token: bool, registers: int, so
     )
 
 
-def _heads(named: Named, model: dict, beside: Beside, family: str, width: int, named_size: str | None) -> int | None:
+def _said_heads(named: Named, model: dict, beside: Beside, width: int) -> int | None:
     given = model.get("num_attention_heads", model.get("num_heads"))
     if given is not None:
         return int(given)
     if beside.open_clip_model():
         return width // int(model.get("head_width", 64))
     periods = next((shape for name, shape in named.seen.items() if name.endswith("rope_embed.periods")), None)
-    if periods and width % (4 * periods[0]) == 0:  # a quarter of a head's channels
-        return width // (4 * periods[0])
+    return width // (4 * periods[0]) if periods and periods[0] else None  # a quarter of a head's channels
+
+
+def _usual_heads(model: dict, family: str, width: int, named_size: str | None) -> int | None:
     if width in _HEADS.get(family, {}):
         return _HEADS[family][width]
     architecture = str(model.get("architecture", ""))
@@ -206,14 +246,14 @@ def _resample_rule(named: Named, model: dict, family: str, registers: int) -> st
 def _activation(named: Named, model: dict, beside: Beside, family: str, gated: bool, source: str) -> str:
     if gated and (family != "DINOv3" or "hidden_act" not in model):
         return "silu"  # whatever transformers' DINOv2 says
-    usual = "gelu"
+    otherwise = "gelu"
     if named.layout is LAYOUTS["hf_clip"]:
-        usual = "gelu_tanh" if family == "SigLIP" else "quick_gelu"  # transformers' defaults
+        otherwise = "gelu_tanh" if family == "SigLIP" else "quick_gelu"  # transformers' defaults
     elif beside.open_clip_model():
-        usual = "quick_gelu" if beside.open_clip_model().get("quick_gelu") else "gelu"
+        otherwise = "quick_gelu" if beside.open_clip_model().get("quick_gelu") else "gelu"
     elif family == "CLIP" and re.search("quickgelu|openai", f"{model.get('architecture', '')} {source}".lower()):
-        usual = "quick_gelu"
-    given = model.get("hidden_act", model.get("act_layer")) or usual
+        otherwise = "quick_gelu"
+    given = model.get("hidden_act", model.get("act_layer")) or otherwise
     if given not in _ACTIVATIONS:
         raise WeightsError(f"{source} has the activation {given!r}; known are {', '.join(_ACTIVATIONS)}; use other weights")
     return _ACTIVATIONS[given]
@@ -236,7 +276,8 @@ def _eps(model: dict, family: str) -> float:
     return 1e-5 if family in ("DINOv3", "CLIP") else 1e-6
 
 
-def _swin(named: Named, beside: Beside, source: str) -> tuple[dict[str, Any], str]:
+def _swin(named: Named, beside: Beside, source: str) -> tuple[dict[str, Any], set[str], str]:
+    """As `_vit`."""
     ours, _ = to_ours(stand_ins({name: array.shape for name, array in named.arrays.items()}), named.layout)
     kernel = ours.get("backbone/patch_embed/kernel")
     tables: dict[int, list[tuple[int, int]]] = {}
@@ -265,6 +306,7 @@ def _swin(named: Named, beside: Beside, source: str) -> tuple[dict[str, Any], st
     # A stage whose map is smaller than the window has a table of its side, which tells the image's.
     whole = next((side * SWIN_PATCH_PX << stage for stage, side in enumerate(windows) if side < window), None)
     table_px = whole or side_px(model.get("image_size")) or window * SWIN_STRIDE_PX
+    found = prepared(beside)
     of_esvit = named.layout is LAYOUTS["swin"]
     project = "EsViT" if of_esvit else "timm" if named.layout is LAYOUTS["timm_swin"] else "transformers"
     keys = {
@@ -273,6 +315,7 @@ def _swin(named: Named, beside: Beside, source: str) -> tuple[dict[str, Any], st
         "model.table_px": table_px,
         "model.window": window,
         "model.layer_norm_eps": float(model.get("layer_norm_eps", 1e-6 if of_esvit else 1e-5)),
-        **preparation(beside, "Swin", table_px),
+        **_prepared(found, "Swin", table_px),
     }
-    return keys, f"Swin ({project}): {name}, width {width}, {'-'.join(map(str, depths))} blocks, window {window}"
+    line = f"Swin ({project}): {name}, width {width}, {'-'.join(map(str, depths))} blocks, window {window}"
+    return keys, _said(model, beside) | found.keys(), line

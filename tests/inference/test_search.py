@@ -90,11 +90,11 @@ def test_what_cannot_be_compared_is_refused(gallery, trained, finished, query, p
     embed_folder(trained, str(photo_folder / "test"), plain, BATCH)
     with pytest.raises(ConfigError, match="has no patch tokens; embed again with --patches"):
         search(trained, plain, store.read_meta(plain), query, patches=True)
-    network = (str(finished[0]), None, "cls", None, None)
+    network = commands.Source(str(finished[0]), None, "cls", {})
     with pytest.raises(ConfigError, match=r"--features=cls, but .*plain\.npz holds mil; leave the flag out"):
         commands.find(network, plain, query, 3, False, None, None, None)
     with pytest.raises(ConfigError, match="--patch=1,x is no place; give ROW,COLUMN"):
-        commands.find((str(finished[0]), None, None, None, None), plain, query, 3, False, (1, "x"), None, None)
+        commands.find(commands.Source(str(finished[0]), None, None, {}), plain, query, 3, False, (1, "x"), None, None)
     without = trained._replace(params={"backbone": trained.params["backbone"]})
     with pytest.raises(ConfigError, match="has no MIL scorer that would choose a patch; name one: --patch=ROW,COLUMN"):
         search(without, path, meta, query, patches=True)
@@ -103,7 +103,9 @@ def test_what_cannot_be_compared_is_refused(gallery, trained, finished, query, p
 def test_the_lines_that_are_printed(gallery, exported, query, photo_folder, tmp_path):
     sheet = str(tmp_path / "new" / "sheet.png")
     arguments = (gallery[".parquet"][0], query, 3, True, (0, 1), sheet, str(photo_folder / "train"))
-    lines = commands.find((str(exported), None, None, None, None), *arguments)  # the file exported from the run may search too
+    lines = commands.find(
+        commands.Source(str(exported), None, None, {}), *arguments
+    )  # the file exported from the run may search too
     assert lines[0] == f"patch (0, 1) of {query}"
     assert [line.split()[0] for line in lines[1:4]] == ["1", "2", "3"]
     assert all(line.endswith(".png") for line in lines[1:4])

@@ -15,7 +15,7 @@ from cmd_jax import config as config_lib
 from cmd_jax.errors import WeightsError
 from cmd_jax.models.build import make_network
 from cmd_jax.training.checkpoint import Checkpoints
-from cmd_jax.weights.read import read_source
+from cmd_jax.weights.read import read_source, recognise_source
 from cmd_jax.weights.transfer import import_run
 from tests.conftest import quick
 from tests.interop.references import Head, dino_state, esvit_state, swin, tokens, vit
@@ -90,8 +90,9 @@ def test_a_full_checkpoint_of_dino_with_its_head(tmp_path, legacy):
     with torch.no_grad():
         expected = head(torch.from_numpy(tokens(model, images)[:, 0])).numpy()
     np.testing.assert_allclose(encoded.image_z @ rows.T, expected, atol=1e-4)
-    arrays = read_source(str(tmp_path / "checkpoint.pth"), "student").arrays
-    np.testing.assert_array_equal(arrays["module.backbone.norm.weight"], model.layernorm.weight.detach().numpy() + 1)
+    read = read_source(str(tmp_path / "checkpoint.pth"), "student")
+    assert recognise_source(str(tmp_path / "checkpoint.pth"), "student") == read.recognised
+    np.testing.assert_array_equal(read.named.arrays["norm.weight"], model.layernorm.weight.detach().numpy() + 1)
 
 
 def test_a_full_checkpoint_of_esvit_with_both_heads(tmp_path):

@@ -15,7 +15,7 @@ from cmd_jax.weights.export import write_hugging_face, write_timm
 from cmd_jax.weights.files import read_safetensors
 from cmd_jax.weights.layouts import LAYOUTS
 from cmd_jax.weights.names import to_ours
-from cmd_jax.weights.preparation import Beside, preparation
+from cmd_jax.weights.preparation import Beside, prepared
 from cmd_jax.weights.read import read_source, recognise_source
 from tests.weights.checkpoints import DEPTHS, EMBED, HEADS, WIDTH, WINDOW, dino_vit, esvit_swin, same
 
@@ -152,8 +152,7 @@ def test_preprocessors_say_how_images_are_prepared(mode, crop, kind, config):
     config.eval.update({"resize_mode": mode, "crop_px": crop, "resize_px": 64, "interpolation": "lanczos"})
     written = export.preprocessor_config(config)
     assert written["image_processor_type"] == kind
-    read = preparation(Beside({}, written), "ViT", None)
-    assert read == {
+    assert prepared(Beside({}, written)) == {
         "data.normalization": config.data.normalization,
         "eval.resize_mode": mode,
         "eval.crop_px": crop,

@@ -6,8 +6,9 @@ import pytest
 from cmd_jax import config as config_lib
 from cmd_jax.errors import ConfigError, WeightsError
 from cmd_jax.normalization import statistics_of
+from cmd_jax.weights import recognise as recognise_module
 from cmd_jax.weights.names import identify, stand_ins
-from cmd_jax.weights.preparation import Beside, preparation
+from cmd_jax.weights.preparation import Beside, prepared
 from cmd_jax.weights.read import follow
 from cmd_jax.weights.recognise import Recognised, recognise
 from tests.weights import checkpoints
@@ -125,7 +126,7 @@ def test_files_beside_win():
 def test_one_line_says_what_it_is():
     arrays = _vit(384, 12, 14, 37, more={"blocks.0.ls1.gamma": (384,), "register_tokens": (1, 4, 384)})
     assert _recognised(arrays).line == (
-        "DINOv2 with 4 registers: ViT-S/14, width 384, 12 blocks, 6 heads, LayerScale, table of 518 px"
+        "DINOv2 with 4 registers: ViT-small/14, width 384, 12 blocks, 6 heads, LayerScale, table of 518 px"
     )
     assert _recognised(checkpoints.hf_dinov3(gated=True)).line == (
         "DINOv3 with 2 registers (transformers): ViT/8, width 8, 2 blocks, LayerScale, gated MLPs, rotary positions"
@@ -149,7 +150,7 @@ def test_swins_by_their_tables():
 
 
 def _prepared(*beside, family="ViT", table_px=224):
-    found = preparation(Beside(*beside), family, table_px)
+    found = recognise_module._prepared(prepared(Beside(*beside)), family, table_px)
     return tuple(found.get(f"eval.{key}") for key in ("resize_mode", "resize_px", "crop_px", "interpolation"))
 
 
@@ -203,7 +204,7 @@ def test_normalization_equals_that_of_transformers(preprocessor):
     expected = pixels * (preprocessor.get("rescale_factor", 1 / 255) if preprocessor.get("do_rescale", True) else 1)
     if preprocessor.get("do_normalize", True):
         expected = (expected - preprocessor["image_mean"]) / preprocessor["image_std"]
-    found = preparation(Beside({}, preprocessor), "ViT", 224)["data.normalization"]
+    found = prepared(Beside({}, preprocessor))["data.normalization"]
     mean, std = map(np.array, statistics_of(found))
     np.testing.assert_allclose((pixels / 255 - mean) / std, expected, rtol=1e-6, atol=1e-6)
 
@@ -240,17 +241,29 @@ def test_open_keys_follow():
         ("model__patch_size", 16, r"model\.patch_size is 16, but x says 14"),
         ("model__registers", 4, r"model\.registers is 4, but x says 0"),
         ("model__layer_scale", False, r"model\.layer_scale is False, but x says True"),
-        ("data__normalization", HALF, r"data\.normalization is '0\.5.*', but x says 'imagenet'"),
+        ("model__num_heads", 12, r"model\.num_heads is 12, but x says 6"),
+        ("model__layer_norm_eps", 1e-5, r"model\.layer_norm_eps is 1e-05, but x says 1e-06"),
+        ("data__normalization", "imagenet", r"data\.normalization is 'imagenet', but x says '0\.5"),
     ],
 )
 def test_keys_that_contradict_are_refused(key, value, message):
+    said = Beside({"num_attention_heads": 6, "layer_norm_eps": 1e-6}, {"image_mean": [0.5] * 3, "image_std": [0.5] * 3})
+    file = _recognised(_vit(384, 12, 14, 37, more={"blocks.0.ls1.gamma": (384,)}), said)
     with pytest.raises(ConfigError, match=message):
-        follow(DINOV2, _given(**{key: value}), "x", False)
+        follow(file, _given(**{key: value}), "x", False)
+
+
+def test_what_no_file_says_can_be_given():
+    given = _given(model__num_heads=12, model__layer_norm_eps=1e-5, data__normalization=HALF, model__resample_rule="size")
+    followed = follow(DINOV2, given, "x", False)
+    assert (followed.model.num_heads, followed.model.layer_norm_eps, followed.model.resample_rule) == (12, 1e-5, "size")
+    assert (followed.data.normalization, followed.model.activation) == (HALF, "gelu")
 
 
 def test_keys_that_agree_are_accepted():
     numbers = "/".join(",".join(map(str, values)) for values in statistics_of("imagenet"))
-    followed = follow(DINOV2, _given(data__normalization=numbers, model__name="vit_small", model__patch_size=14), "x", False)
+    said = DINOV2._replace(usual=frozenset())
+    followed = follow(said, _given(data__normalization=numbers, model__name="vit_small", model__patch_size=14), "x", False)
     assert followed.data.normalization == numbers
     own = _given(model__name="vit", model__width=384, model__depth=12, model__num_heads=6)
     assert follow(DINOV2, own, "x", False).model.name == "vit"
