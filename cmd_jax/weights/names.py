@@ -75,7 +75,7 @@ def identify(arrays: Arrays, network: str, source: str) -> Named:
     kept: Arrays = {}
     for name, array in chosen.items():
         short = _without_prefixes(name)
-        if _BUFFER.search(short):
+        if _BUFFER.search(short) or not array.size:  # transformers has a table of no registers
             continue
         if short in kept:
             raise WeightsError(f"{name} and another array are both {short} without prefixes; keep one model in the file")

@@ -41,18 +41,20 @@ def prepared(beside: Beside) -> dict[str, Any]:
     return _of_timm(beside.config["pretrained_cfg"]) if beside.config.get("pretrained_cfg") else _of_open_clip(beside)
 
 
-def usual_preparation(family: str, table_px: int | None) -> dict[str, Any]:
+def usual_preparation(family: str, image_px: int | None) -> dict[str, Any]:
     """How images are prepared for a network whose files do not say it.
 
     Args:
         family: as `recognise` names it.
-        table_px: image side of its positions, if it has them.
+        image_px: image side that the network was made for, if it is known.
 
     Returns:
         As `prepared`.
     """
     normalization = {"CLIP": text_of(*CLIP), "SigLIP": text_of(*HALF)}.get(family, "imagenet")
-    crop = USUAL_PX if family in ("DINOv2", "DINOv3") or table_px is None else table_px
+    crop = image_px or USUAL_PX
+    if family in ("DINOv2", "DINOv3"):  # trained at the end on larger images, and used at this size
+        crop = min(USUAL_PX, crop)
     resize = {"eval.resize_px": crop, "eval.resize_mode": "squash", "eval.interpolation": "bilinear"}
     return {"data.normalization": normalization, "eval.crop_px": crop} | (resize if family == "DINOv3" else {})
 

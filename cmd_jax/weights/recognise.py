@@ -112,7 +112,7 @@ def _vit(named: Named, beside: Beside, source: str) -> tuple[dict[str, Any], set
         "model.pre_norm": "norm_pre/scale" in sample,
         "model.qkv_bias": _qkv_bias(named, sample),
         "model.layer_norm_eps": _eps(model, family),
-        **_prepared(found, family, table_px),
+        **_prepared(found, family, table_px or side_px(model.get("image_size"))),
     }
     size = f"ViT-{named_size.removeprefix('vit_')}" if named_size else "ViT"
     parts = [f"{words}: {size}/{patch}", f"width {width}", f"{depth} blocks"]
@@ -136,8 +136,8 @@ def _said(model: dict, beside: Beside) -> set[str]:
     return {key for name, key in keys.items() if name in model} | ({"model.activation"} if beside.open_clip else set())
 
 
-def _prepared(found: dict[str, Any], family: str, table_px: int | None) -> dict[str, Any]:
-    rest = usual_preparation(family, table_px)
+def _prepared(found: dict[str, Any], family: str, image_px: int | None) -> dict[str, Any]:
+    rest = usual_preparation(family, image_px)
     if "eval.crop_px" in found:  # how its images get their size is said
         rest = {"data.normalization": rest["data.normalization"]}
     return rest | found
