@@ -102,9 +102,9 @@ def reference(family, model, images, statistics):
     return (tokens[:, 0] if special else None), tokens[:, special:]
 
 
-def compare(model, name, source, side):
+def compare(model, name, source, side, **arguments):
     """The greatest difference of our class token and patches to the model's, and their deviation."""
-    ours = cmd_jax.load(source, image_px=side, resize_px=side)
+    ours = cmd_jax.load(source, image_px=side, resize_px=side, **arguments)
     images = pixels(side)
     token, patches = reference(name, model, images, statistics_of(ours.config.data.normalization))
     found = ours.patch_tokens(images)

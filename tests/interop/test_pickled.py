@@ -15,6 +15,7 @@ from cmd_jax import config as config_lib
 from cmd_jax.errors import WeightsError
 from cmd_jax.models.build import make_network
 from cmd_jax.training.checkpoint import Checkpoints
+from cmd_jax.weights.files import read_pickled
 from cmd_jax.weights.read import read_source, recognise_source
 from cmd_jax.weights.transfer import import_run
 from tests.conftest import quick
@@ -162,7 +163,7 @@ def test_damaged_files(tmp_path, content):
 def test_half_precision_and_shared_arrays(tmp_path):
     shared = torch.arange(6.0).reshape(2, 3)
     torch.save({"a": shared, "b": shared.T, "c": shared.to(torch.bfloat16)}, tmp_path / "a.pt")
-    arrays = read_source(str(tmp_path / "a.pt"), "teacher").arrays
+    arrays = read_pickled(str(tmp_path / "a.pt"), "teacher")
     np.testing.assert_array_equal(arrays["b"], shared.T.numpy())
     assert arrays["c"].dtype == np.float32
     assert jax.tree.all(jax.tree.map(lambda array: array.dtype == np.float32, arrays))
