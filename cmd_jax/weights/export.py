@@ -48,7 +48,7 @@ _TIMM_HOLDS = {
 
 def write_timm(path: str, arrays: Arrays, backbone: ViT | Swin, config: ConfigDict) -> None:
     """Writes a `.safetensors` file that timm's VisionTransformer, Eva (rotary positions) or SwinTransformer loads. Its metadata
-    has, as `config`, what timm's config.json says: the arguments of the model, image side, mean and deviation.
+    has, as `config`, what timm's config.json says: architecture and arguments of the model, image side, mean and deviation.
 
     Args:
         path: of the file; its directory is made.
@@ -59,7 +59,8 @@ def write_timm(path: str, arrays: Arrays, backbone: ViT | Swin, config: ConfigDi
     Raises:
         WeightsError: timm has no such model.
     """
-    about = {"num_classes": 0, "pretrained_cfg": _pretrained_cfg(config)} | _beyond_timm(backbone)
+    about = {"architecture": _architecture(backbone), "num_classes": 0, "pretrained_cfg": _pretrained_cfg(config)}
+    about |= _beyond_timm(backbone)
     if isinstance(backbone, Swin):
         layout, about["model_args"] = LAYOUTS["timm_swin"], _timm_swin_args(backbone)
     else:
@@ -170,13 +171,15 @@ def _folded(arrays: Arrays, backbone: ViT) -> tuple[Arrays, str]:
 
 def _timm_args(backbone: ViT, positions: str) -> dict[str, Any]:
     """Arguments of timm.create_model."""
+    units = backbone.mlp_dim * (2 if backbone.gated_mlp and positions != "rotary" else 1)  # gate and values in one layer
+    ratio = units / backbone.width
     common = {
         "img_size": backbone.table_px,
         "patch_size": backbone.patch_size,
         "embed_dim": backbone.width,
         "depth": backbone.depth,
         "num_heads": backbone.num_heads,
-        "mlp_ratio": backbone.mlp_dim * (2 if backbone.gated_mlp and positions != "rotary" else 1) / backbone.width,
+        "mlp_ratio": ratio if int(ratio * backbone.width) == units else (units + 0.5) / backbone.width,  # timm cuts the product
         "init_values": 1e-5 if backbone.layer_scale else None,
         "qkv_bias": backbone.qkv_bias != "none",
     }
@@ -184,6 +187,7 @@ def _timm_args(backbone: ViT, positions: str) -> dict[str, Any]:
         return common | {
             "num_reg_tokens": backbone.registers,
             "swiglu_mlp": backbone.gated_mlp,
+            "swiglu_align_to": int(backbone.gated_mlp),  # gate and values are two layers if it is not 0
             "use_abs_pos_emb": False,
             "use_rot_pos_emb": True,
             "rope_type": "dinov3",
@@ -195,10 +199,23 @@ def _timm_args(backbone: ViT, positions: str) -> dict[str, Any]:
     return common | {
         "act_layer": backbone.activation,
         "class_token": backbone.class_token,
+        "global_pool": "token" if backbone.class_token else "avg",
+        "fc_norm": False,
         "reg_tokens": backbone.registers,
         "no_embed_class": positions == "patches",
         "pre_norm": backbone.pre_norm,
     }
+
+
+def _architecture(backbone: ViT | Swin) -> str:
+    """timm's name of a model of the same kind, which the arguments make the same."""
+    if isinstance(backbone, Swin):
+        return "swin_tiny_patch4_window7_224"
+    if backbone.positions == "rotary":
+        return "vit_small_patch16_dinov3"
+    if backbone.pre_norm:
+        return "vit_base_patch16_clip_224"
+    return "vit_giant_patch14_dinov2" if backbone.gated_mlp else "vit_small_patch16_224"
 
 
 def _timm_swin_args(backbone: Swin) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """Every family of transformers: its files are recognised and give its features, and our exports of them are its files again."""
 
 import json
+import re
 
 import jax
 import numpy as np
 import pytest
 import transformers as hf
 from flax.traverse_util import unflatten_dict
+from PIL import Image
 
 from cmd_jax import config as config_lib
 from cmd_jax.inference.export import export_run
@@ -70,7 +72,7 @@ def test_a_run_starts_without_keys_of_the_model(name, saved):
 
 
 @pytest.mark.parametrize("name", EXPORTED)
-def test_exports_are_files_of_the_family(name, saved, tmp_path):
+def test_exports_are_files_of_the_family(name, saved, tmp_path, monkeypatch):
     model, directory = saved(name)
     config = config_lib.default()
     config.init.weights = str(directory)
@@ -98,3 +100,9 @@ def test_exports_are_files_of_the_family(name, saved, tmp_path):
     for key, value in original.items():
         np.testing.assert_array_equal(ours[key], value, err_msg=key)
     assert hf.AutoModel.from_pretrained(tmp_path / "out").config.model_type == model.config.model_type
+    (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), re.DOTALL)
+    Image.fromarray(pixels(48)[0]).save(tmp_path / "image.jpg")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(code, "card", "exec"), names)
+    assert names["tokens"].shape[0] == 1

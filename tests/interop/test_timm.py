@@ -2,9 +2,11 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import cmd_jax
 from cmd_jax import config as config_lib
@@ -94,7 +96,7 @@ def test_features_are_those_of_timm(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_exports_are_loaded_by_timm(name, tmp_path):
+def test_exports_are_loaded_by_timm(name, tmp_path, monkeypatch):
     model, special = _saved(name, tmp_path / "hub")
     config = config_lib.default()
     config.init.weights = str(tmp_path / "hub")
@@ -108,9 +110,14 @@ def test_exports_are_loaded_by_timm(name, tmp_path):
     assert written.keys() == original.keys()
     for key, value in original.items():
         np.testing.assert_array_equal(written[key], value, err_msg=key)
-    again = timm.create_model(MODELS[name][0], **MODELS[name][1], checkpoint_path="" if not special else path).eval()
-    if special:
-        _compare(cmd_jax.load(path), again, special, 48)  # which says itself what it is
-    arguments = json.loads(read_metadata(path)["config"])["model_args"]
-    assert (arguments["embed_dim"], arguments["img_size"]) == (48, 48)
-    assert math.isclose(json.loads(read_metadata(path)["config"])["pretrained_cfg"]["crop_pct"], 1.0)
+    about = json.loads(read_metadata(path)["config"])
+    assert math.isclose(about["pretrained_cfg"]["crop_pct"], 1.0)
+    again = timm.create_model(about["architecture"], num_classes=0, checkpoint_path=path, **about["model_args"]).eval()
+    _compare(cmd_jax.load(path), again, special, 48)  # which says itself what it is
+    card = (tmp_path / "out.safetensors.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    Image.fromarray(_images(48)[0]).save(tmp_path / "image.jpg")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(code, "card", "exec"), names)
+    assert names["tokens"].shape == (1, special + 36, 48)
