@@ -102,8 +102,9 @@ def read_weights(run: Run) -> Mapping[str, np.ndarray]:
     if not run.config.init.weights:
         return {}
     weights = initial_weights(run.config, run.network)
-    processes.print_once("\n".join(f"init: {note}" for note in weights.notes))
-    return weights.arrays
+    notes = [*weights.notes, *([f"with the heads: {', '.join(weights.centers)}"] if weights.centers else [])]
+    processes.print_once("\n".join(f"init: {note}" for note in notes))
+    return weights.arrays | weights.centers
 
 
 def evaluation_of(run: Run, splits: Splits, workdir: str) -> loop.Evaluate:

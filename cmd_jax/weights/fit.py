@@ -23,10 +23,12 @@ class Fitted(NamedTuple):
     Attributes:
         arrays: under our names, float32, of the model's shapes.
         notes: what was taken, resampled, left out and left as initialised; a sentence each.
+        centers: of the teacher's logits, that belong to the heads; "centers/image" and "centers/region" -> [K].
     """
 
     arrays: Arrays
     notes: tuple[str, ...]
+    centers: Arrays = {}
 
 
 def fit(named: Named, model: Shapes, source: str, heads: bool) -> Fitted:

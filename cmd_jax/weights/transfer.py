@@ -31,8 +31,8 @@ def initial_weights(config: ConfigDict, network: Network) -> Fitted:
         network: of the configuration.
 
     Returns:
-        Arrays of the backbone, and with `init.heads` of the heads, and the centers of the teacher's logits where there are any;
-        both student and teacher start from them.
+        Arrays of the backbone, and with `init.heads` of the heads and the centers that belong to them; both student and teacher
+        start from them.
 
     Raises:
         WeightsError: it cannot be read or does not fit.
@@ -47,15 +47,10 @@ def initial_weights(config: ConfigDict, network: Network) -> Fitted:
     shapes = jax.eval_shape(lambda: init_params(config, network))
     shapes = {name: leaf.shape for name, leaf in flatten_dict(shapes, sep="/").items()}
     fitted = fit(named, shapes, source, config.init.heads)
-    return _with_centers(fitted, centers, config.head.prototypes) if config.init.heads else fitted
-
-
-def _with_centers(fitted: Fitted, centers: Arrays, prototypes: int) -> Fitted:
-    """The heads' weights with the centers that belong to their prototypes."""
+    if not config.init.heads:
+        return fitted
     flat = {name: np.asarray(center, np.float32).reshape(-1) for name, center in centers.items()}
-    taken = {name: center for name, center in flat.items() if center.size == prototypes}
-    note = f"{', '.join(taken)} of the teacher's logits" if taken else "centers of the teacher's logits from zero"
-    return Fitted(fitted.arrays | taken, (*fitted.notes, note))
+    return fitted._replace(centers={name: center for name, center in flat.items() if center.size == config.head.prototypes})
 
 
 def follow_source(config: ConfigDict, whole_crop: bool = False) -> tuple[ConfigDict, str]:

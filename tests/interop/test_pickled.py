@@ -17,7 +17,7 @@ from cmd_jax.models.build import make_network
 from cmd_jax.training.checkpoint import Checkpoints
 from cmd_jax.weights.files import read_pickled
 from cmd_jax.weights.read import read_source, recognise_source
-from cmd_jax.weights.transfer import import_run
+from cmd_jax.weights.transfer import import_run, initial_weights
 from tests.conftest import quick
 from tests.interop.references import Head, dino_state, esvit_state, swin, tokens, vit
 
@@ -62,7 +62,7 @@ def _full(teacher, student):
         "epoch": 100,
         "args": argparse.Namespace(arch="vit_small", lr=5e-4, output_dir="out", aug_opt=["a", None]),
         "fp16_scaler": {"scale": 65536.0},
-        "dino_loss": {"center": torch.zeros(1, 24)},
+        "dino_loss": {"center": torch.arange(24.0)[None]},
     }
 
 
@@ -94,6 +94,10 @@ def test_a_full_checkpoint_of_dino_with_its_head(tmp_path, legacy):
     read = read_source(str(tmp_path / "checkpoint.pth"), "student")
     assert recognise_source(str(tmp_path / "checkpoint.pth"), "student") == read.recognised
     np.testing.assert_array_equal(read.named.arrays["norm.weight"], model.layernorm.weight.detach().numpy() + 1)
+    config = config_lib.load(str(tmp_path / "run" / "config.json"))
+    centers = initial_weights(config, make_network(config)).centers
+    assert list(centers) == ["centers/image"]
+    np.testing.assert_array_equal(centers["centers/image"], np.arange(24))
 
 
 def test_a_full_checkpoint_of_esvit_with_both_heads(tmp_path):

@@ -140,17 +140,17 @@ def test_run_starts_from_another_run(finished, tmp_path, config):
     parts = "backbone, image_head, image_last_layer, mil_scorer, region_head, region_last_layer"
     step, teacher = _network(finished[0], "teacher")
     assert step == 6
-    assert fitted.notes == (
-        f"{len(teacher)} arrays of {finished[0]} (cmd_jax): {parts}",
-        "centers/image, centers/region of the teacher's logits",
-    )
+    assert fitted.notes == (f"{len(fitted.arrays)} arrays of {finished[0]} (cmd_jax): {parts}",)
+    _same(fitted.arrays, teacher)
     run = prepare(config)
     checkpoints = Checkpoints(str(finished[0]), read_only=True)
     centers = checkpoints.restore_state(run.abstract_state()).centers
     checkpoints.close()
-    _same(fitted.arrays, teacher | {f"centers/{level}": center for level, center in centers._asdict().items()})
+    _same(fitted.centers, {f"centers/{level}": center for level, center in centers._asdict().items()})
     assert any(np.any(center != 0) for center in centers)
-    jax.tree.map(np.testing.assert_array_equal, with_weights(run.first_state(), fitted.arrays).centers, centers)
+    jax.tree.map(
+        np.testing.assert_array_equal, with_weights(run.first_state(), fitted.arrays | fitted.centers).centers, centers
+    )
     resolved.init.network, resolved.init.heads, resolved.views.global_px = "student", False, 32
     larger = initial_weights(resolved, make_network(resolved))
     assert larger.arrays["backbone/pos_embed"].shape == (1, 5, 96)  # resampled on the fly
