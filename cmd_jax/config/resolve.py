@@ -11,7 +11,7 @@ from cmd_jax.config.keys import KEYS, METHODS, default, has_class_token, is_swin
 from cmd_jax.config.recipe import recipe
 from cmd_jax.errors import ConfigError
 from cmd_jax.method.chunk_size import default_chunk
-from cmd_jax.models.sizes import DEFAULT_MODEL, VIT_SIZES
+from cmd_jax.models.sizes import DEFAULT_MODEL, SWIN_SIZES, VIT_SIZES
 
 # Open values that a run learns with and that `resolve` takes from the hardware. A run that is continued keeps its own, whatever
 # hardware it is continued on (training/resume.py).
@@ -155,7 +155,7 @@ def resolve(config: ConfigDict, train_images: int, hardware: Hardware = ONE_CPU)
     if not is_swin(config):
         _fill_vit(config)
     rules: dict[str, Any] = {
-        **recipe(bool(config.init.weights), train_images, config.train.epochs),
+        **recipe(bool(config.init.weights), width_of(config), train_images, config.train.epochs),
         "model.patch_size": patch,
         "model.table_px": config.views.global_px,
         "model.window": 7,
@@ -207,6 +207,11 @@ def resolve(config: ConfigDict, train_images: int, hardware: Hardware = ONE_CPU)
     _fill(config, "model.attention", "cudnn" if hardware.cuda and is_vit and config.model.dtype == "bfloat16" else "xla")
     config.lock()
     return config
+
+
+def width_of(config: ConfigDict) -> int:
+    """Channels of the backbone's last block."""
+    return 8 * SWIN_SIZES[config.model.name].width if is_swin(config) else config.model.width
 
 
 def _fill_vit(config: ConfigDict) -> None:

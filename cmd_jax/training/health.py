@@ -148,11 +148,12 @@ FEWEST_IMAGES = 4  # of a batch: fewer may well be alike
 def watched_from(config: ConfigDict, train_images: int) -> int:
     """The step after which the teacher is checked for collapse.
 
-    By then the learning rate is warmed up, the last layer is trained, and the EMA, which averages over 1 / (1 - momentum)
-    steps, has followed.
+    By then the learning rate is warmed up, all layers are trained, and the EMA, which averages over 1 / (1 - momentum) steps,
+    has followed.
     """
     optim, momentum = config.optim, config.method.teacher_momentum
-    warmup = max(optim.warmup_epochs, optim.freeze_last_layer_epochs) * steps_per_epoch(config, train_images)
+    epochs = max(optim.warmup_epochs, optim.freeze_last_layer_epochs, optim.freeze_backbone_epochs)
+    warmup = epochs * steps_per_epoch(config, train_images)
     window = 1 / (1 - momentum) if momentum < 1 else math.inf
     return math.ceil(min(warmup + window, total_steps(config, train_images)))
 

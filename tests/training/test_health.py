@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cmd_jax import config as config_lib
 from cmd_jax.errors import Collapsed, NonFinite
 from cmd_jax.train_and_evaluate import prepare
 from cmd_jax.training import health
@@ -211,10 +212,12 @@ def test_what_is_no_collapse():
 
 def test_the_watch_starts_after_warm_up_and_freeze(tiny_config):
     tiny_config.optim.warmup_epochs, tiny_config.optim.freeze_last_layer_epochs, tiny_config.train.epochs = 3.0, 1.0, 100.0
-    tiny_config.method.teacher_momentum = 0.75
+    tiny_config.method.teacher_momentum, tiny_config.optim.freeze_backbone_epochs = 0.75, 0.0
     assert watched_from(tiny_config, train_images=80) == 34  # 3 epochs of 10 steps, and 4
     tiny_config.optim.freeze_last_layer_epochs = 5.0
     assert watched_from(tiny_config, train_images=80) == 54
+    tiny_config.optim.freeze_backbone_epochs = 6.0
+    assert watched_from(tiny_config, train_images=80) == 64
     tiny_config.method.teacher_momentum = 1.0  # it never follows
     assert watched_from(tiny_config, train_images=80) == 1000
 
@@ -231,7 +234,8 @@ def test_a_teacher_without_centers_collapses_and_is_told(tiny_config):
     tiny_config.method.teacher_momentum, tiny_config.optim.lr = 0.9, 0.1
     tiny_config.optim.warmup_epochs, tiny_config.train.epochs = 1.0, 200.0
     state, step = _setup(tiny_config)
-    watch, told, usage = CollapseWatch(watched_from(tiny_config, train_images=16), images=8), {}, []
+    first = watched_from(config_lib.resolve(tiny_config, 16), train_images=16)
+    watch, told, usage = CollapseWatch(first, images=8), {}, []
     for number in range(1, 51):
         state, metrics = step(state, _batch())
         usage.append(float(metrics["marginal_entropy"]))

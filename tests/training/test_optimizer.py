@@ -49,7 +49,8 @@ def test_learning_rate_falls_with_depth():
     }
     assert {name: group(name) for name in expected} == {name: Group(rate, 15) for name, rate in expected.items()}
     assert group("image_head/mlp_0/kernel") == Group(1.0, 0)
-    assert group("region_last_layer/weight_v") == Group(1.0, 10)
+    assert group("region_last_layer/weight_v") == Group(1.0, 0)
+    assert _groups(**{"optim.freeze_last_layer_epochs": 1.0})("region_last_layer/weight_v") == Group(1.0, 10)
     swin = _groups(**{"model.name": "swin_micro", "method.image_pool": "mean"})  # 1, 1, 2 and 1 blocks
     names = ("patch_embed/kernel", "layers_0_blocks_0/x", "layers_0_downsample/x", "layers_2_blocks_1/x", "layers_3_blocks_0/x")
     assert [swin(f"backbone/{name}").rate for name in names] == [0.5**6, 0.5**5, 0.5**5, 0.5**2, 0.5]

@@ -180,8 +180,8 @@ def test_unlabelled_images_get_label_free_numbers(config, photo_folder, tmp_path
     assert "evaluation without labels: " in capsys.readouterr().out
     stored = json.loads((tmp_path / "eval" / "6" / "metrics.json").read_text())
     assert list(stored["metrics"]) == list(label_free.KEYS)
-    assert set(stored["unit"].values()) == {""}
-    assert (stored["per_class_top1"]["percent"], stored["confusions"], stored["interval"]) == ({}, [], {})
+    assert [key for key, unit in stored["unit"].items() if unit] == list(stored["interval"]) == ["view_rank1"]
+    assert (stored["per_class_top1"]["percent"], stored["confusions"]) == ({}, [])
     assert [line["step"] for line in runs.lines(tmp_path) if "eval_rankme" in line] == [0, 6]
     evaluation = evaluate_run(str(tmp_path), None)
     assert evaluation.metrics.values() == pytest.approx(stored["metrics"], rel=1e-5)
@@ -217,6 +217,7 @@ def test_best_step_is_kept_and_evaluated(config, photo_folder, tmp_path):
 def test_continued_run_ends_no_worse_than_its_start(finished, config, photo_folder, tmp_path, capsys):
     config.init.weights, config.optim.lr = str(finished[0]), 50.0  # far too high
     config.train.checkpoint_every_epochs = 0.5
+    config.eval.protocols = config.eval.protocols_between = ("retrieval", "label_free")
     for name, folder, metric in (("labels", photo_folder, "train_rank1"), ("none", photo_folder / "train", "view_rank1")):
         config.data.folder, workdir = str(folder), str(tmp_path / name)
         train_and_evaluate(config, workdir)
