@@ -48,15 +48,8 @@ from cmd_jax.errors import ConfigError
 MEASURED = {"method.name": "cmd_bag", "method.mil_scorer": "class_token", "method.mil_temp": 2.0}
 PAPER = {"method.name": "cmd", "method.mil_scorer": "gated", "method.mil_temp": 1.0}
 
-# Minutes for a few thousand images at 48 px on two CPU cores; docs/results.md has what was measured.
-TWO_CORES = MEASURED | {
-    "model.name": "vit_micro",
-    "model.patch_size": 8,
-    "model.drop_path": 0.0,  # two blocks have none to spare
-    "model.dtype": "float32",  # as measured, on any device: so small a network gains nothing from bfloat16
-    "views.global_px": 48,
-    "views.local_px": 24,
-    "views.local_count": 2,  # for time
+# Views, heads and teacher for a few thousand images, as measured (docs/results.md).
+FEW_IMAGES = {
     # Milder views than the references': with theirs and 256 prototypes DINO's loss was still near that of the uniform
     # distribution after 900 steps of 64 images (docs/results.md).
     "views.global_scale": (0.5, 1.0),
@@ -74,9 +67,22 @@ TWO_CORES = MEASURED | {
     "method.teacher_temp": 0.01,
     "method.teacher_momentum_end": 0.99,  # the last steps of a short run count too
     "method.koleo_weight": 0.1,
-    # Many small steps: there are few images.
-    "train.batch_size": 32,
-    "method.momentum_batch_size": 32,
+}
+# Many small steps: there are few images.
+SMALL_BATCHES = {"train.batch_size": 32, "method.momentum_batch_size": 32}
+
+# Minutes for a few thousand images at 48 px on two CPU cores; docs/results.md has what was measured.
+TWO_CORES = {
+    **MEASURED,
+    **FEW_IMAGES,
+    **SMALL_BATCHES,
+    "model.name": "vit_micro",
+    "model.patch_size": 8,
+    "model.drop_path": 0.0,  # two blocks have none to spare
+    "model.dtype": "float32",  # as measured, on any device: so small a network gains nothing from bfloat16
+    "views.global_px": 48,
+    "views.local_px": 24,
+    "views.local_count": 2,  # for time
     "optim.lr": 16e-3,  # 2e-3 at this batch
     "optim.warmup_epochs": 1.0,
     "optim.weight_decay_end": 0.04,
@@ -118,19 +124,15 @@ ESVIT = REFERENCE | {
 AUTHORS = ESVIT | {"model.window": 14, "train.batch_size": 8, "method.momentum_batch_size": 8}
 
 # From pretrained weights, which say what the backbone is; the recipe is that of config/recipe.py.
-CONTINUE = MEASURED | {
-    "init.weights": "",  # to be given
-    "method.centering": "sinkhorn",
-    "method.koleo_weight": 0.1,
-}
-# The same for a few thousand photos on two CPU cores.
-CONTINUE_SMALL = CONTINUE | {
+CONTINUE = MEASURED | FEW_IMAGES | {"init.weights": ""}  # to be given
+# The same on two CPU cores.
+CONTINUE_SMALL = {
+    **CONTINUE,
+    **SMALL_BATCHES,
     "views.global_px": 112,
     "views.local_px": 48,
     "views.local_count": 2,
     "data.canvas_px": 224,
-    "train.batch_size": 32,
-    "method.momentum_batch_size": 32,
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
