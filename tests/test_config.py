@@ -144,8 +144,10 @@ def test_continue_presets_need_weights():
             config.data.folder = "PHOTOS"
             with pytest.raises(ConfigError, match=r"init\.weights is empty; pass --config\.init\.weights=SOURCE"):
                 validate(config)
-            config.init.weights = "weights.safetensors"
+            config.init.weights, config.model.patch_size = "weights.safetensors", 14
             validate(config)
+            views = config_lib.resolve(config, 5994).views
+            assert (views.global_px, views.local_px) == {"continue": (224, 98), "continue_small": (112, 42)}[preset]
 
 
 def test_start_name():

@@ -129,8 +129,7 @@ CONTINUE = MEASURED | FEW_IMAGES | {"init.weights": ""}  # to be given
 CONTINUE_SMALL = {
     **CONTINUE,
     **SMALL_BATCHES,
-    "views.global_px": 112,
-    "views.local_px": 48,
+    "views.global_px": 112,  # local views follow, in whole patches
     "views.local_count": 2,
     "data.canvas_px": 224,
 }
