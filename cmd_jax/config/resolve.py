@@ -181,7 +181,11 @@ def resolve(config: ConfigDict, train_images: int, hardware: Hardware = ONE_CPU)
     # The references read their own pool. For CMD what leave-one-out k-NN found best on the training images of the embedded data
     # (docs/results.md): with the class token's attention mil 77.4, beside cls+mean+mil 77.2, cls+mil 75.0, cls+mean 71.2, mean
     # 65.7, cls 57.8; with the gated scorer cls+mean+mil. A Swin has no class token, and was not measured.
+    # From pretrained weights the class token is best before and after, by Rank-1 among the training images: of CMD continued on
+    # birds cls 47.9, cls+mil 42.7, mil 27.7.
     best = "mil" if config.method.mil_scorer == "class_token" else "cls+mean+mil" if has_class_token(config) else "mean+mil"
+    if config.init.weights and has_class_token(config):
+        best = "cls"
     _fill(
         config,
         "eval.features",
