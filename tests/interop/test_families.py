@@ -19,7 +19,8 @@ from cmd_jax.weights.transfer import follow_source, import_run, initial_weights
 from tests.interop.families import FAMILIES, OTHER_PX, compare, pixels, reference
 
 TOLERANCE = 1e-4  # absolute, on tokens after norms whose scales are in 0.5..1.5
-EXPORTED = [name for name in FAMILIES if name not in ("SigLIP", "ViTMSN")]
+# One of each class of transformers, with what its others have and more.
+EXPORTED = ("ViT", "Dinov2 gated", "Dinov2WithRegisters", "DINOv3 gated", "CLIP", "Swin")
 
 
 @pytest.fixture(scope="module")
@@ -38,21 +39,21 @@ def saved(tmp_path_factory):
     return get
 
 
-@pytest.mark.parametrize("side", ["table", "other"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_features_are_those_of_transformers(name, side, saved):
+def test_features_are_those_of_transformers(name, saved):
     model, directory = saved(name)
-    worst, deviation = compare(model, name, directory, model.config.image_size if side == "table" else OTHER_PX)
-    assert deviation > 0.5
-    assert worst < TOLERANCE
+    for side in (model.config.image_size, OTHER_PX):
+        worst, deviation = compare(model, name, directory, side)
+        assert deviation > 0.5
+        assert worst < TOLERANCE
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", EXPORTED)
 def test_a_run_starts_without_keys_of_the_model(name, saved):
     model, directory = saved(name)
     config = config_lib.default()
     config.init.weights = str(directory)
-    if name in ("SigLIP", "Swin"):
+    if name == "Swin":
         config.method.image_pool = "mean"
     config, _ = follow_source(config)
     config = config_lib.resolve(config, 0)
