@@ -16,7 +16,7 @@ from cmd_jax.training.processes import this_host
 from cmd_jax.training.run import Run
 
 SIDE, PRODUCTS, ROUNDS = 2048, 8, 3  # of the products that are timed
-REACHED = "training reaches a third to a half of it"
+REACHED = "training on a CPU reaches a third to a half of it"
 
 
 def product_rate(dtype: str) -> float:
