@@ -40,11 +40,9 @@ VERSION = 3  # of quality.json; raise it where a key changes its meaning
 
 def candidates(config: ConfigDict) -> tuple[str, ...]:
     """Features to choose from, as `eval.features` names them."""
-    return (
-        ("mean", "mil", "mean+mil")
-        if not has_class_token(config)
-        else ("cls", "mean", "mil", "cls+mean", "cls+mil", "cls+mean+mil")
-    )
+    if not has_class_token(config):
+        return ("mean", "mil", "mean+mil")
+    return ("cls", "mean", "mil", "cls+mean", "cls+mil", "cls+mean+mil")
 
 
 def concatenated(pools: dict[str, np.ndarray], feature: str) -> np.ndarray:

@@ -42,6 +42,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cmd_jax.config.keys import EVAL_PROTOCOLS, default
+from cmd_jax.config.recipe import FROM_SCRATCH, WARMUP_EPOCHS
 from cmd_jax.errors import ConfigError
 
 # Objective and scorer, in any recipe: what is best by measurement on small data (docs/results.md), and the paper's.
@@ -99,15 +100,9 @@ LONG = {
 VIT_S16 = LONG | {"model.name": "vit_small", "model.patch_size": 16}
 # What the defaults would otherwise fit to a small dataset, or to weights that a run starts from.
 REFERENCE = {
+    **FROM_SCRATCH,
+    "optim.warmup_epochs": WARMUP_EPOCHS,
     **LONG,
-    "model.drop_path": 0.1,
-    "optim.lr": 5e-4,
-    "optim.warmup_epochs": 10.0,
-    "optim.weight_decay": 0.04,
-    "optim.weight_decay_end": 0.4,
-    "optim.layer_decay": 1.0,
-    "optim.freeze_backbone_epochs": 0.0,
-    "optim.freeze_last_layer_epochs": 1.0,
     "head.prototypes": 65_536,
     "method.teacher_temp": 0.04,
     "method.warmup_teacher_temp": 0.04,

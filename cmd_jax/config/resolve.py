@@ -155,7 +155,6 @@ def resolve(config: ConfigDict, train_images: int, hardware: Hardware = ONE_CPU)
     if not is_swin(config):
         _fill_vit(config)
     rules: dict[str, Any] = {
-        **recipe(bool(config.init.weights), width_of(config), train_images, config.train.epochs),
         "model.patch_size": patch,
         "model.table_px": config.views.global_px,
         "model.window": 7,
@@ -169,10 +168,11 @@ def resolve(config: ConfigDict, train_images: int, hardware: Hardware = ONE_CPU)
         # With few prototypes and few images the teacher's distribution stays flat for long; a colder one sharpens it.
         "method.teacher_temp": 0.02 if small else 0.04,
         # Short runs: with 0.996 the teacher averages over 250 steps, a large share of all the steps there are.
-        **({} if config.init.weights else {"method.teacher_momentum": 0.99 if small else 0.996}),
+        "method.teacher_momentum": 0.99 if small else 0.996,
         "eval.crop_px": config.views.global_px,
         "eval.resize_mode": "shorter_side",
         "eval.interpolation": "bicubic",
+        **recipe(bool(config.init.weights), width_of(config), train_images, config.train.epochs),
     }
     for key, value in rules.items():
         _fill(config, key, value)

@@ -16,7 +16,7 @@ from cmd_jax.training.processes import this_host
 from cmd_jax.training.run import Run
 
 SIDE, PRODUCTS, ROUNDS = 2048, 8, 3  # of the products that are timed
-REACHED = "training on a CPU reaches a third to a half of it"
+REACHED = "training of a ViT-Ti on two CPU cores had about 0.4 of it"
 
 
 def product_rate(dtype: str) -> float:

@@ -40,7 +40,7 @@ def initial_weights(config: ConfigDict, network: Network) -> Fitted:
     """
     source = config.init.weights
     if _is_run(source):
-        params, centers = _read_run(source, config.init.network)
+        params, centers = _read_run(source, config.init.network, config.init.heads)
         named = Named(flatten_dict(params, sep="/"), OURS)
     else:
         named, _, centers = read_source(source, config.init.network)
@@ -85,14 +85,14 @@ def _of_run(workdir: str) -> Recognised:
     return Recognised(keys, f"a run of {config.model.name}/{config.model.patch_size}, features at {config.eval.crop_px} px")
 
 
-def _read_run(workdir: str, network: str) -> tuple[Params, Arrays]:
-    """A network of a run's result, and the centers of its teacher's logits."""
+def _read_run(workdir: str, network: str, heads: bool) -> tuple[Params, Arrays]:
+    """A network of a run's result, and with its heads the centers of its teacher's logits."""
     path = os.path.join(workdir, "config.json")
     best_metric = config_lib.load(path).train.best_metric if files.exists(path) else None
     checkpoints = Checkpoints(workdir, best_metric=best_metric, read_only=True)
     try:
         step, params = checkpoints.read_network(network)
-        return params, checkpoints.read_centers(step)
+        return params, checkpoints.read_centers(step) if heads else {}
     finally:
         checkpoints.close()
 
