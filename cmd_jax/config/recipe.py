@@ -30,7 +30,7 @@ CONTINUED = {
     "method.teacher_momentum": 0.996,
 }
 # Measured on a ViT-Ti; wider layers take smaller steps (arXiv 2203.03466).
-LEARNING_RATE, OF_WIDTH = 2e-3, 192
+LEARNING_RATE, OF_WIDTH = 5e-3, 192
 # A run of 1,500 photos sees each 8 times, one of 2,400 or more 5 times.
 IMAGES_SEEN, FEWEST_EPOCHS, MOST_EPOCHS = 12_000, 5, 40
 CANDIDATES = 4  # steps after the start of which the best is the result
