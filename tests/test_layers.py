@@ -18,6 +18,7 @@ LAYERS = (
     ("datasets",),
     ("weights",),
     ("inference",),
+    ("labelling",),
     ("evaluation",),
     ("report",),
     ("api", "train_and_evaluate"),
