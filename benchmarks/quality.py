@@ -1,4 +1,4 @@
-"""With equal data, backbone, views, steps and seeds: does CMD give better fine-grained features than DINO and EsViT?
+"""With equal data, backbone, views, steps and seeds: does CMD give better fine-grained features than DINO, EsViT and iBOT?
 
     python -m benchmarks.quality                       # the embedded birds, as configs/demo.py trains them
     python -m benchmarks.quality --preset=smoke        # minutes on two cores; shows that it runs
@@ -6,21 +6,21 @@
     python -m benchmarks.quality --folder=PHOTOS --weights=SOURCE
     python -m benchmarks.quality --ablations=all       # or some of those that --list prints
 
-Trains dino, esvit, cmd and the chosen ablations of cmd, each for every seed, with one shared configuration: configs/demo.py, or
-configs/folder.py:small with --folder (train/CLASS/*, test/CLASS/*) or :continue_small with --weights too, changed by --set for
-all of them. The values that make the
-method (method.name, image_pool, region_matching, region_weights and the weights of the terms) are set for cmd alone. Rows of a
-seed start from the same backbone weights and see the same views of the same images.
+Trains dino, esvit, ibot, cmd and the chosen ablations of cmd, each for every seed, with one shared configuration:
+configs/demo.py, or configs/folder.py:small with --folder (train/CLASS/*, test/CLASS/*) or :continue_small with --weights too,
+changed by --set for all of them. The values that make the method (method.name, image_pool, region_matching, region_weights, the
+weights of the terms, head.share_mlp and share_prototypes) are set for cmd alone. Rows of a seed start from the same backbone
+weights and see the same views of the same images.
 
 Each run is a process of cmd_jax.main in OUT/NAME/seed-S, with the log OUT/NAME/seed-S.log. The same command again keeps
 finished runs, continues interrupted ones, and measures nothing twice. A run takes as long as `make demo`, or as its
-configuration says: three methods and three seeds take nine times that, and each ablation three times more.
+configuration says: four methods and three seeds take twelve times that, and each ablation three times more.
 
 The feature that a row is measured with (class token, mean, MIL bag, or several concatenated) is chosen by leave-one-out k-NN on
 the training images, mean over seeds; test images are measured with that one alone. The table has linear top-1 (logistic
-regression), k-NN top-1 (k=20), Rank-1, mAP, and how often the most weighted patch is on a part: by the MIL weights, for dino by
-the attention of the class token, for esvit by the patches' similarity to their mean. Written to OUT: results.md, results.json,
-and the runs' curves beside each other in index.html (cmd_jax.report). The last line is one JSON object.
+regression), k-NN top-1 (k=20), Rank-1, mAP, and how often the most weighted patch is on a part: by the MIL weights, for dino
+and ibot by the attention of the class token, for esvit by the patches' similarity to their mean. Written to OUT: results.md,
+results.json, and the runs' curves beside each other in index.html (cmd_jax.report). The last line is one JSON object.
 
 Exit codes: 0 done; 1 a run failed, the table has the others; 64 bad flag or configuration; 65 bad data or checkpoint; 75
 stopped by SIGTERM or Ctrl-C, run again to continue.
@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
     add("--weights", metavar="SOURCE", help="that all rows start from, with configs/folder.py:continue_small; needs --folder")
     add("--out", metavar="DIR", help="of runs and results; default runs/quality, with _smoke or the folder's name")
     add("--seeds", nargs="+", type=int, metavar="S", help="default 0 1 2, with --preset=smoke 0")
-    add("--baselines", nargs="+", choices=BASELINES, default=BASELINES, metavar="NAME", help="beside cmd; default dino esvit")
+    add("--baselines", nargs="+", choices=BASELINES, default=BASELINES, metavar="NAME", help="beside cmd; default all")
     add("--ablations", nargs="+", default=[], metavar="NAME", help="of cmd, or all; --list prints them")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="section.key=value for all rows; may be repeated")
     add("--jobs", type=int, default=1, metavar="N", help="runs side by side (%(default)s); they share the cores")

@@ -34,7 +34,8 @@ from cmd_jax.weights.transfer import initial_weights
 
 K = 20
 IMAGES_AT_ONCE = 256
-MAPS = {"dino": "attention", "esvit": "similarity"}  # the patch weights that a method points with; others: MIL weights
+# The patch weights that a method points with; others: MIL weights.
+MAPS = {"dino": "attention", "ibot": "attention", "esvit": "similarity"}
 VERSION = 3  # of quality.json; raise it where a key changes its meaning
 
 

@@ -26,7 +26,7 @@ from cmd_jax.training.schedules import total_steps
 from cmd_jax.weights.transfer import follow_source
 
 ROOT = Path(__file__).parents[1]
-BASELINES, OURS = ("dino", "esvit"), "cmd"
+BASELINES, OURS = ("dino", "esvit", "ibot"), "cmd"
 COMPARED = (*BASELINES, OURS)
 LAMBDA = ("method.inter_student_weight", "method.inter_teacher_weight")
 

@@ -18,7 +18,7 @@ from cmd_jax.errors import ConfigError
 from cmd_jax.training.sharding import check_mesh
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-TERMS = ("intra_image", "intra_region", "inter_student", "inter_teacher", "released")
+TERMS = ("intra_image", "intra_region", "inter_student", "inter_teacher", "released", "intra_masked")
 FINE_GRAINED = ("", *presets.PRESETS)
 REFERENCES = [name for name in FINE_GRAINED if name not in ("small", "continue", "continue_small")]
 PRESETS = {
@@ -161,13 +161,16 @@ def test_start_name():
 def test_method_fills_open_values_alone(name):
     config = default()
     config.method.name = name
-    resolved = config_lib.resolve(config, 1000).method
+    resolved = config_lib.resolve(config, 1000)
+    assert resolved.head.share_mlp == resolved.head.share_prototypes == (name == "ibot")
+    resolved = resolved.method
     expected = {
-        "cmd": (0.5, 0.5, 1.0, 1.0, 0.0),
-        "cmd_bag": (1.0, 1.0, 0.0, 0.0, 0.0),
-        "esvit": (0.5, 0.5, 0.0, 0.0, 0.0),
-        "released": (0.5, 0.5, 0.0, 0.0, 1.0),
-        "dino": (1.0, 0.0, 0.0, 0.0, 0.0),
+        "cmd": (0.5, 0.5, 1.0, 1.0, 0.0, 0.0),
+        "cmd_bag": (1.0, 1.0, 0.0, 0.0, 0.0, 0.0),
+        "esvit": (0.5, 0.5, 0.0, 0.0, 0.0, 0.0),
+        "released": (0.5, 0.5, 0.0, 0.0, 1.0, 0.0),
+        "dino": (1.0, 0.0, 0.0, 0.0, 0.0, 0.0),
+        "ibot": (1.0, 0.0, 0.0, 0.0, 0.0, 1.0),
     }[name]
     assert tuple(resolved[f"{term}_weight"] for term in TERMS) == expected
     config.method.inter_student_weight = 0.25
@@ -228,7 +231,7 @@ def test_every_key_refuses_bad_values(key):
 
 # Values that break a rule, and how the message goes on.
 REFUSED = [
-    ({"method.name": "moco"}, "method.name is 'moco'; it must be one of cmd, cmd_bag, esvit, released, dino"),
+    ({"method.name": "moco"}, "method.name is 'moco'; it must be one of cmd, cmd_bag, esvit, released, dino, ibot"),
     (
         {"train.batch_size": 10**9},
         "train.batch_size is 1000000000; it must be a whole number of at least 1 and at most 1,048,576",
@@ -251,6 +254,22 @@ REFUSED = [
     (
         {"views.blur_sigma": (2.0, 0.1)},
         "views.blur_sigma is (2.0, 0.1); it needs low <= high, in pixels, for example",
+    ),
+    (
+        {"method.mask_share": (0.5, 0.1)},
+        "method.mask_share is (0.5, 0.1); it needs low <= high, a share, for example (0.1, 0.5)",
+    ),
+    (
+        {"method.name": "ibot", "method.image_pool": "cls+mean"},
+        "head.share_mlp is True, but method.image_pool 'cls+mean' is wider than a patch; set it to False, or",
+    ),
+    (
+        {"head.share_mlp": True, "method.image_pool": "mil", "method.mil_scorer": "class_token"},
+        "head.share_mlp is True, but method.image_pool 'mil' of several heads (method.mil_scorer=class_token) is wider than",
+    ),
+    (
+        {"method.name": "ibot", "views.global_px": 16, "views.local_px": 16},
+        "method.intra_masked_weight is 1.0, but a view of views.global_px=16 is one patch of 16 pixels, with no others to",
     ),
     ({"views.global_px": 220}, "views.global_px is 220; it must be a multiple of model.patch_size=16; use 208 or 224"),
     ({"views.local_px": 8}, "views.local_px is 8; it must be a multiple of model.patch_size=16; use 16"),

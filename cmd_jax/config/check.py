@@ -30,12 +30,10 @@ def validate(config: ConfigDict) -> None:
     _check_source("data.source", config.data.source, "data.folder", config.data.folder)
     if config.data.eval_source or config.data.eval_folder:
         _check_source("data.eval_source", config.data.eval_source or "folder", "data.eval_folder", config.data.eval_folder)
-    for key, unit in (("global_scale", "a share"), ("local_scale", "a share"), ("blur_sigma", "in pixels")):
-        low, high = config.views[key]
+    for key, unit in _RANGES.items():
+        low, high = flatten(config)[key]
         if low > high:
-            raise ConfigError(
-                f"views.{key} is ({low}, {high}); it needs low <= high, {unit}, for example {KEYS[f'views.{key}'].default}"
-            )
+            raise ConfigError(f"{key} is ({low}, {high}); it needs low <= high, {unit}, for example {KEYS[key].default}")
     best = config.train.best_metric
     protocol = BEST_METRICS[best].protocol if best else None
     for key in ("protocols", "protocols_between") if protocol else ():
@@ -60,6 +58,8 @@ def validate(config: ConfigDict) -> None:
         _check_vit(config)
     _check_class_token(config)
     _check_mil(config)
+    _check_shared_mlp(config)
+    _check_masks(config)
     patch = patch_px(config)
     for key in ("views.global_px", "views.local_px", "eval.crop_px", "model.table_px"):
         side = flatten(config)[key]
@@ -81,9 +81,18 @@ def validate(config: ConfigDict) -> None:
             f"train.accumulate is {config.train.accumulate}, which does not divide train.batch_size={config.train.batch_size}; "
             "use a divisor of it"
         )
-    terms = ("intra_image", "intra_region", "inter_student", "inter_teacher", "released")
+    terms = ("intra_image", "intra_region", "inter_student", "inter_teacher", "released", "intra_masked")
     if all(config.method[f"{term}_weight"] == 0 for term in terms):
         raise ConfigError("all weights of the objective are 0; set method.intra_image_weight or another above 0")
+
+
+# Of two numbers, the first at most the second, with their unit.
+_RANGES = {
+    "views.global_scale": "a share",
+    "views.local_scale": "a share",
+    "views.blur_sigma": "in pixels",
+    "method.mask_share": "a share",
+}
 
 
 def _check_swin(config: ConfigDict) -> None:
@@ -187,6 +196,32 @@ def _check_mil(config: ConfigDict) -> None:
         raise ConfigError(
             f"method.mil_entropy_weight is {weight}, but a view of views.global_px={config.views.global_px} is one patch of "
             f"{token_px(config)} pixels, whose weight is 1; set it to 0 or views.global_px to {2 * token_px(config)} or more"
+        )
+
+
+def _check_shared_mlp(config: ConfigDict) -> None:
+    """Refuses one head for images and patches that are not of one width."""
+    method = METHODS[config.method.name]
+    shared = method["share"] if config.head.share_mlp is None else config.head.share_mlp
+    pool, scorer = config.method.image_pool or method["image_pool"], config.method.mil_scorer
+    bags = pool == "mil" and (config.method.mil_heads > 1 or scorer == "class_token")
+    if shared and (bags or "+" in pool):
+        of = f" of several heads (method.mil_scorer={scorer})" if bags else ""
+        raise ConfigError(
+            f"head.share_mlp is True, but method.image_pool {pool!r}{of} is wider than a patch; "
+            "set it to False, or method.image_pool to mean"
+        )
+
+
+def _check_masks(config: ConfigDict) -> None:
+    """Refuses masked patches of views that have none to mask."""
+    weight = config.method.intra_masked_weight
+    if weight is None:
+        weight = METHODS[config.method.name]["intra_masked"]
+    if weight and config.views.global_px and config.views.global_px <= token_px(config):
+        raise ConfigError(
+            f"method.intra_masked_weight is {weight}, but a view of views.global_px={config.views.global_px} is one patch of "
+            f"{token_px(config)} pixels, with no others to tell it from; set views.global_px to {2 * token_px(config)} or more"
         )
 
 

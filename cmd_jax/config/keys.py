@@ -51,8 +51,16 @@ BEST_METRICS = {
     "loss": BestMetric(-1),
 }
 
-# What a method's name stands for: weights of the terms, pooling of the image level, matching and weights of the regions.
-_BASELINE = {"inter": 0.0, "released": 0.0, "region_matching": "similarity", "region_weights": "uniform"}
+# What a method's name stands for: weights of the terms, pooling of the image level, matching and weights of the regions, and
+# whether both levels share their heads.
+_BASELINE = {
+    "inter": 0.0,
+    "released": 0.0,
+    "intra_masked": 0.0,
+    "region_matching": "similarity",
+    "region_weights": "uniform",
+    "share": False,
+}
 METHODS = {
     "cmd": _BASELINE
     | {"intra_image": 0.5, "intra_region": 0.5, "inter": 1.0, "image_pool": "mil", "region_weights": "teacher_mil"},
@@ -63,6 +71,7 @@ METHODS = {
     # what the authors' released code computes, to reproduce it (cmd_jax/method/released.py)
     "released": _BASELINE | {"intra_image": 0.5, "intra_region": 0.5, "released": 1.0, "image_pool": "mean"},
     "dino": _BASELINE | {"intra_image": 1.0, "intra_region": 0.0, "image_pool": "cls"},
+    "ibot": _BASELINE | {"intra_image": 1.0, "intra_region": 0.0, "intra_masked": 1.0, "image_pool": "cls", "share": True},
 }
 
 
@@ -204,6 +213,11 @@ KEYS: dict[str, Key] = {
     "method.inter_student_weight": Key(None, WEIGHT, "of L_S, the paper's lambda; None: by the method"),
     "method.inter_teacher_weight": Key(None, WEIGHT, "of L_T, the paper's lambda; None: by the method"),
     "method.released_weight": Key(None, WEIGHT, "of the cross-level term of the authors' code; None: 0 but in method released"),
+    "method.intra_masked_weight": Key(
+        None, WEIGHT, "of L_M, iBOT's term of patches that the student does not see; None: 0 but in method ibot"
+    ),
+    "method.mask_prob": Key(0.5, SHARE, "of a global view of the student in which patches are masked, for L_M"),
+    "method.mask_share": Key((0.1, 0.5), several(SHARE, 2), "least and greatest share of a masked view's patches"),
     "method.student_temp": Key(0.1, TEMPERATURE, "temperature of the student's softmax"),
     "method.teacher_temp": Key(None, TEMPERATURE, "temperature of the teacher's softmax; None: 0.02 for few images, else 0.04"),
     "method.warmup_teacher_temp": Key(None, TEMPERATURE, "teacher temperature at the start; None: teacher_temp"),
@@ -321,7 +335,10 @@ KEYS: dict[str, Key] = {
     "init.heads": Key(False, FLAG, "take the projection heads of the checkpoint too, not its backbone alone"),
     # with one prototype the normalized entropy is 0 / 0
     "head.prototypes": Key(None, whole(2, 2**22), "K; None: 4,096 for fewer than 20,000 images, else 65,536"),
-    "head.share_prototypes": Key(False, FLAG, "one prototype matrix for the image and the region level"),
+    "head.share_mlp": Key(None, FLAG, "one set of layers before the prototypes for both levels; None: True in method ibot"),
+    "head.share_prototypes": Key(
+        None, FLAG, "one prototype matrix for the image and the region level; None: True in method ibot"
+    ),
     "head.hidden_dim": Key(2048, WIDTH, "width of the hidden layers"),
     "head.bottleneck_dim": Key(256, WIDTH, "width of the embedding before the prototypes"),
     "head.layers": Key(3, whole(1, 64), "linear layers before the prototypes"),

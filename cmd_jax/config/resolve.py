@@ -132,6 +132,9 @@ def method_values(name: str) -> dict[str, Any]:
         "method.inter_student_weight": method["inter"],
         "method.inter_teacher_weight": method["inter"],
         "method.released_weight": method["released"],
+        "method.intra_masked_weight": method["intra_masked"],
+        "head.share_mlp": method["share"],
+        "head.share_prototypes": method["share"],
     }
 
 

@@ -1,10 +1,10 @@
-"""The objective of CMD, our reading of the paper (arXiv 2401.08860), and its baselines DINO and EsViT.
+"""The objective of CMD, our reading of the paper (arXiv 2401.08860), and its baselines DINO, EsViT and iBOT.
 
 Letters: B images, V student views (the first Q = 2 are global, then the local ones), N patches of a view, D backbone width,
 d bottleneck width, K prototypes. All terms are means over the batch and over the ordered pairs (q, v) of a teacher view q
 and a student view v != q.
 
-    L = w_ii L_I + w_ir L_R + w_is L_S + w_it L_T  (+ released, KoLeo and MIL entropy, which are options)
+    L = w_ii L_I + w_ir L_R + w_is L_S + w_it L_T  (+ masked, released, KoLeo and MIL entropy, which are options)
 
     L_I  intra-level, image:   CE( p_t_img[q], p_s_img[v] )                                               `image_term`
     L_R  intra-level, region:  sum_i w_i CE( p_t_reg[q, m(i)], p_s_reg[v, i] ), m(i) the matching patch   `region_term`
@@ -12,12 +12,15 @@ and a student view v != q.
     L_T  inter-level, teacher: KL( sum_i a_t[q, i] p_t_reg[q, i] || p_t_img[q] ), which trains the        `inter_teacher_term`
          student's scorer alone
     L_S and L_T may also be the divergence in the other direction, KL(image || bag).
+    L_M, iBOT's (arXiv 2111.07832), is of the patches i in M_q of the global view q that the student does not see, a mean over
+    the batch and q:           1 / |M_q| sum_i CE( p_t_reg[q, i], p_s_reg[q, i] )                         `pair_masked`
 
 `plain_terms` computes the four terms as written, with all B x V x N x K log-probabilities in memory. Training computes the same
 numbers with `streamed.streamed_terms`, which stores none of them; tests compare the two in value and gradient.
 `cmd_objective` is where all terms are summed.
 """
 
+import functools
 from typing import Literal, NamedTuple
 
 import jax
@@ -206,6 +209,20 @@ def pair_views(
     return jax.lax.stop_gradient(Pairing(image_weights, match, image_weights[..., None] * weights))
 
 
+def pair_masked(masks: Array) -> Pairing:
+    """Pairs each masked patch of a student's global view with the teacher's of the same view: `region_term` is then L_M.
+
+    Args:
+        masks: [B, Q, N] bool, the patches that the student does not see; a view without any adds nothing.
+    """
+    _, views, patches = masks.shape
+    weights = masks / jnp.maximum(jnp.sum(masks, axis=-1, keepdims=True), 1) / views  # [B, V, N]
+    same = jnp.eye(views)[None, :, :, None]
+    region_weights = same * weights[:, None]  # [B, Q, V, N]
+    match = jnp.broadcast_to(jnp.arange(patches), region_weights.shape)
+    return Pairing(jnp.zeros((views, views)), match, region_weights)
+
+
 def cmd_objective(
     student: tuple[Views, ...],
     student_prototypes: PrototypePair,
@@ -224,6 +241,7 @@ def cmd_objective(
     inter_scale: Array | None = None,
     inter_direction: InterDirection = "bag_to_image",
     places: tuple[Places, ...] | None = None,
+    masks: Array | None = None,
 ) -> Objective:
     """Computes the loss of one batch and the centers after it.
 
@@ -245,11 +263,12 @@ def cmd_objective(
         inter_direction: of L_S and L_T, "bag_to_image" is KL(bag || image), "image_to_bag" KL(image || bag).
         places: where the student's views lie, group by group, the first of them the teacher's too: regions match by location.
             None: by similarity.
+        masks: [B, 2, N] bool, patches of the global views that the student did not see; read by L_M alone.
     """
     stop = jax.lax.stop_gradient
     teacher, teacher_prototypes, centers = stop(teacher), stop(teacher_prototypes), stop(centers)
     whole = streaming or Streaming(chunk=student_prototypes.image.shape[0])
-    use_regions = any(weights[1:5])
+    use_regions = weights.use_regions
     levels = ((teacher.image_z, teacher_prototypes.image), (teacher.region_z, teacher_prototypes.region))
     if centering == "sinkhorn":
         solve = lambda z, rows: sinkhorn_center(z, rows, teacher_temp, whole)
@@ -263,22 +282,24 @@ def cmd_objective(
         for group, first, place in zip(student, firsts[: len(student)], of_group, strict=True)
     )
     teacher_views = TeacherViews(teacher.image_z, teacher.region_z, teacher_prototypes, centers, jnp.asarray(teacher_temp))
-    inputs = (
-        tuple(StudentViews(group.image_z, group.region_z, group.mil_weights) for group in student),
+    groups = tuple(StudentViews(group.image_z, group.region_z, group.mil_weights) for group in student)
+    terms = functools.partial(streamed_terms, streaming=streaming) if streaming else plain_terms
+    four = terms(
+        groups,
         student_prototypes,
         inter_teacher_weights,
         teacher_views,
         pairings,
+        weights=weights,
+        student_temp=student_temp,
+        inter_scale=inter_scale,
+        inter_direction=inter_direction,
     )
-    options = {
-        "weights": weights,
-        "student_temp": student_temp,
-        "inter_scale": inter_scale,
-        "inter_direction": inter_direction,
-    }
-    four = streamed_terms(*inputs, **options, streaming=streaming) if streaming else plain_terms(*inputs, **options)
 
     extra: dict[str, Array] = {}
+    if weights.intra_masked:  # of the global views alone, so apart from the terms of all views
+        of_masked = groups[:1], student_prototypes, inter_teacher_weights, teacher_views, (pair_masked(masks),)
+        extra["intra_masked"] = terms(*of_masked, weights=TermWeights(0.0, 1.0, 0.0, 0.0), student_temp=student_temp).loss
     if weights.released:
         extra["released"] = released.term(student, student_prototypes, teacher_views, pairings, student_temp, whole)
     if weights.koleo:  # of each view by itself: views of one image are no neighbours

@@ -16,8 +16,8 @@ InterDirection = Literal["bag_to_image", "image_to_bag"]
 class TermWeights(NamedTuple):
     """Weights of the loss terms: DINO is (1, 0, 0, 0), EsViT (0.5, 0.5, 0, 0), CMD (0.5, 0.5, lambda, lambda).
 
-    `released` weighs the term of the authors' code, `koleo` DINOv2's regulariser and `mil_entropy` the entropy of the
-    student's MIL weights.
+    `released` weighs the term of the authors' code, `intra_masked` that of iBOT's masked patches, `koleo` DINOv2's regulariser
+    and `mil_entropy` the entropy of the student's MIL weights.
     """
 
     intra_image: float
@@ -25,8 +25,14 @@ class TermWeights(NamedTuple):
     inter_student: float
     inter_teacher: float
     released: float = 0.0
+    intra_masked: float = 0.0
     koleo: float = 0.0
     mil_entropy: float = 0.0
+
+    @property
+    def use_regions(self) -> bool:
+        """Whether a term reads distributions of regions."""
+        return any((self.intra_region, self.inter_student, self.inter_teacher, self.released, self.intra_masked))
 
     def total(self, terms: dict[str, Array], start: Array | float = 0.0) -> Array:
         """start + sum of weight * term over the given terms: [] float32. A term of weight 0 is left out, whatever its value."""

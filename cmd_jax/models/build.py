@@ -48,6 +48,7 @@ def make_network(config: ConfigDict) -> Network:
         head_layers=config.head.layers,
         head_batch_norm=config.head.batch_norm,
         learned_gain=not config.head.norm_last_layer,
+        share_mlp=config.head.share_mlp,
         share_prototypes=config.head.share_prototypes,
         mil_hidden_dim=config.method.mil_hidden_dim,
         mil_temp=config.method.mil_temp,
@@ -55,6 +56,7 @@ def make_network(config: ConfigDict) -> Network:
         packed_views=config.model.packed_views,
         mil_scoring=config.method.mil_scorer,
         mil_heads=config.method.mil_heads,
+        mask_token=bool(config.method.intra_masked_weight),
     )
 
 

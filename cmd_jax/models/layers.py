@@ -5,7 +5,7 @@ Letters: B images (or windows), T tokens, D width, H heads.
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -43,6 +43,18 @@ def patch_embedding(width: int, patch_px: int, dtype: jnp.dtype, use_bias: bool 
     """Linear map of each patch_px x patch_px square of pixels; pixels beyond the last whole square are not read."""
     size = {"kernel_size": (patch_px, patch_px), "strides": (patch_px, patch_px), "padding": "VALID"}
     return nn.Conv(width, **size, use_bias=use_bias, dtype=dtype, kernel_init=kernel_init, name="patch_embed")
+
+
+class Masked(NamedTuple):
+    """Patches whose embedding, without its position, is replaced by a learned token.
+
+    Attributes:
+        masks: [B, V, N] bool, of the patches of the backbone's output.
+        token: [1, 1, D] float32, of the width of the patch embedding.
+    """
+
+    masks: Array
+    token: Array
 
 
 def attend(q: Array, k: Array, v: Array, bias: Array | None, implementation: Attention) -> tuple[Array, Array]:

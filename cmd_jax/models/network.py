@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from cmd_jax.method import mil
 from cmd_jax.models.heads import MILScorer, ProjectionHead, Prototypes, Scoring
+from cmd_jax.models.layers import Masked
 
 Array = jax.Array
 
@@ -41,10 +42,13 @@ class Network(nn.Module):
         backbone: `vit.ViT`, `swin.Swin`: maps images to named intermediates with `patch_tokens`, most ViTs with `cls_token`.
         image_pool: how patches become one image embedding: "mil", "mean", "cls" of a class token, or several joined by "+".
         prototypes: K.
+        share_mlp: both levels use the image level's layers before the prototypes.
         share_prototypes: both levels use the image level's prototypes.
         mil_temp: temperature of the MIL weights.
         mil_scoring: how patches are scored, see `MILScorer`; without parameters there is no "mil_scorer" among them.
         mil_heads: see `MILScorer`.
+        mask_token: whether there is a learned token for the patches that `encode` is told to mask. It belongs to no module: the
+            backbone's parameters are the same with and without it.
         packed_views: views of all sizes share the products of one row of tokens (ViT), else one size after the other.
     """
 
@@ -63,14 +67,19 @@ class Network(nn.Module):
     packed_views: bool = False
     mil_scoring: Scoring = "gated"
     mil_heads: int = 1
+    share_mlp: bool = False
+    mask_token: bool = False
 
     def setup(self) -> None:
         self.mil_scorer = MILScorer(self.mil_hidden_dim, self.mil_scoring, self.mil_heads)
         head = (self.hidden_dim, self.bottleneck_dim, self.head_layers, self.head_batch_norm, self.dtype)
-        self.image_head, self.region_head = ProjectionHead(*head), ProjectionHead(*head)
+        self.image_head = ProjectionHead(*head)
+        self.region_head = self.image_head if self.share_mlp else ProjectionHead(*head)
         self.image_last_layer = Prototypes(self.prototypes, self.bottleneck_dim, self.learned_gain)
         if not self.share_prototypes:
             self.region_last_layer = Prototypes(self.prototypes, self.bottleneck_dim, self.learned_gain)
+        if self.mask_token:  # as iBOT starts it
+            self.token = self.param("mask_token", nn.initializers.zeros, (1, 1, self.backbone.width))
 
     def score_patches(self, patch_tokens: Array) -> Array:
         """MIL weights of given patch embeddings: [..., N, D] -> [..., N] float32, sum to 1; "class_token" has none of these."""
@@ -80,20 +89,26 @@ class Network(nn.Module):
         """images: [B, height, width, 3] normalised float -> Encoded."""
         return self.read(self.backbone(images))
 
-    def encode(self, groups: tuple[Array, ...], keys: Array | None = None) -> tuple[Encoded, ...]:
+    def encode(self, groups: tuple[Array, ...], keys: Array | None = None, masks: Array | None = None) -> tuple[Encoded, ...]:
         """Encodes views of several sizes.
 
         Args:
             groups: [B, V, height, width, 3] normalised float each.
             keys: [B] random keys of stochastic depth, one for each image; None (the teacher) keeps every branch.
+            masks: [B, V, N] bool, the patches of the first group that the mask token stands for; None: of no patch.
 
         Returns:
             One for each group, with leading [B * V].
         """
+        masked = None if masks is None else Masked(masks, self.token)
         if self.packed_views:
-            named = self.backbone.encode(groups, keys)
+            named = self.backbone.encode(groups, keys, masked=masked)
         else:
-            named = [self.backbone.encode((images,), keys, number)[0] for number, images in enumerate(groups)]
+            of_group = (masked, *[None] * (len(groups) - 1))
+            named = [
+                self.backbone.encode((images,), keys, number, masked)[0]
+                for number, (images, masked) in enumerate(zip(groups, of_group, strict=True))
+            ]
         return tuple(map(self.read, named))
 
     def read(self, named: dict) -> Encoded:

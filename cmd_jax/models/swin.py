@@ -4,6 +4,8 @@ Window and shift of every block follow from the image side the model is configur
 to whole windows. Letters: B images, M windows of an image, n = window^2 tokens of a window, N tokens, D width, H heads.
 """
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ import numpy as np
 
 from cmd_jax.models.layers import (
     MLP,
+    Masked,
     Remat,
     branch_keys,
     drop_path_rates,
@@ -196,13 +199,16 @@ class Swin(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: Remat = "none"
 
-    def encode(self, groups: tuple[Array, ...], keys: Array | None = None, first: int = 0) -> tuple[Named, ...]:
+    def encode(
+        self, groups: tuple[Array, ...], keys: Array | None = None, first: int = 0, masked: Masked | None = None
+    ) -> tuple[Named, ...]:
         """Encodes groups of views [B, V, height, width, 3], one group after the other; arguments as of `vit.ViT.encode`."""
         flat = lambda images: images.reshape(-1, *images.shape[2:])
-        return tuple(self(flat(images), keys, number) for number, images in enumerate(groups, first))
+        of_group = lambda number: masked if number == first else None
+        return tuple(self(flat(images), keys, number, of_group(number)) for number, images in enumerate(groups, first))
 
     @nn.compact
-    def __call__(self, images: Array, keys: Array | None = None, group: int = 0) -> Named:
+    def __call__(self, images: Array, keys: Array | None = None, group: int = 0, masked: Masked | None = None) -> Named:
         """Encodes normalised images.
 
         Args:
@@ -210,6 +216,7 @@ class Swin(nn.Module):
             keys: of stochastic depth, one for each of the B / V source images that have V views in a row; None (the teacher,
                 evaluation) keeps every branch.
             group: number of the images' group among all that share the keys.
+            masked: what is not seen, by patches of the last stage: all patches embedded within one are masked (iBOT).
 
         Returns:
             patch_tokens [B, N, D] of the last stage after the final norm, row-major; attention [B * M, H, n, n], the last
@@ -220,6 +227,11 @@ class Swin(nn.Module):
         flat = lambda grid: grid.reshape(grid.shape[0], -1, grid.shape[-1])
         grid = patch_embedding(self.width, self.patch_size, self.dtype)(images.astype(self.dtype))
         grid = layer_norm(self.dtype, self.layer_norm_eps, "patch_norm")(grid)
+        if masked is not None:
+            rows, columns = grid.shape[1:3]
+            side, stride = math.isqrt(masked.masks.shape[-1]), 2 ** (len(self.depths) - 1)
+            hidden = masked.masks.reshape(-1, side, side, 1).repeat(stride, axis=1).repeat(stride, axis=2)
+            grid = jnp.where(hidden[:, :rows, :columns], masked.token[None].astype(self.dtype), grid)
         embedded = flat(grid)
         windows = iter(block_windows(self.table_px // self.patch_size, self.depths, self.window))
         rates = iter(drop_path_rates(self.drop_path_rate, sum(self.depths)))

@@ -17,6 +17,7 @@ import numpy as np
 from cmd_jax.models.layers import (
     MLP,
     Attention,
+    Masked,
     Remat,
     Rotation,
     Segments,
@@ -250,7 +251,9 @@ class ViT(nn.Module):
         return self.encode((images[:, None],))[0]
 
     @nn.compact
-    def encode(self, groups: tuple[Array, ...], keys: Array | None = None, first: int = 0) -> tuple[Named, ...]:
+    def encode(
+        self, groups: tuple[Array, ...], keys: Array | None = None, first: int = 0, masked: Masked | None = None
+    ) -> tuple[Named, ...]:
         """Encodes groups of views of different sizes: side by side in one row of tokens for each image.
 
         Norms and linear layers then run once over the whole row, attention over each view by itself.
@@ -259,6 +262,7 @@ class ViT(nn.Module):
             groups: [B, V, height, width, 3] float each; sides are multiples of the patch size.
             keys: [B] random keys of stochastic depth, one for each image; None (the teacher, evaluation) keeps every branch.
             first: number of the first group among all that share the keys.
+            masked: patches of the first group that are not seen.
 
         Returns:
             For each group cls_token [B * V, D] where there is one and patch_tokens [B * V, N, D], after the final norm;
@@ -277,12 +281,14 @@ class ViT(nn.Module):
         if self.registers:
             special.append(self.param("register_tokens", table_init, (1, self.registers, self.width)))
         rows, positions, segments, rotations = [], [], [], []
-        for images in groups:
+        for number, images in enumerate(groups):
             _, views, height, width, _ = images.shape
             if height % self.patch_size or width % self.patch_size:
                 raise ValueError(f"an image of {height}x{width} px does not divide into patches of {self.patch_size} px")
             grid = (height // self.patch_size, width // self.patch_size)
             tokens = embed(images.reshape(-1, *images.shape[2:]).astype(self.dtype)).reshape(batch * views, -1, self.width)
+            if masked is not None and number == 0:
+                tokens = jnp.where(masked.masks.reshape(*tokens.shape[:2], 1), masked.token.astype(self.dtype), tokens)
             lead = special
             if table is None:
                 rotations.append(rotary(grid, before, self.width // self.num_heads, self.rope_base))

@@ -8,22 +8,25 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Jaxpr, Var, jaxprs_in_params
 
-from cmd_jax.config import ConfigDict, region_rows, token_px
+from cmd_jax.config import ConfigDict, token_px
 from cmd_jax.models.build import init_params, make_network
 from cmd_jax.models.network import Encoded
 
 BACKWARD = 2  # a product's backward pass is two products
 
 
-def reads_regions(config: ConfigDict) -> bool:
-    """Whether the objective of a resolved configuration has a term of regions; DINO's has not."""
-    terms = ("intra_region", "inter_student", "inter_teacher", "released")
+def reads_regions(config: ConfigDict, local: bool = False) -> bool:
+    """Whether the objective of a resolved configuration has a term of regions, of local views if `local`; DINO's has none, and
+    iBOT's is of the global views."""
+    terms = ("intra_region", "inter_student", "inter_teacher", "released", *(() if local else ("intra_masked",)))
     return any(config.method[f"{term}_weight"] for term in terms)
 
 
-def read_fields(config: ConfigDict) -> tuple[str, ...]:
+def read_fields(config: ConfigDict, local: bool = False) -> tuple[str, ...]:
     """Names of the fields of `models.network.Encoded` that the objective reads; the rest is left out of the program."""
-    return ("image_z", "region_z", "mil_weights") if reads_regions(config) else ("image_z",)
+    if reads_regions(config, local=True):
+        return "image_z", "region_z", "mil_weights"
+    return ("image_z", "region_z") if reads_regions(config, local) else ("image_z",)
 
 
 def product_flops(jaxpr: Jaxpr) -> float:
@@ -67,7 +70,7 @@ def model_flops(config: ConfigDict) -> float:
     network = make_network(plain)
     shapes = jax.eval_shape(lambda: init_params(plain, network))
 
-    views, regions, frozen = config.views, reads_regions(config), config.init.freeze_blocks
+    views, frozen = config.views, config.init.freeze_blocks
 
     def forward(read: Callable[[Encoded], Any], views: int, side: int) -> float:
         run = lambda params, images: read(network.apply({"params": params}, images))
@@ -75,14 +78,15 @@ def model_flops(config: ConfigDict) -> float:
         return product_flops(jax.make_jaxpr(run)(shapes, images).jaxpr) if views else 0.0
 
     whole = lambda encoded: [getattr(encoded, name) for name in read_fields(config)]
+    local = lambda encoded: [getattr(encoded, name) for name in read_fields(config, local=True)]
     resting = lambda encoded: encoded.backbone["blocks"][frozen - 1]
     teacher = forward(whole, 2, views.global_px)
-    student = teacher + forward(whole, views.local_count, views.local_px)
+    student = teacher + forward(local, views.local_count, views.local_px)
     trained = student
     if frozen:
         trained -= forward(resting, 2, views.global_px) + forward(resting, views.local_count, views.local_px)
     product = 2 * config.head.bottleneck_dim * config.head.prototypes
-    teacher_regions = 2 * (-(-views.global_px // token_px(config))) ** 2
-    teacher_rows = 2 + (teacher_regions if regions else 0)
-    student_rows = 2 + views.local_count + (region_rows(config) - teacher_regions if regions else 0)
+    patches = lambda side: (-(-side // token_px(config))) ** 2
+    teacher_rows = 2 * (1 + reads_regions(config) * patches(views.global_px))
+    student_rows = teacher_rows + views.local_count * (1 + reads_regions(config, local=True) * patches(views.local_px))
     return teacher + student + BACKWARD * trained + product * (teacher_rows + (1 + BACKWARD) * student_rows)

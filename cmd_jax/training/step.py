@@ -16,6 +16,7 @@ from cmd_jax.config import ConfigDict, token_px
 from cmd_jax.data.augment import Placed, crop_views, key_points
 from cmd_jax.data.loader import Batch
 from cmd_jax.method.chunks import Streaming
+from cmd_jax.method.masks import draw_masks
 from cmd_jax.method.objective import Objective, cmd_objective
 from cmd_jax.method.regions import Places
 from cmd_jax.method.types import Centers, PrototypePair, TermWeights, Views
@@ -38,10 +39,12 @@ class Crops(NamedTuple):
     Attributes:
         groups: [B, V, H, W, 3] normalised float each, the two global views first, then the local ones if there are any.
         places: of the groups, where regions match by location.
+        masks: [B, 2, N] bool, the patches of the global views that the student does not see; None: it sees all.
     """
 
     groups: tuple[Array, ...]
     places: tuple[Places, ...] | None = None
+    masks: Array | None = None
 
 
 class TeacherOutputs(NamedTuple):
@@ -67,7 +70,9 @@ class Forward(NamedTuple):
     health: Metrics
 
 
-def encode_views(network: Network, params: Params, groups: tuple[Array, ...], drop_keys: Array | None) -> tuple[Views, ...]:
+def encode_views(
+    network: Network, params: Params, groups: tuple[Array, ...], drop_keys: Array | None, masks: Array | None = None
+) -> tuple[Views, ...]:
     """Runs a network on groups of views.
 
     Args:
@@ -75,6 +80,7 @@ def encode_views(network: Network, params: Params, groups: tuple[Array, ...], dr
         params: its parameters.
         groups: [B, V, H, W, 3] normalised float each.
         drop_keys: [B] random keys of stochastic depth, one for each image; None is the teacher's deterministic forward.
+        masks: [B, V, N] bool, the patches of the first group that are not seen; None: all are.
 
     Returns:
         One for each group.
@@ -85,7 +91,7 @@ def encode_views(network: Network, params: Params, groups: tuple[Array, ...], dr
         fields = (encoded.image_z, encoded.region_z, encoded.patch_tokens, encoded.mil_weights, encoded.image_embedding)
         return Views(*map(split, fields))
 
-    return tuple(map(views, groups, network.apply({"params": params}, groups, drop_keys, method="encode")))
+    return tuple(map(views, groups, network.apply({"params": params}, groups, drop_keys, masks, method="encode")))
 
 
 def prototypes_of(network: Network, params: Params) -> PrototypePair:
@@ -153,6 +159,15 @@ def make_views(
     return make
 
 
+def make_masks(config: ConfigDict) -> Callable[[Array], Array] | None:
+    """Builds ([B] random keys, one for each image) -> [B, 2, N] bool, see `Crops`; None where the student sees all patches."""
+    method = config.method
+    if not method.intra_masked_weight:
+        return None
+    side = -(-config.views.global_px // token_px(config))
+    return functools.partial(draw_masks, views=2, side=side, prob=method.mask_prob, share=method.mask_share)
+
+
 def term_weights(config: ConfigDict) -> TermWeights:
     """The weights of the objective's terms in a resolved configuration."""
     return TermWeights(**{term: config.method[f"{term}_weight"] for term in TermWeights._fields})
@@ -184,7 +199,7 @@ def make_gradients(
     def gradients(state: TrainState, crops: Crops, teacher: TeacherOutputs, drop_keys: Array) -> tuple[Params, Forward]:
         def loss_fn(student: Params) -> tuple[Array, Objective]:
             student = gather(student, shardings)
-            views = encode_views(network, student, crops.groups, drop_keys)
+            views = encode_views(network, student, crops.groups, drop_keys, crops.masks)
             # L_T trains the scorer on the teacher's embeddings, and nothing else.
             inter_teacher_weights = teacher.views.mil_weights
             if method.mil_scorer not in UNLEARNED:
@@ -198,6 +213,7 @@ def make_gradients(
                 state.centers,
                 teacher_temp=schedules.teacher_temp(state.step),
                 places=crops.places,
+                masks=crops.masks,
                 inter_scale=schedules.inter_scale and schedules.inter_scale(state.step),
             )
             return result.loss, result
@@ -282,7 +298,7 @@ def make_train_step(
     the batch goes through in parts, and gradients, centers and metrics are the parts' means: those of the whole batch, but for
     what looks across images (KoLeo, batch statistics in the heads, Sinkhorn), which sees a part at a time.
     """
-    make_crops = make_views(config, make_teacher(config, network, shardings))
+    make_crops, masks = make_views(config, make_teacher(config, network, shardings)), make_masks(config)
     gradients = make_gradients(config, network, schedules, shardings)
     update = make_update(optimizer, schedules, frozen_parameters(config))
     parts = config.train.accumulate
@@ -292,8 +308,9 @@ def make_train_step(
 
         def forward(batch: Batch) -> tuple[Params, Forward]:
             crops, teacher = make_crops(state.teacher, batch, jax.random.fold_in(key, 0))
-            of_image = functools.partial(jax.random.fold_in, jax.random.fold_in(key, 1))
-            return gradients(state, crops, teacher, jax.vmap(of_image)(batch.index))
+            keys = lambda number: jax.vmap(functools.partial(jax.random.fold_in, jax.random.fold_in(key, number)))(batch.index)
+            crops = crops._replace(masks=masks and masks(keys(2)))
+            return gradients(state, crops, teacher, keys(1))
 
         if parts == 1:
             return update(state, *forward(batch))

@@ -39,7 +39,7 @@ def fit(named: Named, model: Shapes, source: str, heads: bool) -> Fitted:
         named: the arrays, and what their names are.
         model: our name -> shape of every parameter of the network.
         source: where the arrays are from, for messages.
-        heads: take the projection heads (and of our own runs the MIL scorer) too, not the backbone alone.
+        heads: take the projection heads (and of our own runs the MIL scorer and the mask token) too, not the backbone alone.
 
     Raises:
         WeightsError: arrays are missing, left over or of other shapes; all are listed.
@@ -57,7 +57,8 @@ def fit(named: Named, model: Shapes, source: str, heads: bool) -> Fitted:
     elif not any(name.startswith("image_head/") for name in ours):
         raise WeightsError(f"{source} has no projection heads; leave init.heads=False")
     else:
-        ours = _without_unit_gain(ours, model, source)
+        ours = {name: array for name, array in ours.items() if name in model or name != "mask_token"}  # of another method
+        ours = _without_unit_gain(_with_one_last_layer(ours, model, source), model, source)
     taken = sorted({_part(name) for name in ours})
     wanted = {name: shape for name, shape in model.items() if _part(name) in taken}
     ours = _resample(ours, wanted, notes)
@@ -107,6 +108,16 @@ def _without_heads(named: Named, heads: bool, notes: list[str]) -> Arrays:
         return named.arrays
     notes.append(f"not used: {len(projection)} arrays of projection heads; init.heads=True continues with them")
     return {name: array for name, array in named.arrays.items() if name not in projection}
+
+
+def _with_one_last_layer(ours: Arrays, model: Shapes, source: str) -> Arrays:
+    """Drops the patches' prototypes where a model has the images' alone: iBOT stores those of a shared head twice."""
+    if "region_last_layer/weight_v" in model:
+        return ours
+    second = {name: array for name, array in ours.items() if name.startswith("region_last_layer/")}
+    if any(not np.array_equal(array, ours.get(name.replace("region", "image"))) for name, array in second.items()):
+        raise WeightsError(f"{source} has other prototypes for patches than for images; set head.share_prototypes=False")
+    return {name: array for name, array in ours.items() if name not in second}
 
 
 def _without_unit_gain(ours: Arrays, model: Shapes, source: str) -> Arrays:

@@ -35,7 +35,7 @@ _BUFFER = re.compile(
 _IGNORED = re.compile(
     r"(head\.(weight|bias|fc\..*|\d+\..*|probe|(attention|layernorm|mlp\.fc\d)\..*)"
     r"|(fc|classifier|pooler|predictor|attn_pool|local_cls_norm|decoder(_\w+)?)\..*"
-    r"|decoder_pos_embed|((embeddings|decoder)\.)?mask_token|proj|logit_scale|logit_bias)"
+    r"|decoder_pos_embed|((embeddings|decoder)\.)?mask_token|masked_embed|proj|logit_scale|logit_bias)"
 )
 _GATED = ("gate", "fc1")
 _TO_OURS = {2: (1, 0), 4: (2, 3, 1, 0)}  # axes of a kernel by its rank
@@ -334,8 +334,9 @@ def _heads_to_ours(arrays: Arrays) -> tuple[Arrays, Arrays]:
             found = re.fullmatch(rf"{theirs}\.mlp(?:\.(\d+))?\.(weight|bias)", name)
             if found:
                 layers.setdefault(int(found[1] or 0), {})[found[2]] = rest.pop(name)
-            elif name in (f"{theirs}.last_layer.weight_v", f"{theirs}.last_layer.weight_g"):
-                heads[f"{last_layer}/{name.rpartition('.')[2]}"] = rest.pop(name)
+            found = re.fullmatch(rf"{theirs}\.last_layer(2)?\.(weight_[vg])", name)
+            if found:  # iBOT's head has a second last layer, for patches
+                heads[f"{HEADS['head_dense'][1] if found[1] else last_layer}/{found[2]}"] = rest.pop(name)
         linear = -1
         for _, layer in sorted(layers.items()):
             norm = "weight" in layer and layer["weight"].ndim == 1

@@ -57,12 +57,13 @@ def planned(photo_folder, tmp_path_factory):
 
 def test_rows_differ_in_the_method_alone(planned):
     tables = {name: flatten(runs[0].config) for name, runs in planned.rows.items()}
-    assert list(tables) == ["dino", "esvit", "cmd", "prototypes_64"]
+    assert list(tables) == ["dino", "esvit", "ibot", "cmd", "prototypes_64"]
     differing = lambda a, b: {key for key in tables[a] if tables[a][key] != tables[b][key]} - RESUMABLE_KEYS
     of_method = {f"method.{key}" for key in ("name", "image_pool", "region_matching", "region_weights")}
     of_method |= {f"method.{term}_weight" for term in ("intra_image", "intra_region", "inter_student", "inter_teacher")}
-    for name in ("dino", "esvit"):
-        assert differing(name, "cmd") <= of_method
+    for name in ("dino", "esvit", "ibot"):
+        of_ibot = {"method.intra_masked_weight", "head.share_mlp", "head.share_prototypes"} if name == "ibot" else set()
+        assert of_ibot <= differing(name, "cmd") <= of_method | of_ibot
         for term in ("intra_image", "intra_region"):
             assert tables[name][f"method.{term}_weight"] == METHODS[name][term]
         assert tables[name]["method.inter_student_weight"] == tables[name]["method.inter_teacher_weight"] == 0
@@ -164,7 +165,7 @@ def test_a_run_with_other_values_is_refused(photo_folder, tmp_path):
 def test_an_ablation_that_changes_nothing_is_left_out(photo_folder, tmp_path):
     found = plan(photo_folder, tmp_path, ["lambda_0.1", "prototypes_64"], more=["head.prototypes=64"])
     assert found.same == ["prototypes_64"]
-    assert list(found.rows) == ["dino", "esvit", "cmd", "lambda_0.1"]
+    assert list(found.rows) == ["dino", "esvit", "ibot", "cmd", "lambda_0.1"]
 
 
 def program(run, tmp_path, row, code):
@@ -291,7 +292,7 @@ def test_tables_have_a_line_for_each_row():
 def test_whole_comparison(photo_folder, tmp_path, capsys, monkeypatch):
     """Two rows are trained in this process and one fails; a second call measures nothing again."""
     out = tmp_path / "out"
-    options = [f"--folder={photo_folder}", f"--out={out}", "--seeds=0", *SETTINGS]
+    options = [f"--folder={photo_folder}", f"--out={out}", "--baselines", "ibot", "esvit", "--seeds=0", *SETTINGS]
     failed = {"esvit/seed-0": 3}
 
     def train_here(runs, _):
@@ -304,7 +305,7 @@ def test_whole_comparison(photo_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(quality, "train", train_here)
     assert quality.main(options) == quality.FAILED
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert list(result["rows"]) == ["dino", "cmd"]
+    assert list(result["rows"]) == ["ibot", "cmd"]
     assert result["failed"] == failed
     whole = plan(photo_folder, out)
     for of_row in result["rows"].values():

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cmd_jax.method.chunks import Streaming
 from cmd_jax.method.objective import cmd_objective
 from cmd_jax.method.regions import Places, match_by_location
 from cmd_jax.method.released import divergence
@@ -164,6 +165,45 @@ def test_the_released_term_equals_its_loops(local):
     esvit = _run(problem, TermWeights(0.5, 0.5, 0.0, 0.0), "uniform")
     np.testing.assert_allclose(result.loss, esvit.loss + expected, rtol=1e-5)
     assert "released" not in esvit.terms
+
+
+@pytest.mark.parametrize("targets", ["plain", "expected", "gathered"])
+def test_the_masked_term_equals_its_loops(targets):
+    """Value, and gradients by differences of the loop; patches that are seen, and local views, have none."""
+    problem = _problem(seed=2, local=2, patches=(4, 1))
+    student, student_w, teacher, teacher_w, _, centers = problem
+    masks = np.array([[[1, 0, 1, 1], [0, 0, 0, 0]], [[0, 0, 0, 1], [0, 1, 1, 0]]], bool)
+    target = _softmax((teacher.region_z @ teacher_w.region.T.astype(np.float64) - centers.region) / 0.04)
+
+    def loop(z, rows):
+        total = 0.0
+        for b, q in np.ndindex(2, 2):
+            of_patch = [
+                -np.sum(target[b, q, i] * np.log(_softmax(rows @ z[b, q, i] / 0.1))) for i in np.flatnonzero(masks[b, q])
+            ]
+            total += np.mean(of_patch) if of_patch else 0.0
+        return total / 4
+
+    weights = TermWeights(0.5, 0.0, 0.0, 0.0, intra_masked=2.0)
+    streaming = None if targets == "plain" else Streaming(chunk=3, targets=targets)
+
+    def run(z, prototypes):
+        groups = (student[0]._replace(region_z=z), student[1])
+        result = _objective((groups, prototypes, *problem[2:]), weights, masks=masks, streaming=streaming)
+        return result.loss, result
+
+    z, prototypes = student[0].region_z, student_w
+    (loss, result), gradients = quick(jax.value_and_grad(run, argnums=(0, 1), has_aux=True))(z, prototypes)
+    np.testing.assert_allclose(result.terms["intra_masked"], loop(z, student_w.region), rtol=1e-5)
+    np.testing.assert_allclose(loss, 0.5 * result.terms["intra_image"] + 2 * result.terms["intra_masked"], rtol=1e-6)
+    assert float(result.terms["intra_region"]) == 0
+    assert np.any(np.asarray(result.centers.region) != centers.region)
+    assert np.all(np.any(gradients[0] != 0, axis=-1) == masks)
+    z, rows, rng = z.astype(np.float64), student_w.region.astype(np.float64), np.random.default_rng(0)
+    for number, (gradient, x) in enumerate(((gradients[0], z), (gradients[1].region, rows))):
+        step = 1e-5 * rng.normal(size=x.shape)
+        ends = [loop(*((x + sign * step, rows) if number == 0 else (z, x + sign * step))) for sign in (1, -1)]
+        np.testing.assert_allclose(np.sum(gradient * step), ends[0] - ends[1], rtol=1e-3)
 
 
 def test_released_divergence_drops_what_is_not_positive():

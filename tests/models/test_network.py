@@ -8,13 +8,14 @@ import pytest
 from cmd_jax.method import mil
 from cmd_jax.models.heads import BatchStatisticsNorm, ProjectionHead, Prototypes, l2_normalize
 from cmd_jax.models.network import Network
+from cmd_jax.models.swin import Swin
 from cmd_jax.models.vit import ViT
 from tests.conftest import normal, quick
 
 
 def _network(**options):
-    backbone = ViT(patch_size=8, width=16, depth=1, num_heads=2, mlp_dim=64, table_px=16)
     defaults = {
+        "backbone": ViT(patch_size=8, width=16, depth=1, num_heads=2, mlp_dim=64, table_px=16),
         "image_pool": "mil",
         "prototypes": 12,
         "bottleneck_dim": 8,
@@ -26,7 +27,7 @@ def _network(**options):
         "mil_hidden_dim": 8,
         "mil_temp": 1.0,
     }
-    return Network(backbone, **(defaults | options))
+    return Network(**(defaults | options))
 
 
 def _encode(network):
@@ -83,6 +84,45 @@ def test_scorers_weigh_patches_by_their_equation(scoring, heads):
         np.testing.assert_allclose(out.image_embedding, tokens.mean(1), atol=1e-5)
     again = network.apply(params, out.patch_tokens, method="score_patches")
     np.testing.assert_array_equal(again, weights)
+
+
+def test_levels_may_share_one_head():
+    params, out = _encode(_network(image_pool="mean", share_mlp=True))
+    assert "region_head" not in params["params"]
+    head = ProjectionHead(16, 8)
+    of = lambda x: head.apply({"params": params["params"]["image_head"]}, x)
+    np.testing.assert_allclose(out.image_z, of(out.image_embedding), atol=1e-6)
+    np.testing.assert_allclose(out.region_z, of(out.patch_tokens), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["vit", "packed", "swin"])
+def test_masked_patches_are_the_token_and_nothing_else(kind):
+    """Whatever they show; of a Swin, all patches within one of the last stage. Other views stay."""
+    swin = Swin(width=8, depths=(1, 1), num_heads=(1, 1), window=2, table_px=24)
+    backbone = {"backbone": swin} if kind == "swin" else {}
+    network = _network(image_pool="mean", mask_token=True, packed_views=kind == "packed", **backbone)
+    groups, side = (normal(1, 2, 2, 24, 24, 3), normal(2, 2, 1, 8, 8, 3)), 3
+    start = quick(lambda: network.init(jax.random.key(0), groups[0][:, 0], method="initialise"))()["params"]
+    assert start["mask_token"].shape == (1, 1, 8 if kind == "swin" else 16)
+    masks = np.random.default_rng(0).uniform(size=(2, 2, side * side)) < 0.4
+    shown = masks.reshape(2, 2, side, side).repeat(8, axis=2).repeat(8, axis=3)[..., None]
+    encode = quick(lambda params, groups, masks: network.apply({"params": params}, groups, None, masks, method="encode"))
+    seen, local = encode(start, groups, masks)
+    changed, again = encode(start, (np.where(shown, 7.0, groups[0]), groups[1]), masks)
+    np.testing.assert_array_equal(seen.patch_tokens, changed.patch_tokens)
+    np.testing.assert_array_equal(local.patch_tokens, again.patch_tokens)
+    whole, unmasked = encode(start, groups, np.zeros_like(masks))
+    np.testing.assert_allclose(local.patch_tokens, unmasked.patch_tokens, atol=1e-6)
+    of_image = lambda encoded: np.asarray(encoded.patch_tokens).reshape(4, -1)
+    assert np.all(np.any(of_image(seen) != of_image(whole), axis=1) == masks.reshape(4, -1).any(1))
+    # an image whose patches are all masked, by a token that is an embedding, is that embedding everywhere
+    if kind != "swin":
+        embed = {"kernel": np.zeros((8, 8, 3, 16), np.float32), "bias": normal(3, 16)}
+        backbone = start["backbone"] | {"patch_embed": embed}
+        token = start | {"backbone": backbone, "mask_token": embed["bias"][None, None]}
+        np.testing.assert_allclose(
+            encode(token, groups, masks)[0].patch_tokens, encode(token, groups, ~masks)[0].patch_tokens, atol=1e-6
+        )
 
 
 def test_the_class_token_weighs_patches_by_its_attention():

@@ -24,26 +24,27 @@ def test_used_products_are_counted_with_their_loops():
     assert product_flops(jaxpr) == 5 * 2 * 4 * 6 * 6 + 2 * 2 * 2 * 2 * 6 + 2 * (2 * 2) * (2 * 3) * 7
 
 
-def _vit_flops(config, depth=2, width=96, mlp_layers=2, frozen=0):
+def _vit_flops(config, depth=2, width=96, mlp_layers=2, frozen=0, regions="all"):
     """By hand: a ViT's blocks and heads, backward twice the forward but for the first, frozen blocks and the embedding before
     them, the teacher forward alone on the global views. Fitting the position table to the local views is left out."""
     head, views = config.head, config.views
 
-    def forward(side):
+    def forward(side, regions):
         patches = (side // 8) ** 2
         tokens = 1 + patches
         linear = 2 * tokens * (4 * width**2 + mlp_layers * width * config.model.mlp_dim)  # qkv, proj and MLP
         block = linear + 2 * 2 * tokens**2 * width  # logits and mixing
         mlp = 2 * (width * head.hidden_dim + head.hidden_dim**2 + head.hidden_dim * head.bottleneck_dim)
-        mil = 2 * patches * (2 * width + 1) * config.method.mil_hidden_dim
-        bag = 2 * patches * width
-        rows = 1 + patches
+        mil = 2 * patches * (2 * width + 1) * config.method.mil_hidden_dim if regions == "all" else 0
+        bag = 2 * patches * width if regions == "all" else 0
+        rows = 1 + patches * (regions != "none")
         logits = 2 * rows * head.bottleneck_dim * head.prototypes
         embed = 2 * patches * 3 * 8**2 * width
         resting = embed + frozen * block if frozen else 0
         return embed + depth * block + rows * mlp + mil + bag + logits, resting
 
-    (whole, resting), (local, local_resting) = forward(views.global_px), forward(views.local_px)
+    (whole, resting) = forward(views.global_px, regions)
+    (local, local_resting) = forward(views.local_px, "none" if regions == "global" else regions)
     student = 2 * whole + views.local_count * local
     return 2 * whole + 3 * student - 2 * (2 * resting + views.local_count * local_resting)
 
@@ -66,8 +67,10 @@ def test_step_flops_equal_those_by_hand(scan_blocks, monkeypatch):
         ({"model.gated_mlp": True, "model.mlp_dim": 200}, {"mlp_layers": 3}),
         ({"init.freeze_blocks": 1}, {"frozen": 1}),
         ({"init.freeze_blocks": 2}, {"frozen": 2}),
+        ({"method.name": "dino"}, {"regions": "none"}),
+        ({"method.name": "ibot"}, {"regions": "global"}),
     ],
-    ids=["gated", "first block frozen", "all blocks frozen"],
+    ids=["gated", "first block frozen", "all blocks frozen", "no regions", "regions of global views"],
 )
 def test_options_count_as_by_hand(options, by_hand):
     config = tiny()

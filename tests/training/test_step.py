@@ -87,7 +87,10 @@ def test_a_step_moves_the_student_then_the_teacher(multi_crop, method):
     assert not {"loss_koleo", "loss_mil_entropy"} & set(metrics)
     assert int(state.step) == 3
     used = {"backbone", "image_head", "image_last_layer"}
-    if method != "dino":
+    if method == "ibot":
+        used |= {"mask_token"}
+        assert not {"region_head", "region_last_layer"} & set(state.student)
+    elif method != "dino":
         used |= {"region_head", "region_last_layer"}
     if method in ("cmd", "cmd_bag"):
         used |= {"mil_scorer"}
@@ -103,18 +106,21 @@ def test_a_step_moves_the_student_then_the_teacher(multi_crop, method):
         np.testing.assert_allclose(new, m * old + (1 - m) * student, atol=1e-6)
 
 
-def test_stochastic_depth_is_the_students_alone(multi_crop, monkeypatch):
+@pytest.mark.parametrize("method", ["cmd", "ibot"])
+def test_randomness_in_the_network_is_the_students(multi_crop, monkeypatch, method):
+    """Stochastic depth, and iBOT's masks."""
+    multi_crop.method.name = method
     config = config_lib.resolve(multi_crop, IMAGES)
     drawn = []
 
-    def record(network, params, groups, drop_keys):
-        drawn.append(([group.shape[1] for group in groups], drop_keys is not None))
-        return encode_views(network, params, groups, drop_keys)
+    def record(network, params, groups, drop_keys, masks=None):
+        drawn.append(([group.shape[1] for group in groups], drop_keys is not None, masks is not None))
+        return encode_views(network, params, groups, drop_keys, masks)
 
     monkeypatch.setattr(step_lib, "encode_views", record)
     _lower(config)
     # the teacher's global views, then all of the student's
-    assert drawn == [([2], False), ([2, multi_crop.views.local_count], True)]
+    assert drawn == [([2], False, False), ([2, multi_crop.views.local_count], True, method == "ibot")]
 
 
 def test_key_patch_views_look_where_the_weights_lie(multi_crop, monkeypatch):
@@ -193,6 +199,7 @@ def test_the_order_of_images_changes_no_number(multi_crop):
         {"method.matched_targets": "gathered", "method.koleo_weight": 0.5},
         {"method.region_matching": "location", "views.local_count": 2, "views.key_patch_share": 0.5},
         {"model.name": "swin_micro", "model.patch_size": 4, "views.global_px": 32},
+        {"method.name": "ibot", "views.local_count": 2, "init.freeze_blocks": 1, "train.accumulate": 2},
     ],
     ids=lambda options: " ".join(map(str, options.values())),
 )

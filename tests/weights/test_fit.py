@@ -134,6 +134,22 @@ def test_heads_are_fitted_when_asked_for():
     assert fitted.notes[-1] == "from the seed: region_head, region_last_layer"
 
 
+def test_ibots_shared_head_is_fitted_once():
+    """Its file has the last layer twice, and the student's mask token, which is new here."""
+    arrays = dino_vit() | projection_head("head", WIDTH)
+    second = {name.replace("last_layer", "last_layer2"): array for name, array in arrays.items() if "last_layer" in name}
+    whole = arrays | second | {"masked_embed": np.ones((1, WIDTH), np.float32)}
+    model = _shapes(arrays)
+    fitted = fit(named(whole), model | {"mask_token": (1, 1, WIDTH)}, "x", heads=True)
+    assert set(fitted.arrays) == set(model)
+    assert fitted.notes[-1] == "from the seed: mask_token"
+    apart = fit(named(whole), _shapes(_with_heads()), "x", heads=True)
+    same(*({"v": apart.arrays[f"{level}_last_layer/weight_v"]} for level in ("region", "image")))
+    whole["head.last_layer2.weight_v"] = 2 * whole["head.last_layer2.weight_v"]
+    with pytest.raises(WeightsError, match=r"other prototypes for patches than for images; set head\.share_prototypes=False"):
+        fit(named(whole), model, "x", heads=True)
+
+
 def test_missing_and_other_heads_are_refused():
     model = _shapes(_with_heads())
     with pytest.raises(WeightsError, match=r"x has no projection heads; leave init\.heads=False"):
