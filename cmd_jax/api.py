@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ from cmd_jax.errors import ConfigError
 from cmd_jax.inference.load import Trained, read_trained
 from cmd_jax.inference.preprocess import crop, in_threads, separate
 from cmd_jax.inference.run import check_finite, grid_side, place, widths
+from cmd_jax.labelling.groups import Group, group_images, grow
+from cmd_jax.labelling.suggest import Suggestions, suggest
 
 
 def load(
@@ -137,6 +139,31 @@ class Model:
                 f"{self.config.model.name} has no class token, whose attention this is; load a model that has one"
             )
         return self._on_grid(self._run(images, "attention"), axis=2)
+
+    def groups(self, images: Any, labels: Sequence[str | None] | None = None) -> list[Group]:
+        """Images that are alike, in the order in which to name them: each group has `rows`, and the `name` that labels suggest.
+
+        Args:
+            images: N of them.
+            labels: names of those that have one, None of the others; None: none is named. Named images are in no group.
+        """
+        features = self.embed(images)
+        if labels is None:
+            return group_images(features, grow(features))
+        done = [row for row, label in enumerate(labels) if label]
+        return group_images(features, grow(features), done, suggest(features, labels))
+
+    def suggest(self, images: Any, labels: Sequence[str | None]) -> Suggestions:
+        """What the labels of some images say of all: `classes`, `probability`, `nearest` labelled image, `unknown`, each [N].
+
+        Args:
+            images: N of them.
+            labels: names of those that have one, None of the others.
+
+        Raises:
+            ConfigError: there are not N labels, or none at all.
+        """
+        return suggest(self.embed(images), labels)
 
     def crop(self, image: Any) -> np.ndarray:
         """The crop of one image that the network reads, [crop_px, crop_px, 3] uint8: to lay MIL weights over."""

@@ -43,7 +43,9 @@ class Summary(NamedTuple):
     note: str = ""
 
 
-def embed_folder(trained: Trained, folder: str, out: str, batch_size: int = 64, patches: bool = False) -> Summary:
+def embed_folder(
+    trained: Trained, folder: str, out: str, batch_size: int = 64, patches: bool = False, patch_weights: bool = False
+) -> Summary:
     """Writes the features of all images below a folder, sorted by path.
 
     Parts are kept in `OUT.partial/` until the file is whole; the same call goes on from them. Bad images are left out and
@@ -55,6 +57,7 @@ def embed_folder(trained: Trained, folder: str, out: str, batch_size: int = 64, 
         out: a local path that ends in .parquet or .npz.
         batch_size: images that are encoded at a time.
         patches: write patch tokens and MIL weights too.
+        patch_weights: write how much each patch counts, where the network says it; see `read_outputs`.
 
     Raises:
         ConfigError: a path that cannot be, or `out` is of another network, folder or options.
@@ -67,6 +70,8 @@ def embed_folder(trained: Trained, folder: str, out: str, batch_size: int = 64, 
     columns = ["features"]
     if patches:
         columns += ["patch_tokens", *(["mil_weights"] if trained.has_scorer else [])]
+    if patch_weights and "patch_weights" in shapes:
+        columns.append("patch_weights")
     flat = {name: int(np.prod(shapes[name])) for name in columns}
     job = _job(trained, folder, paths, {"batch_size": batch_size, "columns": columns})
     if os.path.exists(out):

@@ -80,7 +80,8 @@ def read_outputs(config: ConfigDict, params: Params, named: dict) -> dict[str, A
         features [B, F] float32, each pool and the whole l2-normalised; blocks [B, G] float32, of `last_blocks`;
         patch_tokens [B, P, D] float32, row-major; with a scorer mil_weights [B, P] float32, sum to 1, the mean over its heads;
         with a class token attention [B, H, P], its probabilities over the patches in the last block (what it gives to itself
-        and to registers is left out).
+        and to registers is left out); with either patch_weights [B, P] float32, how much each patch counts: the MIL weights,
+        else the mean of the attention over its heads, divided by its sum.
     """
     tokens = named["patch_tokens"].astype(jnp.float32)
     outputs = {"patch_tokens": tokens, "blocks": last_blocks(named, config.eval.last_blocks)}
@@ -97,6 +98,11 @@ def read_outputs(config: ConfigDict, params: Params, named: dict) -> dict[str, A
     if "cls_token" in named:
         pools["cls"] = lambda: named["cls_token"].astype(jnp.float32)
         outputs["attention"] = named["attention"][:, :, 0, -tokens.shape[1] :]
+    if "mil_weights" in outputs:
+        outputs["patch_weights"] = outputs["mil_weights"]
+    elif "attention" in outputs:
+        attention = jnp.mean(outputs["attention"].astype(jnp.float32), axis=1)
+        outputs["patch_weights"] = attention / jnp.sum(attention, axis=-1, keepdims=True)
     parts = config.eval.features.split("+")
     # Each pool counts the same in a concatenation, whatever its norm.
     unit = [l2_normalize(pools[name]()) for name in parts]

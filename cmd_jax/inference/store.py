@@ -1,7 +1,8 @@
 """Files of features: `.parquet` (read in pieces) or `.npz` (NumPy alone), with what they were made from inside.
 
 Columns of a parquet file, arrays of an npz: path (text), features [F] float32; at patch level also patch_tokens [P * D] float16
-and, of a network with a MIL scorer, mil_weights [P] float32, patches row-major. `metadata` is a JSON object, see `Meta`.
+and, of a network with a MIL scorer, mil_weights [P] float32, patches row-major; for labelling also patch_weights [P] float32.
+`metadata` is a JSON object, see `Meta`.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ SUFFIXES = (".parquet", ".npz")
 KEY = b"cmd_jax"
 SCHEMA = 1
 CHUNK = 1024  # rows that are read at a time
-DTYPES = {"features": np.float32, "patch_tokens": np.float16, "mil_weights": np.float32}
+DTYPES = {"features": np.float32, "patch_tokens": np.float16, "mil_weights": np.float32, "patch_weights": np.float32}
 _REMEDY = "remove it and make it with python -m cmd_jax.embed"
 
 
@@ -199,7 +200,7 @@ def _parse(about: dict[str, Any]) -> Meta:
         raise ValueError("its metadata has values of other types")
     if not {"features"} <= meta.widths.keys() <= DTYPES.keys() or min(meta.widths.values()) < 1 or meta.grid < 1:
         raise ValueError(f"its metadata has columns {sorted(meta.widths)} and a grid of {meta.grid}")
-    if any(meta.widths.get(name, 0) % meta.grid**2 for name in ("patch_tokens", "mil_weights")):
+    if any(meta.widths.get(name, 0) % meta.grid**2 for name in meta.widths if name != "features"):
         raise ValueError(f"its patches are no grid of {meta.grid} x {meta.grid}")
     return meta
 

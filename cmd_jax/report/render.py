@@ -1,7 +1,5 @@
 """Renders templates to one HTML file that needs no other file and may load none."""
 
-import base64
-import hashlib
 import importlib.resources
 import math
 import re
@@ -9,6 +7,8 @@ from typing import Any
 
 import jinja2
 from markupsafe import Markup, escape
+
+from cmd_jax.text import script_digest
 
 SCRIPTS = ("page.js", "map.js", "explorer.js")
 
@@ -38,7 +38,7 @@ def render(template: str, **context: Any) -> str:
         **context | {"data": finite(context["data"])},
         style=Markup(_text("style.css")),
         scripts=[Markup(script) for script in scripts],
-        digests=[_digest(script) for script in scripts],
+        digests=[script_digest(script) for script in scripts],
     )
 
 
@@ -58,7 +58,3 @@ def finite(value: Any) -> Any:
 
 def _text(name: str) -> str:
     return importlib.resources.files("cmd_jax.report").joinpath("templates", name).read_text(encoding="utf-8")
-
-
-def _digest(script: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -1,0 +1,115 @@
+"""What is wrong with a folder before anyone labels it: doubles, leakage, outliers, unreadable files, suspected mislabels."""
+
+import csv
+import io
+from typing import NamedTuple
+
+import numpy as np
+
+from cmd_jax.labelling.doubles import find_doubles
+from cmd_jax.labelling.features import directions, nearest
+from cmd_jax.labelling.mislabels import find_mislabels
+from cmd_jax.labelling.photos import Photos
+from cmd_jax.text import printable
+
+NEIGHBOURS = 5
+DEVIATIONS = 4.0  # robust deviations that an outlier's similarity to its neighbours lies below the median
+KINDS = ("unreadable", "exact double", "near double", "outlier", "suspected mislabel")
+
+
+class Finding(NamedTuple):
+    """One thing to look at.
+
+    Attributes:
+        kind: one of KINDS.
+        file: the photograph, relative to the folder.
+        other: its double; "" where there is none.
+        note: what was found, for people.
+    """
+
+    kind: str
+    file: str
+    other: str
+    note: str
+
+
+class Looked(NamedTuple):
+    """What was found, and in lines for people."""
+
+    findings: list[Finding]
+    lines: list[str]
+
+
+def look(photos: Photos) -> Looked:
+    """Looks for all of KINDS."""
+    findings = [Finding("unreadable", path, "", printable(reason)) for path, reason in photos.bad]
+    doubles = _doubles(photos)
+    outliers = _outliers(photos)
+    mislabels, measured = _mislabels(photos)
+    findings += doubles + outliers + mislabels
+    across = sum("train and test" in finding.note for finding in doubles)
+    count = lambda kind: sum(finding.kind == kind for finding in findings)
+    lines = [
+        f"{len(photos.paths):,} photographs, {count('unreadable'):,} cannot be read",
+        f"doubles: {count('exact double'):,} exact, {count('near double'):,} near pairs; {across:,} across train and test",
+        f"outliers: {count('outlier'):,}",
+    ]
+    if photos.note:
+        lines.append(f"class folders are not used: {photos.note}")
+    return Looked(findings, lines + measured)
+
+
+def _doubles(photos: Photos) -> list[Finding]:
+    digests = [thumb.digest for thumb in photos.thumbs]
+    first: dict[str, int] = {}
+    exact = [(first[digest], row) for row, digest in enumerate(digests) if first.setdefault(digest, row) != row]
+    looks = [thumb.look for thumb in photos.thumbs]
+    grey, colours = (np.stack([getattr(seen, name) for seen in looks]) for name in ("grey", "colours"))
+    near = [found for found in find_doubles(photos.features, grey, colours) if digests[found.one] != digests[found.other]]
+    findings = [_pair(photos, "exact double", one, row, "equal files") for one, row in exact]
+    return findings + [
+        _pair(photos, "near double", found.one, found.other, f"fine detail agrees to {found.detail:.2f}") for found in near
+    ]
+
+
+def _pair(photos: Photos, kind: str, one: int, other: int, said: str) -> Finding:
+    splits = {photos.splits[one], photos.splits[other]}
+    across = "; across train and test" if splits == {"train", "test"} else ""
+    classes = "; of two classes" if photos.classes[one] != photos.classes[other] else ""
+    return Finding(kind, photos.paths[other], photos.paths[one], f"{said}{across}{classes}")
+
+
+def _outliers(photos: Photos) -> list[Finding]:
+    if len(photos.paths) <= 2 * NEIGHBOURS:
+        return []
+    _, similarity = nearest(directions(photos.features), NEIGHBOURS + 1)
+    mean = (similarity.sum(axis=1) - similarity.max(axis=1)) / NEIGHBOURS  # without itself
+    middle = np.median(mean)
+    deviation = 1.4826 * np.median(np.abs(mean - middle))
+    rows = np.nonzero(mean < middle - DEVIATIONS * deviation)[0]
+    note = "similarity to its neighbours {:.2f}, of most images {:.2f}"
+    return [Finding("outlier", photos.paths[row], "", note.format(mean[row], middle)) for row in rows[np.argsort(mean[rows])]]
+
+
+def _mislabels(photos: Photos) -> tuple[list[Finding], list[str]]:
+    rows = np.nonzero(photos.classes != "")[0]
+    if not len(rows):
+        return [], []
+    found = find_mislabels(photos.features[rows], photos.classes[rows])
+    note = "is in {}, looks like {} (probability of its class {:.1g})"
+    findings = [
+        Finding("suspected mislabel", photos.paths[rows[row]], "", note.format(photos.classes[rows[row]], other, value))
+        for row, other, value in zip(found.rows, found.other, found.probability, strict=True)
+    ]
+    measured = (
+        f"suspected mislabels: {len(findings):,}; of 5 % planted errors this threshold finds {100 * found.recall:.0f} %, and "
+        f"{100 * found.precision:.0f} % of what it finds was planted"
+    )
+    return findings, [measured]
+
+
+def to_csv(findings: list[Finding]) -> str:
+    """The findings as a table: kind, file, other, note."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([Finding._fields, *findings])
+    return out.getvalue()
