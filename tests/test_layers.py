@@ -22,7 +22,7 @@ LAYERS = (
     ("evaluation",),
     ("report",),
     ("api", "train_and_evaluate"),
-    ("cli", "main", "eval", "embed", "label", "convert", "prepare", "report.__main__"),
+    ("cli", "command", "main", "eval", "embed", "label", "convert", "prepare", "report.__main__"),
 )
 MODULES = {
     path.relative_to(PACKAGE.parent).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__"): path

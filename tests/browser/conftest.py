@@ -51,10 +51,11 @@ class Opened(NamedTuple):
 
 @pytest.fixture
 def show(chromium):
-    """(path, options of the context) -> Opened; afterwards nothing may have been complained of, asked for, or run by data."""
+    """(path, what shows that it is ready, options of the context) -> Opened; afterwards nothing may have been complained of,
+    asked for, or run by data."""
     opened = []
 
-    def show(path, **options):
+    def show(path, ready=".chart .main-svg", **options):
         context = chromium.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
         page, complaints, requests = context.new_page(), [], []
         page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
@@ -64,7 +65,7 @@ def show(chromium):
         violation = "addEventListener('securitypolicyviolation', event => console.error(event.violatedDirective))"
         page.add_init_script(violation)
         page.goto(path.as_uri())
-        page.wait_for_selector(".chart .main-svg")
+        page.wait_for_selector(ready)
         opened.append((context, Opened(page, complaints, requests), path))
         return opened[-1][1]
 
@@ -72,7 +73,7 @@ def show(chromium):
     for context, result, path in opened:
         context.close()
         assert result.complaints == []
-        assert [url for url in result.requests if not url.startswith("data:")] == [path.as_uri()]
+        assert {url for url in result.requests if not url.startswith("data:")} == {path.as_uri()}
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, ImageOps
 
 from cmd_jax.labelling.doubles import find_doubles, look_of
 
@@ -13,7 +13,8 @@ def _picture(seed):
     """Blobs and strokes: low frequencies that pictures share, and detail that they do not."""
     rng = np.random.default_rng(seed)
     noise = Image.fromarray(rng.integers(0, 256, (160, 200, 3), np.uint8))
-    return Image.blend(noise.filter(ImageFilter.GaussianBlur(12)), noise.filter(ImageFilter.GaussianBlur(3)), 0.5)
+    coarse, fine = (ImageOps.autocontrast(noise.filter(ImageFilter.GaussianBlur(radius))) for radius in (16, 3))
+    return Image.blend(coarse, fine, 0.4)
 
 
 def _recompressed(picture):
