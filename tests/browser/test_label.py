@@ -72,6 +72,7 @@ LISTED = """[...document.querySelectorAll(".group")].map((group) =>
 
 def _groups(page):
     """Images of each group on the page, by its number."""
+    page.wait_for_function("() => [...document.querySelectorAll('.group')].every((group) => group.firstChild)")
     return {group: sorted(images) for group, images in page.evaluate(LISTED)}
 
 
