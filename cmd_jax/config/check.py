@@ -47,6 +47,11 @@ def validate(config: ConfigDict) -> None:
             "model.attention is 'cudnn', which takes no float32; pass --config.model.dtype=bfloat16 or "
             "--config.model.attention=xla"
         )
+    if config.model.product_dtype == "float32" and config.model.dtype == "bfloat16":
+        raise ConfigError(
+            "model.product_dtype is 'float32' and model.dtype 'bfloat16'; a product has operands of the narrower one: leave "
+            "model.product_dtype open, or pass --config.model.dtype=float32"
+        )
     if config.init.weights == "":
         raise ConfigError(
             "init.weights is empty; pass --config.init.weights=SOURCE (a file, a directory, hf:OWNER/NAME or the workdir of a "

@@ -315,6 +315,12 @@ KEYS: dict[str, Key] = {
         "of activations and products (losses, norms and EMA: float32); None: bfloat16 on GPUs and TPUs, float32 on CPUs",
     ),
     "model.teacher_dtype": Key(None, DTYPE, "of the teacher's forward pass; None: model.dtype"),
+    "model.product_dtype": Key(
+        None,
+        DTYPE,
+        "of the operands of the blocks' linear layers; their results are model.dtype. bfloat16 beside float32 is "
+        "faster on CPUs with AVX512_BF16; None: model.dtype",
+    ),
     "model.packed_views": Key(
         None, FLAG, "a ViT takes views of all sizes as one row of tokens; None: what is fastest (docs/performance.md)"
     ),

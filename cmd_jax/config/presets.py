@@ -127,6 +127,7 @@ CONTINUE_SMALL = {
     "views.global_px": 112,  # local views follow, in whole patches
     "views.local_count": 2,
     "data.canvas_px": 224,
+    "model.product_dtype": "bfloat16",
 }
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -15,7 +15,7 @@ from cmd_jax.models.sizes import DEFAULT_MODEL, SWIN_SIZES, VIT_SIZES
 
 # Open values that a run learns with and that `resolve` takes from the hardware. A run that is continued keeps its own, whatever
 # hardware it is continued on (training/resume.py).
-BY_HARDWARE = ("model.dtype", "model.teacher_dtype", "train.batch_size")
+BY_HARDWARE = ("model.dtype", "model.teacher_dtype", "model.product_dtype", "train.batch_size")
 
 # Open values that follow the files beside `init.weights` (weights/read.py), kept in the same way.
 BY_WEIGHTS = (
@@ -196,6 +196,7 @@ def resolve(config: ConfigDict, train_images: int, hardware: Hardware = ONE_CPU)
     )
     _fill(config, "model.dtype", "float32" if hardware.platform == "cpu" else "bfloat16")
     _fill(config, "model.teacher_dtype", config.model.dtype)
+    _fill(config, "model.product_dtype", config.model.dtype)
     _fill(
         config,
         "train.batch_size",

@@ -34,8 +34,10 @@ def inference(trained: Trained, dtype: str | None = None) -> Callable[[jax.Array
         dtype: of activations and products; None: the configuration's.
     """
     config = trained.config.copy_and_resolve_references()
+    dtype = dtype or config.model.dtype
+    plain = {"attention": "xla", "scan_blocks": False, "remat": "none", "dtype": dtype, "product_dtype": dtype}
     with config.unlocked():
-        config.model.update({"attention": "xla", "scan_blocks": False, "remat": "none", "dtype": dtype or config.model.dtype})
+        config.model.update(plain)
     backbone = make_backbone(config)
 
     def run(images: jax.Array) -> dict[str, jax.Array]:

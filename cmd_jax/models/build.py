@@ -29,6 +29,7 @@ def make_backbone(config: ConfigDict) -> ViT | Swin:
         "layer_norm_eps": model.layer_norm_eps,
         "drop_path_rate": model.drop_path,
         "dtype": jnp.dtype(model.dtype),
+        "product_dtype": jnp.dtype(model.product_dtype),
         "remat": model.remat,
     }
     if model.name in SWIN_SIZES:
@@ -61,8 +62,10 @@ def make_network(config: ConfigDict) -> Network:
 
 
 def with_dtype(network: Network, dtype: jnp.dtype) -> Network:
-    """The same network with activations in another dtype."""
-    return network.clone(dtype=dtype, backbone=network.backbone.clone(dtype=dtype))
+    """The same network with activations and products in a dtype; one of that dtype as it is."""
+    if dtype == network.dtype:
+        return network
+    return network.clone(dtype=dtype, backbone=network.backbone.clone(dtype=dtype, product_dtype=dtype))
 
 
 def init_params(config: ConfigDict, network: Network) -> Params:

@@ -80,17 +80,56 @@ def attend(q: Array, k: Array, v: Array, bias: Array | None, implementation: Att
     return jnp.swapaxes(jnp.einsum("bhqk,bhkd->bhqd", attention.astype(v.dtype), v_heads), 1, 2), attention
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def rounded_product(x: Array, kernel: Array, operand_dtype: jnp.dtype) -> Array:
+    """x @ kernel, and the products of its gradients, with operands rounded to `operand_dtype` and sums in the dtype of x.
+
+    Args:
+        x: [..., D].
+        kernel: [D, F], of the dtype of x.
+        operand_dtype: narrower than that of x.
+
+    Returns:
+        [..., F] in the dtype of x.
+    """
+    return _rounded_product(x, kernel, operand_dtype)[0]
+
+
+def _rounded_product(x: Array, kernel: Array, operand_dtype: jnp.dtype) -> tuple[Array, tuple[Array, Array, Array]]:
+    rounded = x.astype(operand_dtype), kernel.astype(operand_dtype)
+    product = jnp.einsum("...d,df->...f", *rounded, preferred_element_type=x.dtype)
+    return product, (*rounded, jnp.zeros((), x.dtype))
+
+
+def _rounded_gradients(operand_dtype: jnp.dtype, kept: tuple[Array, Array, Array], slope: Array) -> tuple[Array, Array]:
+    x, kernel, of_dtype = kept
+    slope, result = slope.astype(operand_dtype), {"preferred_element_type": of_dtype.dtype}
+    return jnp.einsum("...f,df->...d", slope, kernel, **result), jnp.einsum("...d,...f->df", x, slope, **result)
+
+
+rounded_product.defvjp(_rounded_product, _rounded_gradients)
+
+
+def product_of(dtype: jnp.dtype, product_dtype: jnp.dtype | None) -> Callable | None:
+    """`dot_general` of a linear layer whose activations are of `dtype`; None is jax.lax's."""
+    if product_dtype is None or jnp.dtype(product_dtype) == jnp.dtype(dtype):
+        return None
+    return lambda x, kernel, *_, **__: rounded_product(x, kernel, jnp.dtype(product_dtype))
+
+
 class PackedLinear(nn.Module):
     """Queries, keys and values of tokens by one linear layer.
 
     Attributes:
         bias: which of the three have one. With "qv" the parameter is that of all three, and the keys' part is neither read nor
             trained (DINOv3).
-        dtype: of the product.
+        dtype: of the result.
+        product_dtype: of the product's operands; None: `dtype`.
     """
 
     bias: QKVBias = "qkv"
     dtype: jnp.dtype = jnp.float32
+    product_dtype: jnp.dtype | None = None
 
     @nn.compact
     def __call__(self, tokens: Array) -> Array:
@@ -102,7 +141,8 @@ class PackedLinear(nn.Module):
         if self.bias == "qv":
             bias = jnp.where(np.repeat([True, False, True], width), bias, 0.0)
         tokens, kernel, bias = promote_dtype(tokens, kernel, bias, dtype=self.dtype)
-        packed = tokens @ kernel
+        product = product_of(self.dtype, self.product_dtype)
+        packed = tokens @ kernel if product is None else product(tokens, kernel)
         return packed if bias is None else packed + bias.reshape((1,) * (packed.ndim - 1) + (-1,))
 
 
@@ -122,24 +162,26 @@ def self_attention(
     implementation: Attention = "xla",
     qkv_bias: QKVBias = "qkv",
     rotations: tuple[Rotation, ...] | None = None,
+    product_dtype: jnp.dtype | None = None,
 ) -> tuple[Array, tuple[Array, ...]]:
     """Multi-head self-attention with packed q, k, v; called inside a compact method, whose module gets `qkv` and `proj`.
 
     Args:
         tokens: [B, R, D].
         num_heads: H.
-        dtype: of the products; the softmax is float32.
+        dtype: of activations and products; the softmax is float32.
         bias: added to the logits, see `attend`.
         segments: the sequences that lie side by side in a row; None: the row is one.
         implementation: see `attend`.
         qkv_bias: see `PackedLinear`.
         rotations: of queries and keys, one for each segment; None: positions are in the tokens.
+        product_dtype: of the operands of the linear layers; None: `dtype`.
 
     Returns:
         [B, R, D] and for each segment of V sequences the attention probabilities [B * V, H, T, T] float32.
     """
     batch, length, width = tokens.shape
-    packed = PackedLinear(qkv_bias, dtype, name="qkv")(tokens)
+    packed = PackedLinear(qkv_bias, dtype, product_dtype, name="qkv")(tokens)
     packed = packed.reshape(batch, length, 3, num_heads, -1)
     mixed, attention = [], []
     for index, part in enumerate(split_segments(packed, segments or ((1, length),))):  # [B * V, T, 3, H, D/H]
@@ -150,7 +192,8 @@ def self_attention(
         mixed.append(out.reshape(batch, -1, width))
         attention.append(probs)
     mixed = mixed[0] if len(mixed) == 1 else jnp.concatenate(mixed, axis=1)
-    return nn.Dense(width, dtype=dtype, kernel_init=kernel_init, name="proj")(mixed), tuple(attention)
+    project = nn.Dense(width, dtype=dtype, kernel_init=kernel_init, dot_general=product_of(dtype, product_dtype), name="proj")
+    return project(mixed), tuple(attention)
 
 
 def split_segments(rows: Array, segments: Segments) -> list[Array]:
@@ -189,17 +232,20 @@ class MLP(nn.Module):
         dtype: of activations and products.
         activation: of the hidden units.
         gated: the activation is that of a third layer, `gate`, whose output multiplies the first's (SwiGLU with silu).
+        product_dtype: of the products' operands; None: `dtype`.
     """
 
     hidden: int
     dtype: jnp.dtype = jnp.float32
     activation: Activation = "gelu"
     gated: bool = False
+    product_dtype: jnp.dtype | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """[..., D] -> [..., D]."""
-        linear = lambda width, name: nn.Dense(width, dtype=self.dtype, kernel_init=kernel_init, name=name)
+        options = {"kernel_init": kernel_init, "dot_general": product_of(self.dtype, self.product_dtype)}
+        linear = lambda width, name: nn.Dense(width, dtype=self.dtype, name=name, **options)
         activate = ACTIVATIONS[self.activation]
         hidden = linear(self.hidden, "fc1")(x)
         hidden = activate(linear(self.hidden, "gate")(x)) * hidden if self.gated else activate(hidden)

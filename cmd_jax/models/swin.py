@@ -22,6 +22,7 @@ from cmd_jax.models.layers import (
     layer_norm,
     patch_embedding,
     pre_norm_block,
+    product_of,
     remat_policy,
     self_attention,
     table_init,
@@ -115,6 +116,7 @@ class WindowAttention(nn.Module):
     window: int
     shift: int
     dtype: jnp.dtype = jnp.float32
+    product_dtype: jnp.dtype | None = None
 
     @nn.compact
     def __call__(self, grid: Array) -> tuple[Array, Array]:
@@ -129,7 +131,8 @@ class WindowAttention(nn.Module):
             padded = jnp.roll(padded, (-self.shift, -self.shift), axis=(1, 2))
             mask = shift_mask(height, breadth, window, self.shift)
             bias = jnp.tile(bias + mask[:, None], (batch, 1, 1, 1))  # [B * M, H, n, n]
-        mixed, (attention,) = self_attention(to_windows(padded, window), self.num_heads, self.dtype, bias)
+        tokens, options = to_windows(padded, window), {"product_dtype": self.product_dtype}
+        mixed, (attention,) = self_attention(tokens, self.num_heads, self.dtype, bias, **options)
         mixed = from_windows(mixed, window, height, breadth)
         if self.shift:
             mixed = jnp.roll(mixed, (self.shift, self.shift), axis=(1, 2))
@@ -145,12 +148,13 @@ class SwinBlock(nn.Module):
     mlp_ratio: float = 4.0
     layer_norm_eps: float = 1e-6
     dtype: jnp.dtype = jnp.float32
+    product_dtype: jnp.dtype | None = None
 
     @nn.compact
     def __call__(self, grid: Array, factors: tuple) -> tuple[Array, Array]:
         """grid: [B, rows, columns, D]; factors: of stochastic depth, two of [B, 1, 1, 1] or None -> as `WindowAttention`."""
-        mix = WindowAttention(self.num_heads, self.window, self.shift, self.dtype, name="attn")
-        mlp = MLP(round(self.mlp_ratio * grid.shape[-1]), self.dtype, name="mlp")
+        mix = WindowAttention(self.num_heads, self.window, self.shift, self.dtype, self.product_dtype, name="attn")
+        mlp = MLP(round(self.mlp_ratio * grid.shape[-1]), self.dtype, product_dtype=self.product_dtype, name="mlp")
         return pre_norm_block(grid, mix, mlp, factors, self.layer_norm_eps, self.dtype)
 
 
@@ -159,6 +163,7 @@ class PatchMerging(nn.Module):
 
     layer_norm_eps: float = 1e-6
     dtype: jnp.dtype = jnp.float32
+    product_dtype: jnp.dtype | None = None
 
     @nn.compact
     def __call__(self, grid: Array) -> Array:
@@ -167,7 +172,8 @@ class PatchMerging(nn.Module):
         grid = pad_map(grid, rows % 2, columns % 2)
         corners = [grid[:, row::2, column::2] for row, column in ((0, 0), (1, 0), (0, 1), (1, 1))]
         merged = layer_norm(self.dtype, self.layer_norm_eps, "norm")(jnp.concatenate(corners, axis=-1))
-        return nn.Dense(2 * width, use_bias=False, dtype=self.dtype, kernel_init=kernel_init, name="reduction")(merged)
+        options = {"kernel_init": kernel_init, "dot_general": product_of(self.dtype, self.product_dtype)}
+        return nn.Dense(2 * width, use_bias=False, dtype=self.dtype, name="reduction", **options)(merged)
 
 
 class Swin(nn.Module):
@@ -184,6 +190,7 @@ class Swin(nn.Module):
         layer_norm_eps: epsilon of the norms.
         drop_path_rate: stochastic depth of the last block, growing linearly over all blocks from 0 at the first.
         dtype: of activations; parameters are float32.
+        product_dtype: of the operands of the blocks' linear layers; None: `dtype`.
         remat: what a block keeps for the backward pass: "none" all of it, else see `layers.remat_policy`.
     """
 
@@ -197,6 +204,7 @@ class Swin(nn.Module):
     layer_norm_eps: float = 1e-6
     drop_path_rate: float = 0.0
     dtype: jnp.dtype = jnp.float32
+    product_dtype: jnp.dtype | None = None
     remat: Remat = "none"
 
     def encode(
@@ -248,11 +256,14 @@ class Swin(nn.Module):
                 if keys is not None and rate:
                     factors = tuple(draw(branch, rate) for branch in branch_keys(keys, len(blocks)))
                 window, shift = next(windows)
-                block = block_type(heads, window, shift, self.mlp_ratio, self.layer_norm_eps, self.dtype, name=name)
+                options = {"dtype": self.dtype, "product_dtype": self.product_dtype, "name": name}
+                block = block_type(heads, window, shift, self.mlp_ratio, self.layer_norm_eps, **options)
                 grid, attention = block(grid, factors)
                 blocks.append(norm(flat(grid)) if last else flat(grid))
             if not last:
-                grid = PatchMerging(self.layer_norm_eps, self.dtype, name=f"layers_{stage}_downsample")(grid)
+                grid = PatchMerging(self.layer_norm_eps, self.dtype, self.product_dtype, name=f"layers_{stage}_downsample")(
+                    grid
+                )
             stages.append(flat(grid))
         return {
             "patch_tokens": blocks[-1],

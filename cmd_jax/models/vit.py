@@ -152,14 +152,15 @@ class Block(nn.Module):
     gated_mlp: bool
     activation: Activation
     qkv_bias: QKVBias
+    product_dtype: jnp.dtype | None = None
 
     @nn.compact
     def __call__(
         self, tokens: Array, factors: tuple, segments: Segments, rotations: tuple[Rotation, ...] | None
     ) -> tuple[Array, tuple[Array, ...]]:
         """tokens: [B, R, D]; factors: of stochastic depth, two of [B, R, 1] or None -> as `layers.self_attention`."""
-        attention = SelfAttention(self.num_heads, self.dtype, self.attention, self.qkv_bias, name="attn")
-        mlp = MLP(self.mlp_dim, self.dtype, self.activation, self.gated_mlp, name="mlp")
+        attention = SelfAttention(self.num_heads, self.dtype, self.attention, self.qkv_bias, self.product_dtype, name="attn")
+        mlp = MLP(self.mlp_dim, self.dtype, self.activation, self.gated_mlp, self.product_dtype, name="mlp")
 
         def scaled(branch: Array, name: str) -> Array:
             if not self.layer_scale:
@@ -182,14 +183,15 @@ class SelfAttention(nn.Module):
     dtype: jnp.dtype
     implementation: Attention
     qkv_bias: QKVBias
+    product_dtype: jnp.dtype | None
 
     @nn.compact
     def __call__(
         self, tokens: Array, segments: Segments, rotations: tuple[Rotation, ...] | None
     ) -> tuple[Array, tuple[Array, ...]]:
         """tokens: [B, R, D] -> ([B, R, D], attention probabilities [B * V, H, T, T] float32 of every segment)."""
-        options = {"implementation": self.implementation, "qkv_bias": self.qkv_bias, "rotations": rotations}
-        return self_attention(tokens, self.num_heads, self.dtype, segments=segments, **options)
+        options = {"implementation": self.implementation, "qkv_bias": self.qkv_bias, "product_dtype": self.product_dtype}
+        return self_attention(tokens, self.num_heads, self.dtype, segments=segments, rotations=rotations, **options)
 
 
 class ViT(nn.Module):
@@ -217,6 +219,7 @@ class ViT(nn.Module):
         drop_path_rate: stochastic depth of the last block, growing linearly from 0 at the first.
         frozen_blocks: number of first blocks that get no gradient, nor does what stands before them.
         dtype: of activations; parameters are float32.
+        product_dtype: of the operands of the blocks' linear layers; None: `dtype`.
         scan_blocks: all blocks but the last as one loop: compiles faster, and on CPUs runs faster.
         remat: what a block keeps for the backward pass, see `layers.remat_policy`.
         attention: implementation, see `layers.attend`.
@@ -242,6 +245,7 @@ class ViT(nn.Module):
     drop_path_rate: float = 0.0
     frozen_blocks: int = 0
     dtype: jnp.dtype = jnp.float32
+    product_dtype: jnp.dtype | None = None
     scan_blocks: bool = False
     remat: Remat = "none"
     attention: Attention = "xla"
@@ -337,6 +341,7 @@ class ViT(nn.Module):
             self.gated_mlp,
             self.activation,
             self.qkv_bias,
+            self.product_dtype,
             parent=None,
         )
         # The blocks are functions of their parameters, so that one loop over all of them needs no other parameter tree.
