@@ -31,8 +31,8 @@ CONTINUED = {
 }
 # Measured on a ViT-Ti; wider layers take smaller steps (arXiv 2203.03466).
 LEARNING_RATE, OF_WIDTH = 5e-3, 192
-# A run of 1,500 photos sees each 8 times, one of 2,400 or more 5 times.
-IMAGES_SEEN, FEWEST_EPOCHS, MOST_EPOCHS = 12_000, 5, 40
+# A run of 600 photos sees each 10 times, one of 1,500 or more 4 times.
+IMAGES_SEEN, FEWEST_EPOCHS, MOST_EPOCHS = 6_000, 4, 40
 CANDIDATES = 4  # steps after the start of which the best is the result
 
 
