@@ -299,6 +299,10 @@ REFUSED = [
         " set it to 0 or views.global_px to 32 or more",
     ),
     ({"model.attention": "cudnn", "model.dtype": "float32"}, "model.attention is 'cudnn', which takes no float32"),
+    (
+        {"model.product_dtype": "float32", "model.dtype": "bfloat16"},
+        "model.product_dtype is 'float32' and model.dtype 'bfloat16'; a product has operands of the narrower one",
+    ),
     ({"model.name": "vit", "model.width": 96}, "model.name is 'vit', of no size of its own; set model.depth"),
     ({"model.width": 96}, "model.width is 96, but that of model.name=vit_small is 384; leave it out, or set model.name=vit"),
     ({"model.num_heads": 5}, "model.num_heads is 5, and a width of 384 is not 5 times a multiple of 1; use another number"),
@@ -407,7 +411,8 @@ def test_open_precision_and_batch_follow_the_hardware(hardware, images, options,
     config = default()
     config.update_from_flattened_dict(options)
     resolved = config_lib.resolve(config, images, hardware)
-    assert (resolved.model.dtype, resolved.model.teacher_dtype, resolved.train.batch_size) == (dtype, dtype, batch)
+    assert (resolved.model.dtype, resolved.train.batch_size) == (dtype, batch)
+    assert (resolved.model.teacher_dtype, resolved.model.product_dtype) == (dtype, dtype)
     check_mesh(resolved, hardware.devices)
 
 

@@ -130,6 +130,14 @@ def test_bfloat16_activations_keep_float32_parameters_and_attention(params):
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
 
+def test_linear_layers_of_all_blocks_round(params):
+    images, model = normal(1, 2, 48, 48, 3), _swin(product_dtype=jnp.bfloat16)
+    rounded, exact = (quick(network.apply)(params, images)["patch_tokens"] for network in (model, _swin()))
+    np.testing.assert_allclose(rounded, exact, atol=5e-2)
+    blocks, mergings = sum(model.depths), len(model.depths) - 1
+    assert str(jax.make_jaxpr(model.apply)(params, images)).count("= custom_vjp_call") == 4 * blocks + mergings
+
+
 def test_stochastic_depth_is_drawn_in_training_alone(params):
     model, images = _swin(drop_path_rate=0.9), normal(1, 4, 48, 48, 3)
     still = quick(model.apply)(params, images)["patch_tokens"]

@@ -9,7 +9,7 @@ import pytest
 from jax.ad_checkpoint import print_saved_residuals
 from PIL import Image
 
-from cmd_jax.models.layers import drop_path, keep_factors
+from cmd_jax.models.layers import drop_path, keep_factors, rounded_product
 from cmd_jax.models.sizes import VIT_SIZES
 from cmd_jax.models.vit import ViT, bicubic_matrix, resample_positions
 from tests.conftest import normal, quick
@@ -88,6 +88,27 @@ def test_bfloat16_activations_keep_float32_parameters_and_attention(params):
     assert out["patch_tokens"].dtype == jnp.bfloat16
     assert out["attention"].dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+def test_rounded_products_and_their_gradients():
+    x, kernel, slope = (np.asarray(normal(seed, *shape)) for seed, shape in ((0, (2, 3, 8)), (1, (8, 5)), (2, (2, 3, 5))))
+    product, gradients = jax.vjp(lambda x, kernel: rounded_product(x, kernel, jnp.bfloat16), x, kernel)
+    rounded = lambda array: array.astype(jnp.bfloat16).astype(np.float64)
+    expected = (
+        np.einsum("bnd,df->bnf", rounded(x), rounded(kernel)),
+        np.einsum("bnf,df->bnd", rounded(slope), rounded(kernel)),
+        np.einsum("bnd,bnf->df", rounded(x), rounded(slope)),
+    )
+    for found, wanted in zip((product, *gradients(slope)), expected, strict=True):
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_linear_layers_of_all_blocks_round(params):
+    images, model = normal(1, 2, 32, 32, 3), _vit(product_dtype=jnp.bfloat16)
+    rounded, exact = (quick(network.apply)(params, images)["patch_tokens"] for network in (model, _vit()))
+    np.testing.assert_allclose(rounded, exact, atol=5e-2)
+    assert str(jax.make_jaxpr(model.apply)(params, images)).count("= custom_vjp_call") == 3 * len(("qkv", "proj", "fc1", "fc2"))
 
 
 def test_drop_path_keeps_the_mean():
