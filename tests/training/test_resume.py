@@ -75,7 +75,7 @@ def test_open_keys_keep_their_first_values(tmp_path):
     for hardware in (Hardware("cpu"), Hardware("gpu", 4, 60 * 2**30)):
         continued = config_lib.resolve(with_stored_values(default(), str(tmp_path)), 5994, hardware)
         check_unchanged(continued, str(tmp_path), {})
-        assert [flatten(continued)[key] for key in BY_HARDWARE] == ["bfloat16", "bfloat16", 1024]
+        assert [flatten(continued)[key] for key in BY_HARDWARE] == ["bfloat16"] * 3 + [1024]
     given = default()
     given.train.batch_size = 64
     continued = config_lib.resolve(with_stored_values(given, str(tmp_path)), 5994)
