@@ -18,8 +18,9 @@ configuration says: four methods and three seeds take twelve times that, and eac
 
 The feature that a row is measured with (class token, mean, MIL bag, or several concatenated) is chosen by leave-one-out k-NN on
 the training images, mean over seeds; test images are measured with that one alone. The table has linear top-1 (logistic
-regression), k-NN top-1 (k=20), Rank-1, mAP, and how often the most weighted patch is on a part: by the MIL weights, for dino
-and ibot by the attention of the class token, for esvit by the patches' similarity to their mean. Written to OUT: results.md,
+regression), k-NN top-1 (k=20), Rank-1, mAP, Recall@1 among all images of the second half of the classes (class-disjoint
+retrieval), clustering accuracy (k-means), and how often the most weighted patch is on a part: by the MIL weights, for dino and
+ibot by the attention of the class token, for esvit by the patches' similarity to their mean. Written to OUT: results.md,
 results.json, and the runs' curves beside each other in index.html (cmd_jax.report). The last line is one JSON object.
 
 Exit codes: 0 done; 1 a run failed, the table has the others; 64 bad flag or configuration; 65 bad data or checkpoint; 75

@@ -18,6 +18,8 @@ from benchmarks.quality_plan import Run, pools
 from cmd_jax import files
 from cmd_jax.config import ConfigDict, has_class_token, token_px
 from cmd_jax.evaluation import logistic
+from cmd_jax.evaluation.clustering import assigned, kmeans
+from cmd_jax.evaluation.disjoint_retrieval import recalls, second_half
 from cmd_jax.evaluation.features import Features, extract_features
 from cmd_jax.evaluation.knn import knn_classify, nearest
 from cmd_jax.evaluation.pointing import pointing
@@ -36,7 +38,7 @@ K = 20
 IMAGES_AT_ONCE = 256
 # The patch weights that a method points with; others: MIL weights.
 MAPS = {"dino": "attention", "ibot": "attention", "esvit": "similarity"}
-VERSION = 3  # of quality.json; raise it where a key changes its meaning
+VERSION = 4  # of quality.json; raise it where a key is new or changes its meaning
 
 
 def candidates(config: ConfigDict) -> tuple[str, ...]:
@@ -183,11 +185,15 @@ class Measurement:
         predicted, _ = logistic.fit_predict(train, labels, test, config.seed)
         neighbours, temp = nearest(train, test, K), config.eval.knn_temp
         ranked = retrieval(train, labels, test, wanted)
+        images, classes = np.concatenate([train, test]), np.concatenate([labels, wanted])
+        disjoint = second_half(classes, self._classes)
         numbers: dict[str, float | None] = {
             "linear": 100 * float(np.mean(predicted == wanted)),
             "knn": knn_classify(neighbours, labels, wanted, k=K, temp=temp, classes=self._classes).top1,
             "rank1": ranked.rank1,
             "map": ranked.map_full,
+            "disjoint_recall1": 100 * float(np.mean(recalls(images[disjoint], classes[disjoint])[:, 0])),
+            "cluster_accuracy": 100 * float(np.mean(assigned(kmeans(test, len(np.unique(wanted)), config.seed), wanted))),
             "pointing": None,
             "pointing_chance": None,
         }

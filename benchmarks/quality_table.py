@@ -11,7 +11,15 @@ from benchmarks.quality_plan import BASELINES, OURS, Run
 from cmd_jax.report.curves import read_curves
 
 COVERAGE = 0.95
-COLUMNS = {"linear": "linear top-1", "knn": "k-NN top-1", "rank1": "Rank-1", "map": "mAP", "pointing": "pointing"}
+COLUMNS = {
+    "linear": "linear top-1",
+    "knn": "k-NN top-1",
+    "rank1": "Rank-1",
+    "map": "mAP",
+    "disjoint_recall1": "disjoint R@1",
+    "cluster_accuracy": "clustering",
+    "pointing": "pointing",
+}
 
 BySeed = dict[int, float | None]  # None where it cannot be measured
 

@@ -23,7 +23,19 @@ from cmd_jax.models.sizes import (
 MODELS = (*VIT_SIZES, VIT, *SWIN_SIZES)
 SOURCES = ("synthetic_birds", "cub", "cars", "aircraft", "aircraft/family", "aircraft/manufacturer", "nabirds", "folder")
 TFDS_PREFIX = "tfds:"  # of data.source: any other dataset of TFDS
-EVAL_PROTOCOLS = ("knn", "retrieval", "logistic", "fractions", "linear", "pointing", "label_free")
+EVAL_PROTOCOLS = (
+    "knn",
+    "retrieval",
+    "logistic",
+    "fractions",
+    "linear",
+    "clustering",
+    "few_shot",
+    "disjoint_retrieval",
+    "labelling_effort",
+    "pointing",
+    "label_free",
+)
 INTERPOLATIONS = ("bicubic", "bilinear", "lanczos")
 
 
@@ -428,7 +440,7 @@ KEYS: dict[str, Key] = {
     ),
     # "linear" passes over all training images linear_epochs times: minutes on a GPU, hours on a CPU.
     "eval.protocols": Key(
-        ("knn", "retrieval", "logistic", "fractions", "pointing", "label_free"),
+        tuple(name for name in EVAL_PROTOCOLS if name != "linear"),
         words_of(EVAL_PROTOCOLS),
         "at the end and in cmd_jax.eval; at the start the same but linear; without labels only label_free",
     ),

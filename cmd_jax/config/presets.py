@@ -145,7 +145,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "train.epochs": 20.0,
         "train.checkpoint_every_epochs": 5.0,
         "eval.every_epochs": 0.0,
-        "eval.protocols": tuple(name for name in EVAL_PROTOCOLS if name != "linear"),
     },
 }
 

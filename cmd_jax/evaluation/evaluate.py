@@ -8,7 +8,18 @@ import numpy as np
 from cmd_jax.config import ConfigDict
 from cmd_jax.data.sources import Source, eval_section, where
 from cmd_jax.errors import BadImage
-from cmd_jax.evaluation import knn, label_free, linear, logistic, pointing, retrieval
+from cmd_jax.evaluation import (
+    clustering,
+    disjoint_retrieval,
+    few_shot,
+    knn,
+    label_free,
+    labelling_effort,
+    linear,
+    logistic,
+    pointing,
+    retrieval,
+)
 from cmd_jax.evaluation.features import Features, extract_features
 from cmd_jax.evaluation.protocol import Cost, EvalInputs, announced, forward_flops
 from cmd_jax.evaluation.splits import Splits
@@ -31,6 +42,10 @@ PROTOCOLS: dict[str, Protocol] = {
     "logistic": Protocol(logistic.cost, logistic.measure),
     "fractions": Protocol(logistic.cost_of_fractions, logistic.measure_fractions),
     "linear": Protocol(linear.cost, linear.measure),
+    "clustering": Protocol(clustering.cost, clustering.measure),
+    "few_shot": Protocol(few_shot.cost, few_shot.measure),
+    "disjoint_retrieval": Protocol(disjoint_retrieval.cost, disjoint_retrieval.measure),
+    "labelling_effort": Protocol(labelling_effort.cost, labelling_effort.measure),
     "pointing": Protocol(pointing.cost, pointing.measure),
     "label_free": Protocol(label_free.cost, label_free.measure),
 }

@@ -35,6 +35,11 @@ class Features(NamedTuple):
     indices: np.ndarray
 
 
+def all_images(train: Features, test: Features) -> tuple[np.ndarray, np.ndarray]:
+    """Features [N, F] and labels [N] of both splits, training images first."""
+    return np.concatenate([train.features, test.features]), np.concatenate([train.labels, test.labels])
+
+
 def extract_features(encoder: Encoder, source: Source, poll: Callable[[], None] = lambda: None) -> Features:
     """Encodes a split: every process its share, and all get the whole.
 

@@ -16,6 +16,7 @@ from cmd_jax.labelling.features import directions, nearest
 
 NEIGHBOURS = 20
 SCALE = 0.25  # of the median distance to the last of the neighbours
+CERTAINTY = 4  # power of the probability
 
 
 def choose_images(
@@ -30,14 +31,13 @@ def choose_images(
         features: [N, F] float, one row an image.
         count: how many; of fewer unlabelled images all are returned.
         labelled: rows that have a label: they cover their neighbours already, and are not chosen.
-        weights: [N] what covering each image is worth, at least 0; None: all the same. With 1 - `fill_in(...).probability`
-            images that are uncertain count more.
+        weights: [N] what covering each image is worth, at least 0, for example `worth`; None: all the same.
 
     Returns:
         [count] int64 rows, in the order in which to ask. A prefix is what a smaller count returns.
     """
     labelled = np.asarray(labelled, np.int64)
-    worth = np.ones(len(features)) if weights is None else np.asarray(weights, np.float64)
+    weights = np.ones(len(features)) if weights is None else np.asarray(weights, np.float64)
     cover = np.zeros(len(features))
     columns = covers(features)
 
@@ -47,7 +47,7 @@ def choose_images(
 
     def gain(image: int) -> float:
         rows, values = of(image)
-        return float(worth[rows] @ np.maximum(values - cover[rows], 0))
+        return float(weights[rows] @ np.maximum(values - cover[rows], 0))
 
     def add(image: int) -> None:
         rows, values = of(image)
@@ -69,6 +69,15 @@ def choose_images(
         add(image)
         chosen.append(image)
     return np.array(chosen, np.int64)
+
+
+def worth(probability: np.ndarray) -> np.ndarray:
+    """What covering an image is worth once some are labelled: [N] `fill_in(...).probability` -> [N], 1 - p^4.
+
+    Little is taken from an image before its class is nearly certain: with few labels nothing is, and covering the images
+    alone is better than asking where the answer is doubtful (docs/evaluation.md has the numbers).
+    """
+    return 1 - np.asarray(probability) ** CERTAINTY
 
 
 def covers(features: np.ndarray) -> sparse.csc_array:

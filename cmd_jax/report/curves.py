@@ -23,6 +23,10 @@ CHARTS = (
     ("Waiting for data", "seconds so far", ("data_wait_s",)),
     ("Skipped steps and images", "count", ("bad_steps", "bad_images")),
     ("Evaluation", "percent", ("eval_knn*_top1", "eval_rank1", "eval_map")),
+    ("Clustering", "percent", ("eval_cluster_*",)),
+    ("Few-shot", "percent", ("eval_few_shot*",)),
+    ("Class-disjoint retrieval", "percent", ("eval_disjoint_recall*",)),
+    ("Labelling effort", "percent", ("eval_labels*",)),
     ("Effective rank of the features", "RankMe", ("eval_rankme",)),
 )
 HIDDEN = ("bad_steps_in_row",)  # the state of a rule, not a result

@@ -50,8 +50,11 @@ def test_all_fast_protocols_on_a_run(workdir, photo_folder, capsys, monkeypatch)
         assert f"\n{done}, " in text
     assert "logistic: 13/13 fits, " in text
     assert "label_free: 4/4 batches, " in text
+    assert "few_shot: no 5-shot, which needs 5 classes of 20 images or more" in text
     headlines = [*(f"knn{k}_top1" for k in (10, 20)), "rank1", "map", "ratio_rank1", "ratio_map", "logistic_top1"]
     headlines += ["fraction20_top1", "fraction50_top1", "train_rank1", "view_rank1"]
+    headlines += ["cluster_accuracy", *(f"disjoint_recall{rank}" for rank in (1, 2, 4, 8))]
+    headlines += [f"labels{n}_chosen" for n in (1, 2, 5)]  # ten a class are more than there are
     assert set(stored["interval"]) == set(headlines)
     for key in headlines:
         low, high = stored["interval"][key]
