@@ -8,8 +8,8 @@ from cmd_jax import cli, files
 from cmd_jax.config import EVAL_PROTOCOLS
 from cmd_jax.errors import ConfigError
 
-USAGE = """Evaluates the teacher of a run: k-NN, retrieval, linear probes, label-free quality, accuracy of every class, the
-pairs of classes that are confused most, and pointing where parts are known.
+USAGE = """Evaluates the teacher of a run: k-NN, retrieval, linear probes, clustering, few-shot, labelling effort, label-free
+quality, accuracy of every class, the pairs of classes that are confused most, and pointing where parts are known.
 
   python -m cmd_jax.eval --workdir=runs/demo
   python -m cmd_jax.eval --workdir=runs/demo --step=300
