@@ -62,6 +62,7 @@ def run():
         ("convert export", "--out"),
         ("report", "--out"),
         ("embed", "--query"),
+        ("label", "--link"),
     ],
 )
 def test_help(command, flag):
@@ -158,6 +159,49 @@ def test_folder_is_embedded_and_searched(run, finished, photo_folder, tmp_path):
     assert f"{out} is damaged or no file of features" in damaged.stderr
 
 
+def test_a_folder_is_labelled_round_by_round(run, finished, photo_folder, tmp_path):
+    """The truth is the expert: a round to look, one with names for half, and links of what is then known."""
+    folder, out, links = tmp_path / "photos", tmp_path / "labels", tmp_path / "links"
+    shutil.copytree(photo_folder, folder)
+    shutil.copy(folder / "train" / "a class" / "0.png", folder / "test" / "a class" / "copy.png")
+    (folder / "test" / "b.class" / "bad.png").write_bytes(b"")
+    flags = (f"--checkpoint={finished[0]}", f"--images={folder}", f"--out={out}", "--batch_size=8")
+    done = run("label", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "37 photographs, 1 cannot be read" in done.stdout
+    assert "doubles: 1 exact, 0 near pairs; 1 across train and test" in done.stdout
+    found = (out / "look.csv").read_text().splitlines()
+    assert "exact double,train/a class/0.png,test/a class/copy.png,equal files; across train and test" in found
+    paths = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png") if path.name != "bad.png")
+    names = {path: path.split("/")[1] for path in paths[::2]}
+    first = "file,class\n" + "".join(f"{path},{name}\n" for path, name in names.items())
+    (tmp_path / "first.csv").write_text(first)
+    given = f"--labels={tmp_path / 'first.csv'}"
+    done = run("label", *flags, given, f"--link={links}", "--threshold=0")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "first.csv").read_text() == first
+    assert "is whole" not in done.stdout
+    assert "beside the class folders of 18 images without a label: " in done.stdout
+    suggested = (out / "suggestions.csv").read_text().splitlines()
+    assert suggested[0] == "file,class,probability,unknown,nearest"
+    assert [line.split(",")[0] for line in suggested[1:]] == paths[1::2]
+    linked = [path for path in links.rglob("*") if path.is_symlink()]
+    assert len(linked) == 37
+    assert {os.path.relpath(os.path.realpath(path), folder): path.parent.name for path in linked}.items() >= {
+        (path, name.replace("<", "%3C").replace(">", "%3E")) for path, name in names.items()
+    }
+    (tmp_path / "second.csv").write_text(f"file,class,state\n{paths[0]},Owl,named\n{paths[1]},,struck\n")
+    done = run("label", *flags, f"--labels={tmp_path / 'second.csv'}")
+    assert done.returncode == 0, done.stderr
+    assert f"  {paths[0]}: {names[paths[0]]}, then Owl" in done.stdout
+    history = (out / "history.csv").read_text().splitlines()
+    assert len(history) == 1 + len(names) + 2
+    assert "19 images of 4 classes are labelled, 1 are struck" in done.stdout
+    refused = run("label", *flags, f"--link={folder / 'links'}")
+    assert (refused.returncode, refused.stderr.count("\n")) == (64, 1)
+    assert "whose images its links would become" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("binary", "arguments", "message"),
     [
@@ -204,6 +248,10 @@ def test_folder_is_embedded_and_searched(run, finished, photo_folder, tmp_path):
         ("embed", (), "--checkpoint is missing"),
         ("embed", ("--checkpoint=x", "--out=a.npz"), "--images=DIR is missing"),
         ("embed", ("--checkpoint=x", "--out=a.npz", "--sheet=a.png", "--images=x"), "--sheet draws what --query finds"),
+        ("label", ("--checkpoint=x", "--images=y"), "--out is missing"),
+        ("command", (), "no command; use train, eval, embed, label, convert, prepare, report"),
+        ("command", ("tarin",), "unknown command 'tarin'; use train, eval, embed"),
+        ("command", ("embed", "--checkpoint=x"), "--out is missing"),
     ],
 )
 def test_mistake_gets_one_line_and_code_64(run, binary, arguments, message):

@@ -16,7 +16,8 @@ from cmd_jax.labelling.select import choose_images
 from cmd_jax.labelling.suggest import Suggestions
 
 NEIGHBOURS = 15
-GROUP_IMAGES = 5  # mean size of a group where nothing is labelled yet
+GROUP_IMAGES = 4  # mean size of a group without a suggested class
+LIKELY = 0.5  # probability from which images are grouped by their suggested class
 
 
 class Tree(NamedTuple):
@@ -90,9 +91,9 @@ def group_images(
 ) -> list[Group]:
     """Groups the images that are not done, in the order in which to ask.
 
-    Without labels groups are those of a cut. With labels they are the suggested classes and, of images of classes that nobody
-    has named, groups of a cut. First comes the group with the image that `choose_images` would ask for first: it stands for
-    many images that are uncertain and that nothing stands for yet.
+    Without labels groups are those of a cut. With labels they are the suggested classes of images that are likely to be of
+    them, and groups of a cut of all others. First comes the group with the image that `choose_images` would ask for first: it
+    stands for many images that are uncertain and that nothing stands for yet.
 
     Args:
         features: [N, F] float.
@@ -107,8 +108,8 @@ def group_images(
         return []
     groups = []
     if suggested is not None:
-        known = np.nonzero(plain & ~suggested.unknown)[0]
-        plain &= suggested.unknown
+        known = np.nonzero(plain & (suggested.probability >= LIKELY))[0]
+        plain[known] = False
         for name in np.unique(suggested.classes[known]):
             rows = known[suggested.classes[known] == name]
             groups.append(Group(rows[np.argsort(-suggested.probability[rows], kind="stable")], str(name)))

@@ -10,7 +10,8 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 STARTS = ("make", "pip", "tfds", "taskset", "launch/", "gcloud", ".venv/bin/python", "python")
 # What a comment behind a command may say that a test cannot have.
 NEEDS = re.compile(
-    r"needs (a cloud|a GPU|a cluster|a download|CUB|DINO's file|the extra onnx|a run with train.best_metric|minutes)"
+    r"needs (a cloud|a GPU|a cluster|a download|a labels.csv|CUB|DINO's file|the extra onnx|a run with train.best_metric"
+    r"|minutes)"
 )
 
 

@@ -14,7 +14,7 @@ from tests.programs import Programs
 
 COMMANDS = list(dict.fromkeys((command.words, command.needs) for command in commands()))
 PROGRAMS = [words for words, needs in COMMANDS if "-m" in words and not needs]
-READERS = {"cmd_jax.eval", "cmd_jax.embed", "cmd_jax.convert", "cmd_jax.report"}
+READERS = {"cmd_jax.eval", "cmd_jax.embed", "cmd_jax.label", "cmd_jax.convert", "cmd_jax.report"}
 PARSED = READERS | {"cmd_jax.main", "cmd_jax.prepare", "tests.parity"}
 
 

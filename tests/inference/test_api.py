@@ -96,6 +96,24 @@ def test_any_kind_of_picture_gives_the_same_features(model, pictures, photo_fold
     np.testing.assert_array_equal(model.crop(arrays[0]), eval_crop(arrays[0], 18, 16))
 
 
+def test_a_notebook_goes_from_photographs_to_labels(model, pictures):
+    paths, arrays = pictures
+    groups = model.groups(arrays)
+    assert sorted(np.concatenate([group.rows for group in groups])) == list(range(12))
+    labels = [None] * 12
+    for group in groups[:3]:
+        for row in group.rows:
+            labels[row] = Path(paths[row]).parent.name
+    found = model.suggest(paths, labels)
+    named = [row for row in range(12) if labels[row]]
+    assert [found.classes[row] for row in named] == [labels[row] for row in named]
+    assert set(found.nearest) <= set(named)
+    left = model.groups(paths, labels)
+    assert sorted(np.concatenate([np.zeros(0, int), *(group.rows for group in left)])) == sorted(set(range(12)) - set(named))
+    with pytest.raises(ConfigError, match="2 labels for 12 images"):
+        model.suggest(paths, ["a", None])
+
+
 def test_a_network_of_grey_levels_sees_grey_levels(model, finished, pictures, tmp_path):
     (tmp_path / "checkpoints").symlink_to(finished[0] / "checkpoints")
     config = config_lib.load(str(finished[0] / "config.json"))

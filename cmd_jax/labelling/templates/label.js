@@ -172,6 +172,7 @@ function chooseTarget(list, whole) {
   const middle = data.place[list[0]];
   const distance = (group) => Math.min(...members.get(group).map((image) => Math.abs(data.place[image] - middle)));
   const names = allNames();
+  const back = document.activeElement;
   const near = state.order.filter((group) => group !== from && members.get(group).length && !nameOf(group)).map((group) => [distance(group), group]);
   near.sort((a, b) => a[0] - b[0]);
   const fill = () => {
@@ -198,7 +199,7 @@ function chooseTarget(list, whole) {
   };
   choices.ondblclick = () => dialog.close("ok");
   dialog.onclose = () => {
-    if (dialog.returnValue !== "ok" || !choices.value) return focusGroup(from);
+    if (dialog.returnValue !== "ok" || !choices.value) return back.focus();
     const [kind, value] = [choices.value.slice(0, choices.value.indexOf(":")), choices.value.slice(choices.value.indexOf(":") + 1)];
     return kind === "name" ? move(list, 0, value) : move(list, Number(value), "");
   };
