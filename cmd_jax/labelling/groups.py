@@ -12,7 +12,7 @@ import numpy as np
 from scipy import sparse
 
 from cmd_jax.labelling.features import directions, nearest
-from cmd_jax.labelling.select import choose_images
+from cmd_jax.labelling.select import choose_images, worth
 from cmd_jax.labelling.suggest import Suggestions
 
 NEIGHBOURS = 15
@@ -115,7 +115,7 @@ def group_images(
             groups.append(Group(rows[np.argsort(-suggested.probability[rows], kind="stable")], str(name)))
     parts = cut(tree, max(1, len(features) // GROUP_IMAGES))
     groups += [Group(part[plain[part]], "") for part in parts if plain[part].any()]
-    weights = None if suggested is None else 1 - suggested.probability
+    weights = None if suggested is None else worth(suggested.probability)
     rank = np.zeros(len(features), np.int64)
     chosen = choose_images(features, len(features), done, weights)
     rank[chosen] = np.arange(len(chosen))
