@@ -53,13 +53,14 @@ def evaluate_run(
         workdir=workdir, step=step, best=best, protocols=protocols, source=source, folder=folder
     )
     config = config_lib.load(os.path.join(workdir, "config.json"))
-    if protocols is not None:
-        config.eval.protocols = tuple(protocols)
     validate(config)  # it may have been edited
     config = config_lib.resolve(config, train_images=0)  # keys that an older version did not know
     if best and config.train.best_metric is None:
         raise ConfigError(f"--best needs a run with train.best_metric, and {workdir} has none; use --step or the newest")
     config, splits, reason, other = _open_data(config, workdir, source, folder)
+    if protocols is not None:  # train.best_metric needs its protocol in training alone
+        config.eval.protocols = tuple(protocols)
+        config_lib.check_values(config)
     if not evaluation_lib.measurable(config.eval.protocols, splits):
         lacks = reason or f"{evaluation_lib.data_name(config)} has no part boxes"
         raise ConfigError(f"cannot measure {', '.join(config.eval.protocols)}: {lacks}; or choose --protocols=label_free")
