@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from cmd_jax.method import mil
 from cmd_jax.models.heads import MILScorer, ProjectionHead, Prototypes, Scoring
-from cmd_jax.models.layers import Masked
+from cmd_jax.models.layers import Masked, table_init
 
 Array = jax.Array
 
@@ -78,8 +78,9 @@ class Network(nn.Module):
         self.image_last_layer = Prototypes(self.prototypes, self.bottleneck_dim, self.learned_gain)
         if not self.share_prototypes:
             self.region_last_layer = Prototypes(self.prototypes, self.bottleneck_dim, self.learned_gain)
-        if self.mask_token:  # as iBOT starts it
-            self.token = self.param("mask_token", nn.initializers.zeros, (1, 1, self.backbone.width))
+        if self.mask_token:
+            # As BEiT starts it. From iBOT's zeros the gradient through a Swin's norms overflows: it adds no positions to them.
+            self.token = self.param("mask_token", table_init, (1, 1, self.backbone.width))
 
     def score_patches(self, patch_tokens: Array) -> Array:
         """MIL weights of given patch embeddings: [..., N, D] -> [..., N] float32, sum to 1; "class_token" has none of these."""
