@@ -6,6 +6,7 @@ classes (Hungarian algorithm; Han et al., ICCV 2019; Vaze et al., CVPR 2022). La
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +74,7 @@ def _kmeans(rows: Array, keys: Array, clusters: int) -> tuple[Array, Array]:
     return jax.lax.map(from_start, keys)
 
 
-def _seeded(key: Array, rows: Array, distances, clusters: int) -> Array:
+def _seeded(key: Array, rows: Array, distances: Callable[[Array], Array], clusters: int) -> Array:
     """Centers [k, F]: each the best of some rows that are drawn by their squared distance to the nearest center so far."""
     trials = 2 + int(math.log(clusters))
     first = rows[jax.random.randint(key, (1,), 0, len(rows))]
