@@ -80,6 +80,6 @@ def summarize(run: Run, test: Source, weight_notes: Sequence[str] = ()) -> str:
         + f", {config.method.prototype_chunk:,} prototypes at a time, {config.method.matched_targets} targets",
         f"arithmetic  {flops / 1e9:.2f} GFLOP an image and step, each product counted once",
         f"time        at least {least}, at {rate / 1e12:.3g} TFLOP/s of matrix "
-        f"products of {config.model.product_dtype} on each device, measured now; {REACHED}",
+        f"products in {config.model.product_dtype} on each device, measured now; {REACHED}",
     ]
     return "\n".join(lines)
