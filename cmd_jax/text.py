@@ -1,7 +1,4 @@
-"""Texts made safe: names that come from data for terminals, tables and captions, scripts for the policy of a page."""
-
-import base64
-import hashlib
+"""Names that come from data, made safe for terminals, tables and captions."""
 
 
 def printable(name: str) -> str:
@@ -10,8 +7,3 @@ def printable(name: str) -> str:
     Control characters, marks that turn the direction of writing, and bytes of a file's name that are not UTF-8 count.
     """
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in name)
-
-
-def script_digest(script: str) -> str:
-    """The digest of a script, as a page's Content-Security-Policy names those that may run."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -9,7 +9,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / "cmd_jax"
 # From the bottom up; a module imports from its own layer and from those above it in this list.
 LAYERS = (
-    ("__init__", "errors", "files", "metrics", "normalization", "progress", "text"),
+    ("__init__", "errors", "files", "html", "metrics", "normalization", "progress", "text"),
     ("method",),
     ("models",),
     ("config",),

@@ -2,24 +2,22 @@
 
 import base64
 import hashlib
-import importlib.resources
 import json
 import os
 from typing import Any
 from urllib.parse import quote
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from cmd_jax import files
+from cmd_jax import files, html
 from cmd_jax.labelling.groups import Group, Tree
 from cmd_jax.labelling.labels import Conflict
 from cmd_jax.labelling.look import KINDS, Finding
 from cmd_jax.labelling.photos import Photos
 from cmd_jax.labelling.suggest import Suggestions
-from cmd_jax.text import script_digest
 
+PACKAGE = "cmd_jax.labelling"
 SHORTCUTS = (
     (("←", "→", "↑", "↓", "Home", "End"), "go to another image of the group"),
     (("N", "P"), "next group, previous group"),
@@ -66,24 +64,21 @@ def write_page(
     data["id"] = hashlib.sha256(json.dumps([data[key] for key in ("files", "groups", "struck")]).encode()).hexdigest()[:16]
     data["base"] = quote(os.path.relpath(photos.folder, os.path.dirname(os.path.abspath(path))).replace(os.sep, "/")) + "/"
     counts = [(kind, sum(finding.kind == kind for finding in findings)) for kind in KINDS]
-    script = _text("label.js")
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("cmd_jax.labelling", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("label.html").render(
-        folder=os.path.basename(os.path.abspath(photos.folder)),
-        count=len(photos.paths),
-        kinds=[(kind, number) for kind, number in counts if number],
-        shortcuts=SHORTCUTS,
-        data=data,
-        thumbs=[base64.b64encode(thumb.webp).decode() for thumb in photos.thumbs],
-        style=Markup(_text("label.css")),
-        script=Markup(script),
-        digest=Markup(script_digest(script)),
+    script = html.resource(PACKAGE, "label.js")
+    page = (
+        html.environment(PACKAGE)
+        .get_template("label.html")
+        .render(
+            folder=os.path.basename(os.path.abspath(photos.folder)),
+            count=len(photos.paths),
+            kinds=[(kind, number) for kind, number in counts if number],
+            shortcuts=SHORTCUTS,
+            data=data,
+            thumbs=[base64.b64encode(thumb.webp).decode() for thumb in photos.thumbs],
+            style=Markup(html.resource(PACKAGE, "label.css")),
+            script=Markup(script),
+            digest=Markup(html.script_digest(script)),
+        )
     )
     files.write(path, page)
 
@@ -137,7 +132,3 @@ def _data(
 def _marks(marks: np.ndarray) -> list[list[int]]:
     """[K, 4] fractions -> those that there are, in thousandths."""
     return np.round(1000 * marks[marks[:, 2] > 0]).astype(int).tolist()
-
-
-def _text(name: str) -> str:
-    return importlib.resources.files("cmd_jax.labelling").joinpath("templates", name).read_text(encoding="utf-8")

@@ -1,15 +1,14 @@
 """Renders templates to one HTML file that needs no other file and may load none."""
 
-import importlib.resources
 import math
 import re
 from typing import Any
 
-import jinja2
 from markupsafe import Markup, escape
 
-from cmd_jax.text import script_digest
+from cmd_jax import html
 
+PACKAGE = "cmd_jax.report"
 SCRIPTS = ("page.js", "map.js", "explorer.js")
 
 
@@ -25,20 +24,14 @@ def render(template: str, **context: Any) -> str:
     """
     from plotly.offline import get_plotlyjs  # imported here: only a report needs it
 
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("cmd_jax.report", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = html.environment(PACKAGE)
     environment.filters["breaks"] = breaks
-    scripts = [get_plotlyjs(), "\n".join(_text(name) for name in SCRIPTS)]
+    scripts = [get_plotlyjs(), "\n".join(html.resource(PACKAGE, name) for name in SCRIPTS)]
     return environment.get_template(template).render(
         **context | {"data": finite(context["data"])},
-        style=Markup(_text("style.css")),
+        style=Markup(html.resource(PACKAGE, "style.css")),
         scripts=[Markup(script) for script in scripts],
-        digests=[script_digest(script) for script in scripts],
+        digests=[html.script_digest(script) for script in scripts],
     )
 
 
@@ -54,7 +47,3 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _text(name: str) -> str:
-    return importlib.resources.files("cmd_jax.report").joinpath("templates", name).read_text(encoding="utf-8")
