@@ -84,6 +84,14 @@ def photographs(count: int, seed: int = 0) -> list[bytes]:
     return encoded
 
 
+def encoded_images(folder: str | None, count: int) -> list[bytes]:
+    """The first training images of a folder, at most `count`; without one, `photographs`."""
+    if not folder:
+        return photographs(count)
+    source = FolderSource(folder, "train")
+    return [source[index].encoded for index in range(min(count, len(source)))]
+
+
 def measure(images: int, work: Callable[[], float]) -> Cost:
     """Cost of work on a number of images; it returns the CPU seconds of other processes."""
     cpu, wall = time.process_time(), time.perf_counter()
@@ -181,11 +189,7 @@ def main() -> None:
     parser.add_argument("--step_batch_size", type=int, default=2, help="of the train step; 0 leaves it out")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the model and of the views")
     arguments = parser.parse_args()
-    if arguments.folder:
-        source = FolderSource(arguments.folder, "train")
-        encoded = [source[index].encoded for index in range(min(arguments.images, len(source)))]
-    else:
-        encoded = photographs(arguments.images)
+    encoded = encoded_images(arguments.folder, arguments.images)
     if arguments.images % arguments.batch_size or len(encoded) < arguments.images:
         parser.error(f"{len(encoded)} images and --images={arguments.images} must fill batches of {arguments.batch_size}")
     config = fine_grained("cub", "vit_s16")

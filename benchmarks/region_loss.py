@@ -155,7 +155,7 @@ def parser() -> argparse.ArgumentParser:
     add("--objectives", nargs="+", choices=list(region_problem.OBJECTIVES), default=["region", "cmd"], help="(%(default)s)")
     add("--chunk", type=int, help="prototypes in a chunk of the streamed form (cmd_jax.method.chunk_size.default_chunk)")
     add("--rounds", type=int, default=5, help="timed steps of each form (%(default)s)")
-    add("--torch_python", help="a Python with PyTorch, or none; default: .venv-interop's, if it is there")
+    add("--torch_python", help="a Python with PyTorch, or none; default: .venv-interop's or this one")
     add("--serve", choices=["streamed", "plain"], help=argparse.SUPPRESS)
     region_problem.add_size_options(parser)
     return parser

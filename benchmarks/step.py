@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     add("--device", default="cpu", choices=["cpu", "cuda"], help="of both sides (%(default)s)")
     add("--compile", action="store_true", help="torch.compile on PyTorch's side")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="a key of our configuration; may be repeated")
-    add("--torch_python", help="a Python with torch and transformers, or none; default: .venv-interop's, if it is there")
+    add("--torch_python", help="a Python with torch and transformers, or none; default: .venv-interop's or this one")
     add("--serve", action="store_true", help=argparse.SUPPRESS)
     return parser
 

@@ -7,6 +7,7 @@ parent (`alternate`) lets the sides take turns, so that all of them meet the sam
 
 import ast
 import contextlib
+import importlib.util
 import json
 import os
 import resource
@@ -60,12 +61,15 @@ def set_values(config: Any, settings: Sequence[str]) -> None:
 
 
 def torch_python(given: str | None = None) -> str | None:
-    """A Python with PyTorch: the given one, else that of .venv-interop; None where neither is there, or for "none"."""
+    """A Python with PyTorch and transformers: the given one, else that of .venv-interop, else this one; None where there is
+    none, or for "none"."""
     built = ROOT / ".venv-interop" / "bin" / "python"
-    if given == "none" or not (given or built.exists()):
+    here = sys.executable if all(map(importlib.util.find_spec, ("torch", "transformers"))) else None
+    python = given or (str(built) if built.exists() else here)
+    if python in (None, "none"):
         print("no Python with PyTorch: only our side is measured; `make .venv-interop/.installed` builds one")
         return None
-    return given or str(built)
+    return python
 
 
 def use_one_core() -> None:

@@ -15,26 +15,28 @@ from cmd_jax.training.flops import model_flops
 from cmd_jax.training.processes import this_host
 from cmd_jax.training.run import Run
 
-SIDE, PRODUCTS, ROUNDS = 2048, 8, 3  # of the products that are timed
+PRODUCTS, ROUNDS = 8, 3  # that are timed: products one after the other, and repetitions of them
 REACHED = "training of a ViT-Ti on two CPU cores had about 0.4 of it"
 
 
-def product_rate(dtype: str) -> float:
+def product_rate(dtype: str, side: int | None = None) -> float:
     """Operations a second of large matrix products on one device: the best of some rounds, in a second on a CPU core.
 
     Args:
         dtype: of the operands; sums and results are float32.
+        side: of the square operands; None: 2,048 on a CPU, 8,192 elsewhere.
     """
-    square = jnp.ones((SIDE, SIDE), dtype)
+    side = side or (2048 if jax.default_backend() == "cpu" else 8192)
+    square = jnp.ones((side, side), dtype)
     product = lambda x, y: jnp.matmul(x, y, preferred_element_type=jnp.float32)
-    multiply = lambda _, y: (product(square, y) / SIDE).astype(dtype)
+    multiply = lambda _, y: (product(square, y) / side).astype(dtype)
     products = jax.jit(lambda x: jax.lax.fori_loop(0, PRODUCTS, multiply, x)).lower(square).compile()
     seconds = []
     for _ in range(ROUNDS):
         start = time.perf_counter()
         products(square).block_until_ready()
         seconds.append(time.perf_counter() - start)
-    return PRODUCTS * 2 * SIDE**3 / min(seconds)
+    return PRODUCTS * 2 * side**3 / min(seconds)
 
 
 def summarize(run: Run, test: Source, weight_notes: Sequence[str] = ()) -> str:

@@ -53,12 +53,16 @@ class Run(NamedTuple):
         put = lambda x: jax.make_array_from_process_local_data(self.shardings.batch, x, (count, *x.shape[1:]))
         return jax.tree.map(put, batch)
 
-    def compile(self) -> jax.stages.Compiled:
-        """The step as one program; it takes batches of the run's shape alone, so it is never compiled again."""
+    def lower(self) -> jax.stages.Lowered:
+        """The step for batches of the run's shape alone."""
         side, count = self.config.data.canvas_px, self.config.train.batch_size
         shapes = (((count, side, side, 3), "uint8"), ((count, 2), "int32"), ((count,), "int32"))
         batch = Batch(*(jax.ShapeDtypeStruct(*shape, sharding=self.shardings.batch) for shape in shapes))
-        compiled = self.train_step.lower(self.abstract_state(), batch).compile()
+        return self.train_step.lower(self.abstract_state(), batch)
+
+    def compile(self) -> jax.stages.Compiled:
+        """The step as one program, which is never compiled again."""
+        compiled = self.lower().compile()
         return_free_memory()
         return compiled
 
