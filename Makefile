@@ -11,7 +11,7 @@ WORKERS ?= 2
 GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 export GLIBC_TUNABLES
 
-.PHONY: setup demo smoke test test-browser test-faults test-interop test-launch benchmarks quality tpu-compile scaling lint lock clean
+.PHONY: setup demo smoke test test-browser test-faults test-interop test-launch benchmarks accelerator quality tpu-compile scaling lint lock clean
 
 setup: .venv/.installed
 
@@ -34,6 +34,9 @@ $(eval $(call environment,.venv-interop,requirements-interop.lock,$(TORCH_CPU)))
 $(eval $(call environment,.venv-launch,requirements-launch.lock))
 # libtpu, the compiler, is 140 MB; where it is installed JAX looks for a TPU.
 $(eval $(call environment,.venv-tpu,requirements.lock,,--constraint requirements.lock 'jax[tpu]'))
+$(eval $(call environment,.venv-gpu,requirements.lock,,--constraint requirements.lock 'jax[cuda12]'))
+# By what this machine has.
+ACCELERATED := .venv$(if $(wildcard /dev/nvidia0),-gpu,$(if $(wildcard /dev/accel0 /dev/vfio/0),-tpu))
 
 # Trains on the embedded dataset and evaluates the teacher; a finished or interrupted runs/demo is continued.
 demo: setup
@@ -76,6 +79,10 @@ benchmarks: setup .venv-interop/.installed
 	$(RUN) -m benchmarks.input_pipeline
 	$(RUN) -m benchmarks.evaluation
 
+# What this machine's GPU or TPU does, in eight minutes; again it continues. Of a CPU it has nothing to say, but runs.
+accelerator: $(ACCELERATED)/.installed
+	$(ACCELERATED)/bin/python -m benchmarks.accelerator $(ACCELERATOR)
+
 # Are CMD's features better than DINO's and EsViT's? Three methods and three seeds, nine runs as long as that of `make demo`.
 # Call again after an interruption, it continues. With QUALITY=--preset=smoke it takes minutes, and shows that it runs.
 quality: setup
@@ -103,4 +110,4 @@ lock: setup
 		tests/launch/requirements.in --output-file requirements-launch.lock
 
 clean:
-	rm -rf .venv .venv-interop .venv-launch .venv-tpu runs
+	rm -rf .venv .venv-interop .venv-launch .venv-tpu .venv-gpu runs

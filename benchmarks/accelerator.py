@@ -120,21 +120,21 @@ def run_cases(
         del os.environ[name]  # of tests that run this command
     jax.config.update("jax_compilation_cache_dir", str(args.out / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    path, longest_s = args.out / f"{part.name}.json", 0.0
+    path, begun = args.out / f"{part.name}.json", time.monotonic()
     record = read(path)
-    for name in names:
-        if time.monotonic() + longest_s > deadline:
+    for number, name in enumerate(names):
+        usual_s = (time.monotonic() - begun) / max(1, number)
+        if time.monotonic() + usual_s > deadline:
             return
         write(path, record | {"running": name})
         started = time.monotonic()
         try:
-            figures = cases[name]()
+            figures = cases[name]() | {"seconds": time.monotonic() - started}
         except LeftOut as reason:
             figures = {"left_out": str(reason)}
         except Exception as error:  # of any kind: it must not end the other cases
             figures = {"error": f"{type(error).__name__}: {error}"[:1000]}
-        longest_s = max(longest_s, time.monotonic() - started)
-        record["cases"][name] = figures | {"seconds": time.monotonic() - started}
+        record["cases"][name] = figures
         write(path, record)
 
 

@@ -148,7 +148,7 @@ TOY = Sizes(
     products=(64,),
     tests={"objective": ["tests/method/test_centers.py", "-k", "leading"]},
     steps={"cmd": TOY_STEP},
-    variants={"remat full": TOY_STEP.changed("model.remat=full")},
+    variants={"default": TOY_STEP},
     torch=("--model=vit_micro", "--local_count=1", "--global_px=16", "--local_px=8", "--rounds=1"),
     torch_cases=("cmd:24:2",),
     photos=(4, 2),

@@ -4,7 +4,7 @@
         print(collective.op, collective.bytes, collective.executions, collective.wire_bytes)
 
 A collective inside loops counts with the product of their trip counts, which the compiler notes. Of a conditional every branch
-counts.
+counts. A sum that the program has in bfloat16, and a CPU computes in float32, counts as bfloat16: the compiler notes that too.
 """
 
 import math
@@ -20,6 +20,7 @@ _ARRAY = re.compile(r"\b([a-z]+(\d*)\w*)\[([\d,]*)\]")
 _CALLED = re.compile(
     r"\b(calls|to_apply|body|condition|branch_computations|true_computation|false_computation)=(\{.*?\}|%?[\w.\-]+)"
 )
+_PROMOTED = re.compile(r"\bto_apply=%?[\w.\-]*_promoted\b")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
@@ -109,8 +110,9 @@ def _walk(
 
 
 def _collective(instruction: _Instruction, executions: int | None) -> Collective:
+    narrowed = 2 if _PROMOTED.search(instruction.rest) else 1
     arrays = [
-        (8 if dtype == "pred" else int(bits), tuple(int(size) for size in sizes.split(",") if size))
+        (8 if dtype == "pred" else int(bits) // narrowed, tuple(int(size) for size in sizes.split(",") if size))
         for dtype, bits, sizes in _ARRAY.findall(instruction.result)
     ]
     size = _group_size(instruction)

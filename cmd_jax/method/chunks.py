@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cmd_jax.method.products import operand
+
 Array = jax.Array
 Carry = TypeVar("Carry")
 
@@ -39,6 +41,13 @@ class Streaming(NamedTuple):
     def total(self, sums: Any) -> Any:
         """Sums over all devices, inside of `on_mesh`."""
         return lax.psum(sums, DATA) if self.devices > 1 else sums
+
+    def total_gradients(self, gradients: Any) -> Any:
+        """The same for gradients, sent in `dtype`."""
+        if self.devices == 1:
+            return gradients
+        sums = self.total(jax.tree.map(lambda gradient: operand(gradient, self.dtype), gradients))
+        return jax.tree.map(lambda total, gradient: total.astype(gradient.dtype), sums, gradients)
 
     def on_mesh(self, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
         """The function on the parts that each device holds; without a mesh the function itself."""

@@ -325,7 +325,8 @@ class _Passes:
         if w.inter_teacher:
             terms["inter_teacher"] = jnp.sum(sums.teacher_divergence) / (self.batch * self.scorer.shape[1])
         of_prototypes = gradients[2:] if with_gradients else ()
-        terms, of_prototypes, marginal = self.streaming.total((terms, of_prototypes, marginal))
+        terms, marginal = self.streaming.total((terms, marginal))
+        of_prototypes = self.streaming.total_gradients(of_prototypes)
         loss = self.weighted.total(terms)
         share = marginal / (self.batch * self.teacher.image_z.shape[1])
         marginal_entropy = -jnp.sum(jax.scipy.special.xlogy(share, share))

@@ -63,7 +63,12 @@ class BatchStatisticsNorm(nn.Module):
     """Batch normalisation with the statistics of the batch at hand, never running ones: heads serve training alone.
 
     It takes out what all images share, which a small network starts with and the centers would need long to follow.
+
+    Attributes:
+        batch_axis: of a mesh, inside of a `shard_map` that splits the batch along it; None: the batch is whole.
     """
+
+    batch_axis: str | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -72,7 +77,11 @@ class BatchStatisticsNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
         axes = tuple(range(x.ndim - 1))
         full = x.astype(jnp.float32)
-        normal = (full - jnp.mean(full, axis=axes)) * jax.lax.rsqrt(jnp.var(full, axis=axes) + 1e-5)
+        mean, variance = jnp.mean(full, axis=axes), jnp.var(full, axis=axes)
+        if self.batch_axis:  # those of equal parts, put together
+            of_part, mean = mean, jax.lax.pmean(mean, self.batch_axis)
+            variance = jax.lax.pmean(variance + jnp.square(of_part - mean), self.batch_axis)
+        normal = (full - mean) * jax.lax.rsqrt(variance + 1e-5)
         return (normal * scale + bias).astype(x.dtype)
 
 
@@ -85,6 +94,7 @@ class ProjectionHead(nn.Module):
         layers: number of linear layers.
         batch_norm: batch statistics after each hidden layer (an option of DINO's head).
         dtype: of the products; the normalisation is float32.
+        batch_axis: see `BatchStatisticsNorm`.
     """
 
     hidden_dim: int
@@ -92,6 +102,7 @@ class ProjectionHead(nn.Module):
     layers: int = 3
     batch_norm: bool = False
     dtype: jnp.dtype = jnp.float32
+    batch_axis: str | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -102,7 +113,7 @@ class ProjectionHead(nn.Module):
             x = nn.Dense(features, dtype=self.dtype, kernel_init=_kernel_init, name=f"mlp_{index}")(x)
             if not last:
                 if self.batch_norm:
-                    x = BatchStatisticsNorm(name=f"norm_{index}")(x)
+                    x = BatchStatisticsNorm(self.batch_axis, name=f"norm_{index}")(x)
                 x = gelu(x)
         return l2_normalize(x)
 

@@ -49,6 +49,7 @@ class Network(nn.Module):
         mil_heads: see `MILScorer`.
         mask_token: whether there is a learned token for the patches that `encode` is told to mask. It belongs to no module: the
             backbone's parameters are the same with and without it.
+        batch_axis: see `heads.BatchStatisticsNorm`.
         packed_views: views of all sizes share the products of one row of tokens (ViT), else one size after the other.
     """
 
@@ -69,10 +70,11 @@ class Network(nn.Module):
     mil_heads: int = 1
     share_mlp: bool = False
     mask_token: bool = False
+    batch_axis: str | None = None
 
     def setup(self) -> None:
         self.mil_scorer = MILScorer(self.mil_hidden_dim, self.mil_scoring, self.mil_heads)
-        head = (self.hidden_dim, self.bottleneck_dim, self.head_layers, self.head_batch_norm, self.dtype)
+        head = (self.hidden_dim, self.bottleneck_dim, self.head_layers, self.head_batch_norm, self.dtype, self.batch_axis)
         self.image_head = ProjectionHead(*head)
         self.region_head = self.image_head if self.share_mlp else ProjectionHead(*head)
         self.image_last_layer = Prototypes(self.prototypes, self.bottleneck_dim, self.learned_gain)

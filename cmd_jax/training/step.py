@@ -6,16 +6,17 @@ the objective with its gradient, AdamW, the EMA teacher and the centers.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
 
 from cmd_jax.config import ConfigDict, token_px
 from cmd_jax.data.augment import Placed, crop_views, key_points
 from cmd_jax.data.loader import Batch
-from cmd_jax.method.chunks import Streaming
+from cmd_jax.method.chunks import DATA, Streaming
 from cmd_jax.method.masks import draw_masks
 from cmd_jax.method.objective import Objective, cmd_objective
 from cmd_jax.method.regions import Places
@@ -31,6 +32,7 @@ from cmd_jax.training.state import TrainState
 
 Array = jax.Array
 Metrics = dict[str, Array]
+T = TypeVar("T")
 
 
 class Crops(NamedTuple):
@@ -115,6 +117,34 @@ def gather(params: Params, shardings: Shardings | None) -> Params:
     return gathered(params)
 
 
+def on_devices(function: Callable[..., T], shardings: Shardings | None, dtype: str) -> Callable[..., T]:
+    """A pass of the student's network over the images that each device holds.
+
+    The gradient of a parameter is added up over all uses of it on a device first, those of both sizes of views, and then once
+    over the devices. Left to the compiler, each product with the parameter would be a sum over devices of its own.
+
+    Args:
+        function: (parameters, arrays of images [B, ...] ...) -> arrays of images.
+        shardings: None or of one device: the function as it is.
+        dtype: of the sums over devices; products with operands of this dtype have no more digits.
+    """
+    if shardings is None or shardings.mesh.size == 1:
+        return function
+    mesh, images = shardings.mesh, PartitionSpec(DATA)
+
+    @jax.custom_vjp
+    def copies(param: Array) -> Array:  # [...] -> [devices, ...], one on each
+        return jnp.broadcast_to(param, (mesh.size, *param.shape))
+
+    def total(_: None, gradient: Array) -> tuple[Array]:
+        return (jax.lax.reduce(gradient.astype(dtype), jnp.zeros((), dtype), jax.lax.add, (0,)).astype(gradient.dtype),)
+
+    copies.defvjp(lambda param: (copies(param), None), total)
+    own = lambda params, *arrays: function(jax.tree.map(lambda copy: copy[0], params), *arrays)
+    mapped = jax.shard_map(own, mesh=mesh, in_specs=images, out_specs=images, check_vma=False)
+    return lambda params, *arrays: mapped(jax.tree.map(copies, params), *arrays)
+
+
 def make_teacher(
     config: ConfigDict, network: Network, shardings: Shardings | None = None
 ) -> Callable[[Params, Array], TeacherOutputs]:
@@ -185,6 +215,7 @@ def make_gradients(
 ) -> Callable[[TrainState, Crops, TeacherOutputs, Array], tuple[Params, Forward]]:
     """Builds (state, views, teacher outputs, keys [B] of stochastic depth) -> (gradients of the student, Forward)."""
     method = config.method
+    network = network.clone(batch_axis=DATA) if shardings and shardings.mesh.size > 1 else network
     objective = functools.partial(
         cmd_objective,
         weights=term_weights(config),
@@ -196,15 +227,24 @@ def make_gradients(
         inter_direction=method.inter_direction,
     )
 
+    def encode(
+        student: Params, groups: tuple[Array, ...], drop_keys: Array, masks: Array | None, of_teacher: Views
+    ) -> tuple[tuple[Views, ...], Array]:
+        """The student's views, and its MIL weights of the teacher's patches, [B, 2, N]."""
+        views = encode_views(network, student, groups, drop_keys, masks)
+        # L_T trains the scorer on the teacher's embeddings, and nothing else.
+        inter_teacher_weights = of_teacher.mil_weights
+        if method.mil_scorer not in UNLEARNED:
+            features = jax.lax.stop_gradient(of_teacher.features)
+            inter_teacher_weights = network.apply({"params": student}, features, method="score_patches")
+        return views, inter_teacher_weights
+
+    encode = on_devices(encode, shardings, config.model.dtype)
+
     def gradients(state: TrainState, crops: Crops, teacher: TeacherOutputs, drop_keys: Array) -> tuple[Params, Forward]:
         def loss_fn(student: Params) -> tuple[Array, Objective]:
             student = gather(student, shardings)
-            views = encode_views(network, student, crops.groups, drop_keys, crops.masks)
-            # L_T trains the scorer on the teacher's embeddings, and nothing else.
-            inter_teacher_weights = teacher.views.mil_weights
-            if method.mil_scorer not in UNLEARNED:
-                features = jax.lax.stop_gradient(teacher.views.features)
-                inter_teacher_weights = network.apply({"params": student}, features, method="score_patches")
+            views, inter_teacher_weights = encode(student, crops.groups, drop_keys, crops.masks, teacher.views)
             result = objective(
                 views,
                 prototypes_of(network, student),

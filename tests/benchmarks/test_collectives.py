@@ -24,6 +24,9 @@ mesh = jax.make_mesh((2, 4), ("data", "model"), (AxisType.Auto,) * 2)
 def both(x):  # of one device [64, 16]
     return lax.psum((x, x[0]), ("data", "model"))
 
+def rounded(x):
+    return lax.psum(x.astype(jnp.bfloat16), "data")
+
 def others(x):
     return (
         lax.all_gather(x, "model", tiled=True),
@@ -43,7 +46,7 @@ def read(program):
     sharded = jax.shard_map(program, mesh=mesh, in_specs=P("data"), out_specs=P("data"), check_vma=False)
     return collectives(jax.jit(sharded).lower(jax.ShapeDtypeStruct((128, 16), jnp.float32)).compile().as_text())
 
-print(json.dumps({program.__name__: read(program) for program in (both, others, nested, unbounded)}))
+print(json.dumps({program.__name__: read(program) for program in (both, rounded, others, nested, unbounded)}))
 """
 
 
@@ -64,6 +67,11 @@ def test_sum_of_two_arrays_over_all_devices(read):
     (sums,) = read["both"]
     assert sums == Collective("all-reduce", 4 * (64 * 16 + 16), ((64, 16), (16,)), 8, 1)
     assert sums.wire_bytes == 2 * 7 / 8 * sums.bytes
+
+
+def test_sum_in_bfloat16_has_its_bytes(read):
+    (sums,) = read["rounded"]
+    assert (sums.bytes, sums.group_size) == (2 * 64 * 16, 2)
 
 
 def test_sizes_and_wire_bytes_by_kind(read):

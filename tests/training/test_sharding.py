@@ -8,18 +8,20 @@ from collections import Counter
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from benchmarks.collectives import collectives
 from cmd_jax import config as config_lib
 from cmd_jax.models.build import make_network
+from cmd_jax.models.heads import ProjectionHead
 from cmd_jax.training.optimizer import adamw, make_groups
 from cmd_jax.training.schedules import make_schedules
 from cmd_jax.training.sharding import all_hardware, local_copy, make_shardings
 from cmd_jax.training.state import init_state
-from cmd_jax.training.step import make_train_step
-from tests.conftest import quick, tiny
+from cmd_jax.training.step import make_train_step, on_devices
+from tests.conftest import normal, quick, tiny
 from tests.training.test_step import IMAGES, _batch
 
 pytestmark = pytest.mark.long("meshes")
@@ -31,7 +33,7 @@ NUMBERS = ("loss", "grad_norm", "loss_inter_student", "teacher_entropy")
 OPTIONS = {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": False}
 MESHES = {
     1: {"1": {}, "1, accumulate 2": {"train.accumulate": 2}},
-    8: {"8": {}, "8, split state": {"mesh.shard_state": True}},
+    8: {"8": {"model.packed_views": False}, "8, split state": {"mesh.shard_state": True}},
 }
 
 
@@ -74,7 +76,19 @@ def main():
         whole = lambda a, copy: np.array_equal(a, copy) and copy.is_fully_replicated
         same = jax.tree.leaves(jax.tree.map(whole, state.teacher, copy))
         out[name]["copy"] = [all(same), len(compiled_events)]
+    if jax.device_count() > 1:
+        out["batch statistics"] = batch_statistics(shardings)
     print(json.dumps(out))
+
+
+def batch_statistics(shardings):
+    """Bottlenecks and gradients of a head with batch norm: of the whole batch, and with the batch split over the devices."""
+    head, x, weights = ProjectionHead(6, 4, batch_norm=True), normal(0, 16, 3), normal(1, 16, 4)
+    params = head.init(jax.random.key(0), x)
+    split = on_devices(head.clone(batch_axis="data").apply, shardings, "float32")
+    loss = lambda apply: jax.value_and_grad(lambda params: jnp.sum(weights * apply(params, x)))
+    values = [quick(loss(apply))(params) for apply in (head.apply, split)]
+    return [[np.asarray(leaf).ravel().tolist() for leaf in jax.tree.leaves(value)] for value in values]
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +115,13 @@ def test_every_mesh_gives_the_same_numbers(meshes, name):
     np.testing.assert_allclose(meshes[name]["numbers"], meshes["1"]["numbers"], rtol=1e-5)
 
 
+def test_batch_statistics_are_those_of_all_devices(meshes):
+    for whole, split in zip(*meshes["batch statistics"], strict=True):
+        np.testing.assert_allclose(split, whole, rtol=1e-4, atol=1e-5)
+
+
 def test_evaluation_gets_a_whole_copy_without_compiling_again(meshes):
-    assert {name: found["copy"] for name, found in meshes.items()} == {name: [True, 0] for name in meshes}
+    assert [meshes[name]["copy"] for of_count in MESHES.values() for name in of_count] == 4 * [[True, 0]]
 
 
 def test_one_device_sends_nothing(meshes):
@@ -114,15 +133,9 @@ def test_data_parallelism_adds_up_gradients_and_statistics_alone(meshes, paramet
     assert Counter(op for op, *_ in sent) == {"all-reduce": ALL_REDUCES}
     assert all(executions == 1 for *_, executions in sent)  # none in the loops over prototypes and blocks
     of_parameters = sum(4 * leaf.size for leaf in jax.tree.leaves(parameters))
-    # What each size of views uses apart from the others (embedding, heads, scorer) is added up once for each of the two, and
-    # the scorer a third time, for the teacher's patches.
-    apart = [part for name, part in parameters["backbone"].items() if not name.startswith("blocks")]
-    apart += [part for name, part in parameters.items() if name != "backbone" and "last_layer" not in name]
-    apart.append(parameters["mil_scorer"])
-    of_apart = sum(4 * leaf.size for leaf in jax.tree.leaves(apart))
     total = sum(size for _, _, size, _ in sent)
     statistics = 2048  # bytes of means and norms, of the bottlenecks for the centers, of the use of prototypes
-    assert of_parameters <= total <= of_parameters + of_apart + statistics
+    assert of_parameters <= total <= of_parameters + statistics
 
 
 def test_the_state_is_split(meshes):
