@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -140,30 +140,36 @@ class Model:
             )
         return self._on_grid(self._run(images, "attention"), axis=2)
 
-    def groups(self, images: Any, labels: Sequence[str | None] | None = None) -> list[Group]:
+    def groups(
+        self, images: Any, labels: Sequence[str | None] | None = None, ruled_out: Mapping[int, Collection[str]] | None = None
+    ) -> list[Group]:
         """Images that are alike, in the order in which to name them: each group has `rows`, and the `name` that labels suggest.
 
         Args:
             images: N of them.
             labels: names of those that have one, None of the others; None: none is named. Named images are in no group.
+            ruled_out: names that images are not of, by row.
         """
         features = self.embed(images)
         if labels is None:
             return group_images(features, grow(features))
         done = [row for row, label in enumerate(labels) if label]
-        return group_images(features, grow(features), done, suggest(features, labels))
+        return group_images(features, grow(features), done, suggest(features, labels, ruled_out))
 
-    def suggest(self, images: Any, labels: Sequence[str | None]) -> Suggestions:
+    def suggest(
+        self, images: Any, labels: Sequence[str | None], ruled_out: Mapping[int, Collection[str]] | None = None
+    ) -> Suggestions:
         """What the labels of some images say of all: `classes`, `probability`, `nearest` labelled image, `unknown`, each [N].
 
         Args:
             images: N of them.
             labels: names of those that have one, None of the others.
+            ruled_out: names that images are not of, by row: none of them is suggested there.
 
         Raises:
             ConfigError: there are not N labels, or none at all.
         """
-        return suggest(self.embed(images), labels)
+        return suggest(self.embed(images), labels, ruled_out)
 
     def crop(self, image: Any) -> np.ndarray:
         """The crop of one image that the network reads, [crop_px, crop_px, 3] uint8: to lay MIL weights over."""

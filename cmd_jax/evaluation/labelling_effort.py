@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from cmd_jax.evaluation.protocol import Cost, EvalInputs, percent_number
-from cmd_jax.labelling.fill import fill_in
+from cmd_jax.labelling.fill import FOLDS, STEPS, classes_of, fill_in
 from cmd_jax.labelling.select import choose_images, worth
 from cmd_jax.metrics import Number
 
@@ -42,7 +42,8 @@ def cost(inputs: EvalInputs) -> Cost:
     (images, width), counts = inputs.gallery.features.shape, _counts(inputs)
     of_rounds = ", ".join(f"{count:,}" for count in counts.values())
     work = f"{of_rounds} of {images:,} images labelled, chosen and {DRAWS} times at random"
-    flops = 2.0 * images * width * ((len(counts) + 1) * images + (2 + DRAWS) * sum(counts.values()))
+    fits = len(counts) * (FOLDS + 2 + DRAWS)
+    flops = 2.0 * images * width * (len(counts) * images + fits * (2 * STEPS * inputs.classes() + 2 * width))
     return Cost(work, len(counts), "rounds", flops)
 
 
@@ -50,14 +51,14 @@ def measure(inputs: EvalInputs) -> list[Number]:
     """For each number of labels, images chosen by `labelling.select` beside images drawn at random."""
     features, labels, seed = inputs.gallery.features, inputs.gallery.labels, inputs.config.seed
     counts, numbers = _counts(inputs), []
-    right = lambda labelled: fill_in(features, labelled, labels[labelled]).classes == labels
+    right = lambda labelled: classes_of(features, labelled, labels[labelled]) == labels
     for (n, count), chosen in zip(counts.items(), chosen_images(features, labels, list(counts.values())), strict=True):
         inputs.poll()
         draws = [np.random.default_rng((seed, draw)).permutation(len(labels))[:count] for draw in range(DRAWS)]
         at_random = [100 * float(right(drawn).mean()) for drawn in draws]
         title = f"{n} label{'s' * (n > 1)}/class"
         protocol = (
-            f"of all {len(labels):,} train images, {count:,} labelled, the others by nearest class mean, cosine, "
+            f"of all {len(labels):,} train images, {count:,} labelled, the others by soft k-means from these, "
             f"{inputs.features()}"
         )
         by = f"the same, mean of {DRAWS} draws (deviation {np.std(at_random, ddof=1):.1f})"

@@ -13,7 +13,7 @@ from cmd_jax.inference.embed_folder import embed_folder
 from cmd_jax.labelling import labels as labels_lib
 from cmd_jax.labelling import links, suggest
 from cmd_jax.labelling.groups import group_images, grow
-from cmd_jax.labelling.labels import NAMED, STRUCK, Conflict
+from cmd_jax.labelling.labels import NAMED, STRUCK, Conflict, Said
 from cmd_jax.labelling.look import look
 from cmd_jax.labelling.look import to_csv as findings_csv
 from cmd_jax.labelling.page import write_page
@@ -67,20 +67,21 @@ def label(
     files.write(place("look.csv"), findings_csv(looked.findings))
     lines += [*looked.lines, f"wrote {place('look.csv')}"]
 
-    states = [said.get(path) for path in photos.paths]
+    states = [said.get(path, Said()) for path in photos.paths]
     missing = len(said.keys() - set(photos.paths))
     if missing:
         lines.append(f"{missing:,} images that labels name are not in {images}, or cannot be read")
-    names = np.array([state.name if state and state.state == NAMED else "" for state in states], object)
-    struck = np.array([bool(state) and state.state == STRUCK for state in states], bool)
-    found = suggest.suggest(photos.features, names) if (names != "").any() else None
+    names = np.array([state.name for state in states], object)
+    struck = np.array([state.state == STRUCK for state in states], bool)
+    ruled_out = {row: state.ruled_out for row, state in enumerate(states) if state.ruled_out}
+    found = suggest.suggest(photos.features, names, ruled_out) if (names != "").any() else None
     if found is not None:
         lines += _suggest(photos, names, struck, found, place("suggestions.csv"))
     done = np.nonzero((names != "") | struck)[0]
     tree = grow(photos.features)
     groups = group_images(photos.features, tree, done, found)
     said_twice, page = labels_lib.all_conflicts(history), place("index.html")
-    write_page(page, photos, tree, groups, names, struck, found, looked.findings, said_twice)
+    write_page(page, photos, tree, groups, names, struck, ruled_out, found, looked.findings, said_twice)
     left = len(photos.paths) - len(done)
     lines.append(f"wrote {page}: {len(groups):,} groups of {left:,} images; open it in a browser")
     if link is not None:

@@ -1,8 +1,9 @@
 """What experts said: `labels.csv` as the page saves it, and the history of all that was ever said, which only grows.
 
 A labels.csv has the columns `file` and `class`, and, as the page writes it, `state` and `group`. A row with a class names an
-image. Of the other states "struck" means that it is no picture of any class, "open" that an earlier name is taken back. All
-other rows say nothing; the page keeps the arrangement of its groups in them.
+image. Of the other states "struck" means that it is no picture of any class, "not" that it is not of the class of the row (an
+image can have several such rows), "open" that an earlier name is taken back. All other rows say nothing; the page keeps the
+arrangement of its groups in them.
 """
 
 import csv
@@ -15,8 +16,8 @@ from cmd_jax import files
 from cmd_jax.errors import DatasetError
 from cmd_jax.text import printable
 
-NAMED, STRUCK, OPEN = "named", "struck", "open"
-STATES = (NAMED, STRUCK, OPEN)
+NAMED, STRUCK, NOT, OPEN = "named", "struck", "not", "open"
+STATES = (NAMED, STRUCK, NOT, OPEN)
 COLUMNS = ("file", "class", "state", "source")
 
 
@@ -25,7 +26,7 @@ class Statement(NamedTuple):
 
     Attributes:
         file: of the image, relative to the folder.
-        name: of its class; "" unless `state` is "named".
+        name: of the class that it is of or is not of; "" where `state` is "struck" or "open".
         state: one of STATES.
         source: name and digest of the labels.csv that said it first.
     """
@@ -34,6 +35,20 @@ class Statement(NamedTuple):
     name: str
     state: str
     source: str
+
+
+class Said(NamedTuple):
+    """All that holds of one image after some statements about it.
+
+    Attributes:
+        name: of its class; "" unless `state` is "named".
+        state: "named", "struck" or "open".
+        ruled_out: classes that it is not of.
+    """
+
+    name: str = ""
+    state: str = OPEN
+    ruled_out: frozenset[str] = frozenset()
 
 
 class Conflict(NamedTuple):
@@ -58,8 +73,10 @@ def read_labels(path: str) -> list[Statement]:
         name, state = row["class"].strip(), (row.get("state") or "").strip()
         if state not in ("", *STATES):
             raise DatasetError(f"{path}, line {number}: state {state!r} is none of {', '.join(STATES)}, or empty; correct it")
-        if name and state in ("", NAMED):
-            found.append(Statement(row["file"], name, NAMED, source))
+        if state == NOT and not name:
+            raise DatasetError(f"{path}, line {number}: state 'not' names no class; write the one that the image is not of")
+        if name and state in ("", NAMED, NOT):
+            found.append(Statement(row["file"], name, state or NAMED, source))
         elif state in (STRUCK, OPEN):
             found.append(Statement(row["file"], "", state, source))
     return found
@@ -89,37 +106,52 @@ def add(history: list[Statement], said: list[Statement]) -> tuple[list[Statement
         return history, []
     latest, added, conflicts = current(history), [], []
     for statement in said:
-        before = latest.get(statement.file)
-        if before is not None and before[1:3] == statement[1:3]:
+        before = latest.get(statement.file, Said())
+        if _then(before, statement) == before:
             continue
-        if before is None and statement.state == OPEN:
-            continue
-        if before is not None and before.state != OPEN:
-            conflicts.append(Conflict(statement.file, spoken(before), spoken(statement)))
+        conflicts += _conflict(before, statement)
         added.append(statement)
-        latest[statement.file] = statement
+        latest[statement.file] = _then(before, statement)
     return history + added, conflicts
 
 
-def current(history: list[Statement]) -> dict[str, Statement]:
-    """The last statement about each image."""
-    return {statement.file: statement for statement in history}
+def current(history: list[Statement]) -> dict[str, Said]:
+    """What holds of each image that was spoken of."""
+    latest: dict[str, Said] = {}
+    for statement in history:
+        latest[statement.file] = _then(latest.get(statement.file, Said()), statement)
+    return latest
 
 
 def all_conflicts(history: list[Statement]) -> list[Conflict]:
-    """All places of a history where a statement differs from the one before about the same image."""
+    """All places of a history where a statement contradicts what held of its image."""
     latest, found = {}, []
     for statement in history:
-        before = latest.get(statement.file)
-        if before is not None and before.state != OPEN and before[1:3] != statement[1:3]:
-            found.append(Conflict(statement.file, spoken(before), spoken(statement)))
-        latest[statement.file] = statement
+        before = latest.get(statement.file, Said())
+        found += _conflict(before, statement)
+        latest[statement.file] = _then(before, statement)
     return found
 
 
-def spoken(statement: Statement) -> str:
-    """What a statement says, in a word."""
-    return statement.name if statement.state == NAMED else f"({statement.state})"
+def _then(before: Said, statement: Statement) -> Said:
+    """What holds of an image after one more statement: it counts where it contradicts those before."""
+    if statement.state != NOT:
+        return Said(statement.name, statement.state, before.ruled_out - {statement.name})
+    name, state = ("", OPEN) if statement.name == before.name else before[:2]
+    return Said(name, state, before.ruled_out | {statement.name})
+
+
+def _conflict(before: Said, statement: Statement) -> list[Conflict]:
+    """The contradiction of a statement to what held of its image, if it is one."""
+    _, name, state, _ = statement
+    if state == NOT:
+        denied = name if name == before.name else ""
+    elif name in before.ruled_out:
+        denied = f"(not {name})"
+    else:
+        denied = "" if before.state == OPEN or before[:2] == (name, state) else before.name or f"({before.state})"
+    after = {NAMED: name, NOT: f"(not {name})"}.get(state, f"({state})")
+    return [Conflict(statement.file, denied, after)] if denied else []
 
 
 def _table(path: str, columns: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:

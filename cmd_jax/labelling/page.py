@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import os
+from collections.abc import Collection, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -25,7 +26,7 @@ SHORTCUTS = (
     (("X", "Space"), "select the image, or not"),
     (("A",), "select all images of the group, or none"),
     (("M",), "move the selected images, or this one, to a class or a group"),
-    (("T",), "take them out, into a group of their own"),
+    (("T",), "take them out, into a group of their own: not of this class, which is remembered"),
     (("S",), "strike them: pictures of no class; again: not struck"),
     (("D",), "divide the group in two, where its images differ most"),
     (("G",), "merge the whole group with a class or a group"),
@@ -43,6 +44,7 @@ def write_page(
     groups: list[Group],
     names: np.ndarray,
     struck: np.ndarray,
+    ruled_out: Mapping[int, Collection[str]],
     suggestions: Suggestions | None,
     findings: list[Finding],
     conflicts: list[Conflict],
@@ -56,11 +58,12 @@ def write_page(
         groups: of those that are neither named nor struck.
         names: [N] texts that experts gave; "" where there is none.
         struck: [N] bool, pictures of no class.
+        ruled_out: names that images are not of, by row.
         suggestions: for all of them; None where nothing is named.
         findings: of the first look.
         conflicts: images that were called otherwise before.
     """
-    data = _data(photos, tree, groups, names, struck, suggestions, findings, conflicts)
+    data = _data(photos, tree, groups, names, struck, ruled_out, suggestions, findings, conflicts)
     data["id"] = hashlib.sha256(json.dumps([data[key] for key in ("files", "groups", "struck")]).encode()).hexdigest()[:16]
     data["base"] = quote(os.path.relpath(photos.folder, os.path.dirname(os.path.abspath(path))).replace(os.sep, "/")) + "/"
     counts = [(kind, sum(finding.kind == kind for finding in findings)) for kind in KINDS]
@@ -89,6 +92,7 @@ def _data(
     groups: list[Group],
     names: np.ndarray,
     struck: np.ndarray,
+    ruled_out: Mapping[int, Collection[str]],
     suggestions: Suggestions | None,
     findings: list[Finding],
     conflicts: list[Conflict],
@@ -119,6 +123,7 @@ def _data(
         "heights": np.argsort(np.argsort(tree.heights, kind="stable"), kind="stable").tolist(),
         "groups": shown,
         "struck": np.nonzero(struck)[0].tolist(),
+        "ruled_out": {row: sorted(names) for row, names in ruled_out.items()},
         "probability": None if suggestions is None else np.round(suggestions.probability, 4).tolist(),
         "names": known,
         "flags": flags,

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -45,12 +45,15 @@ class Agreement(NamedTuple):
     calibration_error: float
 
 
-def suggest(features: np.ndarray, labels: Sequence[str | None]) -> Suggestions:
+def suggest(
+    features: np.ndarray, labels: Sequence[str | None], ruled_out: Mapping[int, Collection[str]] | None = None
+) -> Suggestions:
     """Fills in the labels of all images.
 
     Args:
         features: [N, F] float.
         labels: [N] names; None or "" where there is none yet.
+        ruled_out: names that images are not of, by row: none of them is suggested there.
 
     Raises:
         ConfigError: there are not as many labels as images, or none at all.
@@ -60,7 +63,8 @@ def suggest(features: np.ndarray, labels: Sequence[str | None]) -> Suggestions:
     labelled = np.array([row for row, label in enumerate(labels) if label], np.int64)
     if not len(labelled):
         raise ConfigError("no image has a label; name some first, as groups(...) sorts them")
-    filled = fill_in(features, labelled, np.array([labels[row] for row in labelled], object).astype(str))
+    names = np.array([labels[row] for row in labelled], object).astype(str)
+    filled = fill_in(features, labelled, names, ruled_out)
     return Suggestions(filled.classes, filled.probability, filled.nearest, filled.probability < UNKNOWN)
 
 

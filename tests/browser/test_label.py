@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
-from cmd_jax.labelling.groups import Group, grow
+from cmd_jax.labelling.groups import Group, Tree
 from cmd_jax.labelling.look import Finding
 from cmd_jax.labelling.page import write_page
 from cmd_jax.labelling.photos import KEY_PATCHES, Photos, read_thumb
@@ -19,7 +19,7 @@ NASTY = ("</script><script>alert(1)</script>.png", 'a, "quoted" <img src=x onerr
 READY = "#groups .group [data-image]"
 
 
-def _write(path, photo_folder, count, names=None, struck=(), findings=(), each=4):
+def _write(path, photo_folder, count, names=None, struck=(), findings=(), each=4, ruled_out=None):
     """A page of `count` images in groups of `each`; the thumbnails repeat."""
     files = sorted((photo_folder / "train").rglob("*.png"))[:: max(1, 24 // min(count, 24))]
     thumbs = [read_thumb(str(file), 48) for file in files]
@@ -40,8 +40,8 @@ def _write(path, photo_folder, count, names=None, struck=(), findings=(), each=4
     found = suggest(features, names) if (names != "").any() else None
     left = np.nonzero((names == "") & ~out)[0]
     groups = [Group(left[start : start + each], "" if found is None else "Wren") for start in range(0, len(left), each)]
-    tree = grow(features) if features is not None else type(grow(np.eye(2)))(np.arange(count), np.arange(count - 1.0))
-    write_page(str(path), photos, tree, groups, names, out, found, list(findings), [])
+    tree = Tree(np.arange(count), np.arange(count - 1.0))
+    write_page(str(path), photos, tree, groups, names, out, ruled_out or {}, found, list(findings), [])
     return path
 
 
@@ -58,7 +58,8 @@ def label_page(photo_folder, tmp_path_factory):
 @pytest.fixture(scope="session")
 def second_page(photo_folder, tmp_path_factory):
     names = np.array(["Wren", "Wren", "Owl", "Owl", *[""] * 8], object)
-    return _write(tmp_path_factory.mktemp("second") / "index.html", photo_folder, 12, names, struck=(4,))
+    path = tmp_path_factory.mktemp("second") / "index.html"
+    return _write(path, photo_folder, 12, names, struck=(4,), ruled_out={11: {"Owl"}})
 
 
 def _saved(page):
@@ -67,7 +68,7 @@ def _saved(page):
         page.get_by_role("button", name="Save labels.csv").click()
     rows = list(csv.reader(io.StringIO(download.value.path().read_text())))
     assert rows[0] == ["file", "class", "state", "group"]
-    return {row[0]: tuple(row[1:]) for row in rows[1:]}, download.value.path()
+    return {row[0]: tuple(row[1:]) for row in rows[1:] if row[2] != "not"}, download.value.path()
 
 
 LISTED = """[...document.querySelectorAll(".group")].map((group) =>
@@ -84,6 +85,11 @@ def _image(page, image):
     return page.locator(f"#groups [data-image='{image}']")
 
 
+def _move(page):
+    page.locator("#target").get_by_role("button", name="Move").click()
+    page.locator("#status", has_text="moved to").wait_for()  # a dialog closes after its click
+
+
 def test_clicks_do_everything_and_undo_takes_it_back(show, label_page):
     page = show(label_page, READY).page
     counts = page.locator("#counts")
@@ -98,7 +104,7 @@ def test_clicks_do_everything_and_undo_takes_it_back(show, label_page):
     button(2, "Move ...").click()
     page.get_by_label("Class, or part of its name").fill("wr")
     page.locator("#target-list").select_option("Wren")
-    page.locator("#target").get_by_role("button", name="Move").click()
+    _move(page)
     assert counts.inner_text() == "6 named, 0 struck, 6 left in 2 groups"
     _image(page, 6).click()
     button(2, "Strike").click()
@@ -112,7 +118,7 @@ def test_clicks_do_everything_and_undo_takes_it_back(show, label_page):
     assert all(parts)
     button(4, "Merge ...").click()
     page.locator("#target-list").select_option("group:2")
-    page.locator("#target").get_by_role("button", name="Move").click()
+    _move(page)
     assert _groups(page)[2] == [6, 7, 8]
     page.locator("summary", has_text="1 near double").click()
     page.get_by_role("button", name="Strike 5.png").click()
@@ -208,6 +214,36 @@ def test_second_round_keeps_names_and_suggests(show, second_page):
     saved, _ = _saved(page)
     states = [row[1] for row in saved.values()]
     assert [states.count(state) for state in ("named", "struck", "open", "")] == [6, 1, 2, 3]
+
+
+def _not(path):
+    """(file, class) of the rows of a labels.csv that rule a class out."""
+    return sorted(tuple(row[:2]) for row in csv.reader(io.StringIO(path.read_text())) if row[2] == "not")
+
+
+def test_what_is_taken_out_is_remembered(show, second_page, tmp_path):
+    page = show(second_page, READY).page
+    _image(page, 6).click()
+    page.keyboard.press("t")
+    assert _not(_saved(page)[1]) == [("photos/11.png", "Owl")]  # the group that it left has no name yet
+    page.get_by_label("Name of group 1").press("Enter")
+    assert _image(page, 6).get_attribute("aria-label") == "6.png, not Wren"
+    path = _saved(page)[1]
+    assert _not(path) == [("photos/11.png", "Owl"), ("photos/6.png", "Wren")]
+    labels = tmp_path / "labels.csv"
+    labels.write_text(path.read_text())
+    page.keyboard.press("z")
+    assert _image(page, 6).get_attribute("aria-label") == "6.png"
+    other = show(second_page, READY).page
+    other.locator("#file").set_input_files(labels)
+    other.wait_for_function("() => document.querySelector('#status').textContent.includes('read')")
+    assert _not(_saved(other)[1]) == _not(path)
+    _image(other, 6).click()
+    other.keyboard.press("m")
+    other.locator("#target-list").select_option("Wren")
+    _move(other)
+    _, path = _saved(other)
+    assert _not(path) == [("photos/11.png", "Owl")]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -37,11 +37,32 @@ def test_history_grows_and_conflicts_are_told(tmp_path):
     assert now == {"a.jpg": ("Wren", "named"), "b.jpg": ("", "open"), "c.jpg": ("Owl", "named"), "d.jpg": ("Jay", "named")}
 
 
+def test_what_is_ruled_out_stays_ruled_out(tmp_path):
+    one = _csv(tmp_path / "1.csv", "a.jpg,,,", "b.jpg,Jay,named,", "a.jpg,Wren,not,", "a.jpg,Owl,not,", "b.jpg,Wren,not,")
+    history, conflicts = L.add([], one)
+    assert conflicts == []
+    path = str(tmp_path / "history.csv")
+    L.write_history(path, history)
+    assert L.read_history(path) == history
+    now = {"a.jpg": ("", "open", {"Wren", "Owl"}), "b.jpg": ("Jay", "named", {"Wren"})}
+    assert L.current(history) == now
+    silent = _csv(tmp_path / "2.csv", "a.jpg,,,", "a.jpg,Owl,not,", "b.jpg,Jay,named,")
+    assert L.add(history, silent) == (history, [])  # saying less takes nothing back
+    other = _csv(tmp_path / "3.csv", "a.jpg,Owl,named,", "b.jpg,,open,", "b.jpg,Jay,not,")
+    history, conflicts = L.add(history, other)
+    assert conflicts == [("a.jpg", "(not Owl)", "Owl"), ("b.jpg", "Jay", "(open)")] == L.all_conflicts(history)
+    assert L.current(history) == {"a.jpg": ("Owl", "named", {"Wren"}), "b.jpg": ("", "open", {"Wren", "Jay"})}
+    history, conflicts = L.add(history, _csv(tmp_path / "4.csv", "a.jpg,Owl,not,"))
+    assert conflicts == [("a.jpg", "Owl", "(not Owl)")]
+    assert L.current(history)["a.jpg"] == ("", "open", {"Wren", "Owl"})
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("name,class\n", "has no column file"),
-        ("file,class,state\na,b,maybe\n", "line 2: state 'maybe' is none of named, struck, open"),
+        ("file,class,state\na,b,maybe\n", "line 2: state 'maybe' is none of named, struck, not, open"),
+        ("file,class,state\na,,not\n", "line 2: state 'not' names no class"),
         ("file,class\na\n", "line 2: a file or a class is missing"),
         ('file,class\n"a,b\n', "is no table"),
         (b"file,class\n\xff,a\n", "is no table"),
@@ -80,6 +101,9 @@ def test_suggestions_and_their_agreement_with_folders():
     agreed = agreement(found, labelled, truth)
     assert (agreed.images, agreed.accuracy) == (9, 1.0)
     assert agreement(found, labelled, np.full(20, "", object)) is None
+    again = suggest(features, labels, {2: {"Wren"}, 3: {"Wren", "Owl", "Jay"}})
+    assert again.classes[2] in {"Owl", "Jay"}
+    assert (bool(again.unknown[3]), again.probability[3]) == (True, 0)
     table = to_csv(found._replace(unknown=np.arange(20) == 2), [f"{row}.jpg" for row in range(20)], np.array([2]))
     assert (
         table == f"file,class,probability,unknown,nearest\n2.jpg,Wren,{found.probability[2]:.4f},yes,{found.nearest[2]}.jpg\n"

@@ -3,6 +3,7 @@
 import numpy as np
 
 from cmd_jax.labelling import select
+from cmd_jax.labelling.features import directions
 from cmd_jax.labelling.select import choose_images
 
 
@@ -12,8 +13,7 @@ def _features(images, seed=0):
 
 def _greedy(features, count, labelled, worth):
     """The slow loop: the image that adds most to the sum of best covers."""
-    rows = features - features.mean(axis=0)
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    rows = directions(features)
     distance = 1 - rows @ rows.T
     np.fill_diagonal(distance, 0)
     near = distance <= np.sort(distance, axis=1)[:, select.NEIGHBOURS - 1 : select.NEIGHBOURS]

@@ -15,16 +15,18 @@ function element(name, attributes = {}, ...children) {
   return made;
 }
 
-// ---- State: the group of each image, which images are struck, the groups by number, and their order on the page.
-// A group is {name, suggested}; its images are those that point to it.
+// ---- State: the group of each image, which images are struck, what an image was taken out of, the groups by number, and their
+// order on the page. A group is {name, suggested}; its images are those that point to it. `out` has, by image, the numbers of the
+// groups that it was taken out of, and the names of classes that it is not of as an earlier round or a labels.csv said.
 function firstState() {
-  const state = { group: new Int32Array(N), struck: new Uint8Array(N), groups: new Map(), order: [] };
+  const state = { group: new Int32Array(N), struck: new Uint8Array(N), out: new Map(), groups: new Map(), order: [] };
   data.groups.forEach(({ images, name, suggested }, index) => {
     state.groups.set(index + 1, { name, suggested });
     state.order.push(index + 1);
     for (const image of images) state.group[image] = index + 1;
   });
   for (const image of data.struck) state.struck[image] = 1;
+  for (const [image, names] of Object.entries(data.ruled_out)) state.out.set(Number(image), names);
   return state;
 }
 
@@ -52,7 +54,7 @@ function index() {
 }
 
 function act(message, change) {
-  const next = { group: state.group.slice(), struck: state.struck.slice(), groups: new Map(state.groups), order: state.order.slice() };
+  const next = { group: state.group.slice(), struck: state.struck.slice(), out: new Map(state.out), groups: new Map(state.groups), order: state.order.slice() };
   change(next);
   past.push({ state, message });
   if (past.length > 500) past.shift();
@@ -84,7 +86,7 @@ function settle(message) {
 function keep() {
   try {
     if (state === first) localStorage.removeItem(key);
-    else localStorage.setItem(key, JSON.stringify({ group: [...state.group], struck: [...state.struck], groups: [...state.groups], order: state.order }));
+    else localStorage.setItem(key, JSON.stringify({ group: [...state.group], struck: [...state.struck], out: [...state.out], groups: [...state.groups], order: state.order }));
   } catch { /* a browser without storage for files on disk */ }
 }
 
@@ -95,6 +97,7 @@ function restore() {
     act("what this browser had kept of your last visit", (next) => {
       next.group.set(kept.group);
       next.struck.set(kept.struck);
+      next.out = new Map(kept.out);
       next.groups = new Map(kept.groups);
       next.order = kept.order;
     });
@@ -113,6 +116,13 @@ const newGroup = (next, name, after) => {
 };
 const isDone = (group) => nameOf(group) !== "" || members.get(group).every((image) => state.struck[image]);
 const groupNamed = (next, name) => next.order.find((group) => next.groups.get(group).name === name);
+
+// What an image is taken out of, it is not of: the classes of these groups, once they have a name.
+const rule = (next, image, what) => next.out.set(image, [...new Set(next.out.get(image)).add(what)]);
+function ruledOut(image) {
+  const names = (state.out.get(image) || []).map((what) => (typeof what === "string" ? what : nameOf(what)));
+  return [...new Set(names)].filter((name) => name && name !== nameOf(state.group[image])).sort();
+}
 
 function nameGroup(group, name) {
   name = name.trim();
@@ -149,16 +159,24 @@ function takeOut(list) {
   const from = state.group[list[0]];
   act(`${images(list.length)} taken out of ${title(from)}`, (next) => {
     const made = newGroup(next, "", from);
-    list.forEach((image) => (next.group[image] = made));
+    for (const image of list) {
+      next.group[image] = made;
+      rule(next, image, from);
+    }
   });
   focusGroup(from);
 }
 
 function move(list, to, name) {
   const from = state.group[list[0]];
+  const whole = list.length === members.get(from).length;
   act(`${images(list.length)} moved to ${name || title(to)}`, (next) => {
     const target = name ? groupNamed(next, name) || newGroup(next, name, from) : to;
-    list.forEach((image) => (next.group[image] = target));
+    for (const image of list) {
+      next.group[image] = target;
+      if (!whole) rule(next, image, from);
+    }
+    if (whole) for (const [image, all] of state.out) if (all.includes(from)) rule(next, image, target);
   });
   focusGroup(members.get(from) && members.get(from).length ? from : nextOpen(from));
 }
@@ -272,7 +290,7 @@ function draw() {
 
 function signature(group) {
   const { name, suggested } = state.groups.get(group);
-  return JSON.stringify([name, suggested, members.get(group).map((image) => image * 2 + state.struck[image])]);
+  return JSON.stringify([name, suggested, members.get(group).map((image) => [image, state.struck[image], ...ruledOut(image)])]);
 }
 
 function empty(group) {
@@ -312,7 +330,7 @@ const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.
 const shortName = (image) => data.files[image].split("/").pop();
 
 function option(image, inTabOrder) {
-  const notes = [...(data.flags[image] || []), ...(state.struck[image] ? ["struck"] : [])];
+  const notes = [...(data.flags[image] || []), ...(state.struck[image] ? ["struck"] : []), ...ruledOut(image).map((name) => `not ${name}`)];
   const chance = data.probability && !nameOf(state.group[image]) ? ` ${Math.round(100 * data.probability[image])} %` : "";
   const made = element(
     "li",
@@ -556,6 +574,7 @@ function toCsv() {
       rows.push([data.files[image], name, said, String(group)]);
     }
   }
+  for (const image of state.out.keys()) for (const name of ruledOut(image)) rows.push([data.files[image], name, "not", ""]);
   return rows.concat(others).map((row) => `${row.map(quoted).join(",")}\n`).join("");
 }
 
@@ -610,6 +629,10 @@ function openCsv(text, name) {
       }
       if (!said && !number) continue;
       read++;
+      if (said === "not") {
+        rule(next, image, label);
+        continue;
+      }
       const before = state.struck[image] ? "" : nameOf(state.group[image]);
       if (before && before !== label) changed++;
       const at = `${number}\n${said === "struck" && !number ? "" : label}`;
