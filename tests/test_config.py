@@ -18,7 +18,7 @@ from cmd_jax.errors import ConfigError
 from cmd_jax.training.sharding import check_mesh
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-TERMS = ("intra_image", "intra_region", "inter_student", "inter_teacher", "released", "intra_masked")
+TERMS = ("intra_image", "intra_region", "inter_student", "inter_teacher", "relation", "released", "intra_masked")
 FINE_GRAINED = ("", *presets.PRESETS)
 REFERENCES = [name for name in FINE_GRAINED if name not in ("small", "continue", "continue_small")]
 PRESETS = {
@@ -165,12 +165,13 @@ def test_method_fills_open_values_alone(name):
     assert resolved.head.share_mlp == resolved.head.share_prototypes == (name == "ibot")
     resolved = resolved.method
     expected = {
-        "cmd": (0.5, 0.5, 1.0, 1.0, 0.0, 0.0),
-        "cmd_bag": (1.0, 1.0, 0.0, 0.0, 0.0, 0.0),
-        "esvit": (0.5, 0.5, 0.0, 0.0, 0.0, 0.0),
-        "released": (0.5, 0.5, 0.0, 0.0, 1.0, 0.0),
-        "dino": (1.0, 0.0, 0.0, 0.0, 0.0, 0.0),
-        "ibot": (1.0, 0.0, 0.0, 0.0, 0.0, 1.0),
+        "cmd": (0.5, 0.5, 1.0, 1.0, 0.0, 0.0, 0.0),
+        "cmd_bag": (1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0),
+        "cmd_relation": (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0),
+        "esvit": (0.5, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0),
+        "released": (0.5, 0.5, 0.0, 0.0, 0.0, 1.0, 0.0),
+        "dino": (1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
+        "ibot": (1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0),
     }[name]
     assert tuple(resolved[f"{term}_weight"] for term in TERMS) == expected
     config.method.inter_student_weight = 0.25
@@ -231,7 +232,7 @@ def test_every_key_refuses_bad_values(key):
 
 # Values that break a rule, and how the message goes on.
 REFUSED = [
-    ({"method.name": "moco"}, "method.name is 'moco'; it must be one of cmd, cmd_bag, esvit, released, dino, ibot"),
+    ({"method.name": "moco"}, "method.name is 'moco'; it must be one of cmd, cmd_bag, cmd_relation, esvit,"),
     (
         {"train.batch_size": 10**9},
         "train.batch_size is 1000000000; it must be a whole number of at least 1 and at most 1,048,576",

@@ -67,6 +67,7 @@ BEST_METRICS = {
 # whether both levels share their heads.
 _BASELINE = {
     "inter": 0.0,
+    "relation": 0.0,
     "released": 0.0,
     "intra_masked": 0.0,
     "region_matching": "similarity",
@@ -79,6 +80,8 @@ METHODS = {
     # of CMD what is measured to help on small data (docs/results.md): the class token joined by the bag of weighed patches, and
     # regions that match by location
     "cmd_bag": _BASELINE | {"intra_image": 1.0, "intra_region": 1.0, "image_pool": "cls+mil", "region_matching": "location"},
+    # what is measured to help pretrained weights: relations among images, by the class token and the bag
+    "cmd_relation": _BASELINE | {"intra_image": 1.0, "intra_region": 0.0, "relation": 1.0, "image_pool": "cls+mil"},
     "esvit": _BASELINE | {"intra_image": 0.5, "intra_region": 0.5, "image_pool": "mean"},
     # what the authors' released code computes, to reproduce it (cmd_jax/method/released.py)
     "released": _BASELINE | {"intra_image": 0.5, "intra_region": 0.5, "released": 1.0, "image_pool": "mean"},
@@ -224,6 +227,10 @@ KEYS: dict[str, Key] = {
     "method.intra_region_weight": Key(None, WEIGHT, "of L_R; None: by the method"),
     "method.inter_student_weight": Key(None, WEIGHT, "of L_S, the paper's lambda; None: by the method"),
     "method.inter_teacher_weight": Key(None, WEIGHT, "of L_T, the paper's lambda; None: by the method"),
+    "method.relation_weight": Key(None, WEIGHT, "of L_N, which training images a view resembles; None: by the method"),
+    "method.relation_teacher_temp": Key(0.05, TEMPERATURE, "of the teacher's softmax over the other training images, for L_N"),
+    "method.relation_student_temp": Key(0.1, TEMPERATURE, "of the student's softmax over all training images, for L_N"),
+    "method.relation_own_share": Key(0.5, SHARE, "of the image itself in the target of L_N; the rest is what it resembles"),
     "method.released_weight": Key(None, WEIGHT, "of the cross-level term of the authors' code; None: 0 but in method released"),
     "method.intra_masked_weight": Key(
         None, WEIGHT, "of L_M, iBOT's term of patches that the student does not see; None: 0 but in method ibot"

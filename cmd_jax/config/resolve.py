@@ -131,6 +131,7 @@ def method_values(name: str) -> dict[str, Any]:
         "method.intra_region_weight": method["intra_region"],
         "method.inter_student_weight": method["inter"],
         "method.inter_teacher_weight": method["inter"],
+        "method.relation_weight": method["relation"],
         "method.released_weight": method["released"],
         "method.intra_masked_weight": method["intra_masked"],
         "head.share_mlp": method["share"],
@@ -185,10 +186,10 @@ def resolve(config: ConfigDict, train_images: int, hardware: Hardware = ONE_CPU)
     # (docs/results.md): with the class token's attention mil 77.4, beside cls+mean+mil 77.2, cls+mil 75.0, cls+mean 71.2, mean
     # 65.7, cls 57.8; with the gated scorer cls+mean+mil. A Swin has no class token, and was not measured.
     # From pretrained weights the class token is best before and after, by Rank-1 among the training images: of CMD continued on
-    # birds cls 47.9, cls+mil 42.7, mil 27.7.
+    # birds cls 47.9, cls+mil 42.7, mil 27.7. L_N trains what it compares images by.
     best = "mil" if config.method.mil_scorer == "class_token" else "cls+mean+mil" if has_class_token(config) else "mean+mil"
     if config.init.weights and has_class_token(config):
-        best = "cls"
+        best = config.method.image_pool if config.method.relation_weight else "cls"
     _fill(
         config,
         "eval.features",

@@ -4,7 +4,7 @@ Letters: B images, V student views (the first Q = 2 are global, then the local o
 d bottleneck width, K prototypes. All terms are means over the batch and over the ordered pairs (q, v) of a teacher view q
 and a student view v != q.
 
-    L = w_ii L_I + w_ir L_R + w_is L_S + w_it L_T  (+ masked, released, KoLeo and MIL entropy, which are options)
+    L = w_ii L_I + w_ir L_R + w_is L_S + w_it L_T + w_n L_N  (+ masked, released, KoLeo and MIL entropy, which are options)
 
     L_I  intra-level, image:   CE( p_t_img[q], p_s_img[v] )                                               `image_term`
     L_R  intra-level, region:  sum_i w_i CE( p_t_reg[q, m(i)], p_s_reg[v, i] ), m(i) the matching patch   `region_term`
@@ -12,6 +12,7 @@ and a student view v != q.
     L_T  inter-level, teacher: KL( sum_i a_t[q, i] p_t_reg[q, i] || p_t_img[q] ), which trains the        `inter_teacher_term`
          student's scorer alone
     L_S and L_T may also be the divergence in the other direction, KL(image || bag).
+    L_N, which training images a view resembles: `relations.relation_term`.
     L_M, iBOT's (arXiv 2111.07832), is of the patches i in M_q of the global view q that the student does not see, a mean over
     the batch and q:           1 / |M_q| sum_i CE( p_t_reg[q, i], p_s_reg[q, i] )                         `pair_masked`
 
@@ -34,6 +35,7 @@ from cmd_jax.method.logits import student_logits, teacher_logits
 from cmd_jax.method.mil import relative_entropy
 from cmd_jax.method.products import product
 from cmd_jax.method.regions import Places, match_by_location, match_by_similarity
+from cmd_jax.method.relations import Relations, relation_term
 from cmd_jax.method.streamed import FOUR_TERMS, streamed_terms
 from cmd_jax.method.types import (
     Centers,
@@ -242,6 +244,7 @@ def cmd_objective(
     inter_direction: InterDirection = "bag_to_image",
     places: tuple[Places, ...] | None = None,
     masks: Array | None = None,
+    relations: Relations | None = None,
 ) -> Objective:
     """Computes the loss of one batch and the centers after it.
 
@@ -264,6 +267,7 @@ def cmd_objective(
         places: where the student's views lie, group by group, the first of them the teacher's too: regions match by location.
             None: by similarity.
         masks: [B, 2, N] bool, patches of the global views that the student did not see; read by L_M alone.
+        relations: what L_N alone reads.
     """
     stop = jax.lax.stop_gradient
     teacher, teacher_prototypes, centers = stop(teacher), stop(teacher_prototypes), stop(centers)
@@ -297,6 +301,10 @@ def cmd_objective(
     )
 
     extra: dict[str, Array] = {}
+    if weights.relation:
+        embeddings = jnp.concatenate([group.image_embedding for group in student], axis=1)
+        pair_weights = jnp.concatenate([pairing.image_weights for pairing in pairings], axis=1)
+        extra["relation"] = relation_term(embeddings, teacher.image_embedding, pair_weights, relations)
     if weights.intra_masked:  # of the global views alone, so apart from the terms of all views
         of_masked = groups[:1], student_prototypes, inter_teacher_weights, teacher_views, (pair_masked(masks),)
         extra["intra_masked"] = terms(*of_masked, weights=TermWeights(0.0, 1.0, 0.0, 0.0), student_temp=student_temp).loss

@@ -16,8 +16,8 @@ InterDirection = Literal["bag_to_image", "image_to_bag"]
 class TermWeights(NamedTuple):
     """Weights of the loss terms: DINO is (1, 0, 0, 0), EsViT (0.5, 0.5, 0, 0), CMD (0.5, 0.5, lambda, lambda).
 
-    `released` weighs the term of the authors' code, `intra_masked` that of iBOT's masked patches, `koleo` DINOv2's regulariser
-    and `mil_entropy` the entropy of the student's MIL weights.
+    `relation` weighs L_N, `released` the term of the authors' code, `intra_masked` that of iBOT's masked patches, `koleo`
+    DINOv2's regulariser and `mil_entropy` the entropy of the student's MIL weights.
     """
 
     intra_image: float
@@ -28,6 +28,7 @@ class TermWeights(NamedTuple):
     intra_masked: float = 0.0
     koleo: float = 0.0
     mil_entropy: float = 0.0
+    relation: float = 0.0
 
     @property
     def use_regions(self) -> bool:
@@ -69,7 +70,7 @@ class Views(NamedTuple):
         region_z: [B, V, N, d] float32, unit norm.
         features: [B, V, N, D] patch embeddings of the backbone, compared by cosine where regions match by similarity.
         mil_weights: [B, V, N] float32, sum to 1 over N.
-        image_embedding: [B, V, F], read by the KoLeo term alone.
+        image_embedding: [B, V, F], read by L_N and the KoLeo term.
     """
 
     image_z: Array

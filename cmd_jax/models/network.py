@@ -72,6 +72,13 @@ class Network(nn.Module):
     mask_token: bool = False
     batch_axis: str | None = None
 
+    @property
+    def pool_widths(self) -> tuple[int, ...]:
+        """Channels of each pool of an image embedding, F together."""
+        width = self.backbone.width
+        heads = {"class_token": getattr(self.backbone, "num_heads", 1), "mean": 1}.get(self.mil_scoring, self.mil_heads)
+        return tuple(heads * width if pool == "mil" else width for pool in self.image_pool.split("+"))
+
     def setup(self) -> None:
         self.mil_scorer = MILScorer(self.mil_hidden_dim, self.mil_scoring, self.mil_heads)
         head = (self.hidden_dim, self.bottleneck_dim, self.head_layers, self.head_batch_norm, self.dtype, self.batch_axis)

@@ -392,7 +392,7 @@ def compile_fingerprints(state: TrainState) -> None:
 
 
 def _items(state: TrainState) -> dict[str, Any]:
-    fields = state._asdict()
+    fields = {name: field for name, field in state._asdict().items() if field is not None}
     return {"teacher": fields.pop("teacher"), "train": fields}
 
 

@@ -56,7 +56,8 @@ def config_differences(stored: dict[str, Any], config: ConfigDict, free: frozens
         free: keys that may differ.
     """
     before, now = flatten(ConfigDict(stored)), flatten(config)
-    across_images = config.method.koleo_weight or config.method.centering == "sinkhorn" or config.head.batch_norm
+    method = config.method
+    across_images = method.koleo_weight or method.relation_weight or method.centering == "sinkhorn" or config.head.batch_norm
     free = free if across_images else free | {"train.accumulate"}  # what looks across images sees a part at a time
     plain = lambda value: list(value) if isinstance(value, tuple | list) else value
     return [

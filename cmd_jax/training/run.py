@@ -69,7 +69,7 @@ class Run(NamedTuple):
     def first_state(self) -> TrainState:
         """The state before the first step, from the seed."""
         placed = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state())
-        init = lambda: init_state(self.config, self.network, self.optimizer)
+        init = lambda: init_state(self.config, self.network, self.optimizer, len(self.source))
         return jax.jit(init, out_shardings=placed).lower().compile()()
 
 
@@ -118,7 +118,7 @@ def build_run(config: ConfigDict, source: Source, hardware: Hardware, devices: S
         raise ConfigError(f"train.batch_size is {batch_size}, but there are {len(source)} training images; {remedy}")
     network = make_network(config)
     optimizer = adamw(config.optim.clip_grad, make_groups(config, steps_per_epoch(config, len(source))))
-    shapes = jax.eval_shape(lambda: init_state(config, network, optimizer))
+    shapes = jax.eval_shape(lambda: init_state(config, network, optimizer, len(source)))
     of_state = shardings.of_state(shapes)
     train_step = jax.jit(
         make_train_step(config, network, optimizer, make_schedules(config, len(source)), shardings),

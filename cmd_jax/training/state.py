@@ -23,6 +23,7 @@ class TrainState(NamedTuple):
         optimizer: optax state.
         centers: of the teacher's logits.
         bad_steps: how many steps were left out because they were not finite.
+        bank: [M, F] float32, a row for each training image (`method.relations`); None without L_N.
     """
 
     step: jax.Array
@@ -31,10 +32,20 @@ class TrainState(NamedTuple):
     optimizer: optax.OptState
     centers: Centers
     bad_steps: BadSteps
+    bank: jax.Array | None = None
 
 
-def init_state(config: ConfigDict, network: Network, optimizer: optax.GradientTransformation) -> TrainState:
-    """State before the first step: the teacher equals the student, centers are zero."""
+def init_state(
+    config: ConfigDict, network: Network, optimizer: optax.GradientTransformation, train_images: int = 0
+) -> TrainState:
+    """State before the first step: the teacher equals the student, centers and bank are zero.
+
+    Args:
+        config: resolved.
+        network: of student and teacher.
+        optimizer: of the student.
+        train_images: rows of the bank.
+    """
     student = init_params(config, network)
     prototypes = config.head.prototypes
     return TrainState(
@@ -44,4 +55,5 @@ def init_state(config: ConfigDict, network: Network, optimizer: optax.GradientTr
         optimizer=optimizer.init(student),
         centers=Centers(jnp.zeros(prototypes), jnp.zeros(prototypes)),
         bad_steps=BadSteps(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)),
+        bank=jnp.zeros((train_images, sum(network.pool_widths))) if config.method.relation_weight else None,
     )

@@ -20,6 +20,7 @@ from cmd_jax.method.chunks import DATA, Streaming
 from cmd_jax.method.masks import draw_masks
 from cmd_jax.method.objective import Objective, cmd_objective
 from cmd_jax.method.regions import Places
+from cmd_jax.method.relations import Relations, bank_rows, write_rows
 from cmd_jax.method.types import Centers, PrototypePair, TermWeights, Views
 from cmd_jax.models.build import Params, with_dtype
 from cmd_jax.models.network import Encoded, Network
@@ -212,8 +213,11 @@ def make_streaming(config: ConfigDict, shardings: Shardings | None = None) -> St
 
 def make_gradients(
     config: ConfigDict, network: Network, schedules: Schedules, shardings: Shardings | None = None
-) -> Callable[[TrainState, Crops, TeacherOutputs, Array], tuple[Params, Forward]]:
-    """Builds (state, views, teacher outputs, keys [B] of stochastic depth) -> (gradients of the student, Forward)."""
+) -> Callable[[TrainState, Crops, TeacherOutputs, Array, Array], tuple[Params, Forward]]:
+    """Builds (state, views, teacher outputs, keys of stochastic depth, indices) -> (gradients of the student, Forward).
+
+    Keys and indices are [B], one for each image; the state's bank has the rows of the batch.
+    """
     method = config.method
     network = network.clone(batch_axis=DATA) if shardings and shardings.mesh.size > 1 else network
     objective = functools.partial(
@@ -225,6 +229,13 @@ def make_gradients(
         centering=method.centering,
         streaming=make_streaming(config, shardings),
         inter_direction=method.inter_direction,
+    )
+    relations = functools.partial(
+        Relations,
+        widths=network.pool_widths,
+        teacher_temp=method.relation_teacher_temp,
+        student_temp=method.relation_student_temp,
+        own_share=method.relation_own_share,
     )
 
     def encode(
@@ -241,7 +252,9 @@ def make_gradients(
 
     encode = on_devices(encode, shardings, config.model.dtype)
 
-    def gradients(state: TrainState, crops: Crops, teacher: TeacherOutputs, drop_keys: Array) -> tuple[Params, Forward]:
+    def gradients(
+        state: TrainState, crops: Crops, teacher: TeacherOutputs, drop_keys: Array, index: Array
+    ) -> tuple[Params, Forward]:
         def loss_fn(student: Params) -> tuple[Array, Objective]:
             student = gather(student, shardings)
             views, inter_teacher_weights = encode(student, crops.groups, drop_keys, crops.masks, teacher.views)
@@ -255,6 +268,7 @@ def make_gradients(
                 places=crops.places,
                 masks=crops.masks,
                 inter_scale=schedules.inter_scale and schedules.inter_scale(state.step),
+                relations=relations(state.bank, index),
             )
             return result.loss, result
 
@@ -319,7 +333,7 @@ def make_update(
             "bad_steps": bad_steps.total,
             "bad_steps_in_row": bad_steps.in_row,
         }
-        new = TrainState(state.step + 1, student, teacher, optimizer_state, centers, bad_steps)
+        new = TrainState(state.step + 1, student, teacher, optimizer_state, centers, bad_steps, state.bank)
         return new, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
 
     return update
@@ -336,31 +350,43 @@ def make_train_step(
 
     The step's randomness is a function of (seed, step, image index). Its metrics are float32 scalars. With `train.accumulate`
     the batch goes through in parts, and gradients, centers and metrics are the parts' means: those of the whole batch, but for
-    what looks across images (KoLeo, batch statistics in the heads, Sinkhorn), which sees a part at a time.
+    what looks across images (L_N, KoLeo, batch statistics in the heads, Sinkhorn), which sees a part at a time.
     """
     make_crops, masks = make_views(config, make_teacher(config, network, shardings)), make_masks(config)
     gradients = make_gradients(config, network, schedules, shardings)
     update = make_update(optimizer, schedules, frozen_parameters(config))
     parts = config.train.accumulate
+    # The rows of all devices are gathered: by themselves they would be added up as a whole bank from each.
+    whole = lambda x: jax.lax.with_sharding_constraint(x, shardings.replicated) if shardings else x
+
+    def write(state: TrainState, index: Array, rows: Array | None) -> TrainState:
+        return state if rows is None else state._replace(bank=write_rows(state.bank, whole(index), whole(rows)))
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
-        def forward(batch: Batch) -> tuple[Params, Forward]:
+        def forward(batch: Batch) -> tuple[tuple[Params, Forward], Array | None]:
             crops, teacher = make_crops(state.teacher, batch, jax.random.fold_in(key, 0))
             keys = lambda number: jax.vmap(functools.partial(jax.random.fold_in, jax.random.fold_in(key, number)))(batch.index)
             crops = crops._replace(masks=masks and masks(keys(2)))
-            return gradients(state, crops, teacher, keys(1))
+            rows = bank_rows(teacher.views.image_embedding, network.pool_widths) if config.method.relation_weight else None
+            return gradients(write(state, batch.index, rows), crops, teacher, keys(1), batch.index), rows
 
         if parts == 1:
-            return update(state, *forward(batch))
+            result, rows = forward(batch)
+        else:
+            # Part p takes the images p, p + parts, ...: a slice of what each device holds, so that nothing moves.
+            split = lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)
+            batches = jax.tree.map(split, batch)
+            zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(forward, jax.tree.map(lambda x: x[0], batches))[0])
 
-        # Part p takes the images p, p + parts, ...: a slice of what each device holds, so that nothing moves.
-        split = lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)
-        batches = jax.tree.map(split, batch)
-        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(forward, jax.tree.map(lambda x: x[0], batches)))
-        add = lambda total, of_part: jax.tree.map(lambda a, b: a + b / parts, total, of_part)
-        mean, _ = jax.lax.scan(lambda total, part: (add(total, forward(part)), None), zeros, batches)
-        return update(state, *mean)
+            def add(total: tuple[Params, Forward], part: Batch) -> tuple[tuple[Params, Forward], Array | None]:
+                of_part, rows = forward(part)
+                return jax.tree.map(lambda a, b: a + b / parts, total, of_part), rows
+
+            result, rows = jax.lax.scan(add, zeros, batches)
+            rows = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, x.shape[-1]), rows)
+        new, metrics = update(state, *result)
+        return write(new, batch.index, rows), metrics
 
     return train_step

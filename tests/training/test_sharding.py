@@ -51,7 +51,7 @@ def main():
         config = config_lib.resolve(config, IMAGES, all_hardware())
         shardings, network = make_shardings(config), make_network(config)
         optimizer = adamw(config.optim.clip_grad, make_groups(config, 1))
-        init = lambda: init_state(config, network, optimizer)  # noqa: B023, called in this turn
+        init = lambda: init_state(config, network, optimizer, IMAGES)  # noqa: B023, called in this turn
         placed = shardings.of_state(jax.eval_shape(init))
         state = quick(init, out_shardings=placed)()
         step = jax.jit(

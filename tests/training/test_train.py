@@ -76,6 +76,18 @@ def test_killed_run_resumes_bit_exactly(finished, config, tmp_path):
     assert [line["step"] for line in runs.lines(tmp_path)] == list(range(1, STEPS + 1))  # nothing twice, nothing lost
 
 
+def test_a_restart_keeps_what_images_resemble(config, tmp_path):
+    config.method.relation_weight = 1.0
+    runs.train(config, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        runs.train(config, tmp_path / "killed", _raise_at(5, KeyboardInterrupt))
+    bank = runs.state(tmp_path / "killed", config).bank
+    assert bank.shape[0] == 24
+    assert np.all(np.any(bank != 0, axis=1))  # each was seen in the first epoch
+    runs.train(config, tmp_path / "killed")
+    runs.assert_same(*(runs.state(tmp_path / name, config) for name in ("killed", "whole")))
+
+
 def test_stopped_run_saves_and_resumes_bit_exactly(finished, config, tmp_path):
     run = prepare(config)
     splits, _ = open_splits(run.config)
