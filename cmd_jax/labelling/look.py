@@ -7,13 +7,13 @@ from typing import NamedTuple
 import numpy as np
 
 from cmd_jax.labelling.doubles import find_doubles
-from cmd_jax.labelling.features import directions, nearest
+from cmd_jax.labelling.features import nearest
 from cmd_jax.labelling.mislabels import find_mislabels
 from cmd_jax.labelling.photos import Photos
 from cmd_jax.text import printable
 
-NEIGHBOURS = 5
-DEVIATIONS = 4.0  # robust deviations that an outlier's similarity to its neighbours lies below the median
+CROWD = 0.1  # of the images: how many of the nearest an outlier is unlike
+DEVIATIONS = 3.5  # robust ones that an outlier's similarity lies below the median (Iglewicz and Hoaglin, 1993)
 KINDS = ("unreadable", "exact double", "near double", "outlier", "suspected mislabel")
 
 
@@ -80,15 +80,23 @@ def _pair(photos: Photos, kind: str, one: int, other: int, said: str) -> Finding
 
 
 def _outliers(photos: Photos) -> list[Finding]:
-    if len(photos.paths) <= 2 * NEIGHBOURS:
-        return []
-    _, similarity = nearest(directions(photos.features), NEIGHBOURS + 1)
-    mean = (similarity.sum(axis=1) - similarity.max(axis=1)) / NEIGHBOURS  # without itself
-    middle = np.median(mean)
-    deviation = 1.4826 * np.median(np.abs(mean - middle))
-    rows = np.nonzero(mean < middle - DEVIATIONS * deviation)[0]
-    note = "similarity to its neighbours {:.2f}, of most images {:.2f}"
-    return [Finding("outlier", photos.paths[row], "", note.format(mean[row], middle)) for row in rows[np.argsort(mean[rows])]]
+    similarity = crowd_similarity(photos.features)
+    middle = np.median(similarity)
+    deviation = 1.4826 * np.median(np.abs(similarity - middle))
+    rows = np.nonzero(similarity < middle - DEVIATIONS * deviation)[0]
+    note = f"similarity {{:.2f}} to the {100 * CROWD:.0f} % of the images that are nearest, of most images {{:.2f}}"
+    rows = rows[np.argsort(similarity[rows])]
+    return [Finding("outlier", photos.paths[row], "", note.format(similarity[row], middle)) for row in rows]
+
+
+def crowd_similarity(features: np.ndarray) -> np.ndarray:
+    """Mean cosine of each image to the share CROWD of the others that is nearest: [N, F] of unit norm -> [N].
+
+    So many that images of another subject, which are each other's nearest, do not hide one another.
+    """
+    others = max(1, round(CROWD * (len(features) - 1)))
+    _, similarity = nearest(features, others + 1)
+    return (similarity.sum(axis=1, dtype=np.float64) - similarity.max(axis=1)) / others  # without itself
 
 
 def _mislabels(photos: Photos) -> tuple[list[Finding], list[str]]:
