@@ -15,7 +15,7 @@ to name groups in, and fills in the rest.
 Open OUT/index.html in a browser, name groups, save labels.csv, pass it with --labels, and open the new page: it has what you
 said, and asks for what is uncertain. OUT/look.csv lists doubles (train and test too), outliers, files that cannot be read, and,
 of class folders, images whose neighbours are of another class. OUT/suggestions.csv has file, class, calibrated probability and
-the nearest labelled image of all others; classes that nobody has named are marked unknown. OUT/history.csv keeps all that was
+the nearest labelled image of all others, marked unknown where no named class is believed. OUT/history.csv keeps all that was
 ever said. --link makes LABELLED/train/CLASS/* of links to what is labelled or at least --threshold probable, and
 LABELLED/rest/* of the others. No photograph is changed, and nothing is sent anywhere.
 --checkpoint is what cmd_jax.embed takes. Exit codes: 0 done, 64 bad flag or out of memory, 65 bad data or checkpoint, or disk

@@ -10,7 +10,7 @@ import numpy as np
 from cmd_jax.errors import ConfigError
 from cmd_jax.labelling.fill import fill_in
 
-UNKNOWN = 0.25  # probability of being right below which an image is of no class that was named
+UNKNOWN = 0.25  # probability of being right below which no named class is believed
 BINS = 15  # of the expected calibration error (Guo, Pleiss, Sun, Weinberger, ICML 2017)
 COLUMNS = ("file", "class", "probability", "unknown", "nearest")
 
@@ -22,7 +22,7 @@ class Suggestions(NamedTuple):
         classes: [N] texts, the most probable class; of a labelled image its label.
         probability: [N] float64 that it is right, calibrated on the labelled images; 1 of those.
         nearest: [N] int64, the labelled image of that class that is most similar.
-        unknown: [N] bool, that it is probably of a class that nobody has named.
+        unknown: [N] bool, that no named class is believed: it may be of one that nobody has named.
     """
 
     classes: np.ndarray
