@@ -80,7 +80,7 @@ METHODS = {
     # of CMD what is measured to help on small data (docs/results.md): the class token joined by the bag of weighed patches, and
     # regions that match by location
     "cmd_bag": _BASELINE | {"intra_image": 1.0, "intra_region": 1.0, "image_pool": "cls+mil", "region_matching": "location"},
-    # what is measured to help pretrained weights: relations among images, by the class token and the bag
+    # relations among images, by the class token and the bag: from pretrained weights better on birds, not on cars
     "cmd_relation": _BASELINE | {"intra_image": 1.0, "intra_region": 0.0, "relation": 1.0, "image_pool": "cls+mil"},
     "esvit": _BASELINE | {"intra_image": 0.5, "intra_region": 0.5, "image_pool": "mean"},
     # what the authors' released code computes, to reproduce it (cmd_jax/method/released.py)

@@ -119,11 +119,7 @@ ESVIT = REFERENCE | {
 AUTHORS = ESVIT | {"model.window": 14, "train.batch_size": 8, "method.momentum_batch_size": 8}
 
 # From pretrained weights, which say what the backbone is; the recipe is that of config/recipe.py.
-CONTINUE = FEW_IMAGES | {
-    "init.weights": "",  # to be given
-    "method.name": "cmd_relation",
-    "method.mil_scorer": "class_token",
-}
+CONTINUE = MEASURED | FEW_IMAGES | {"init.weights": ""}  # to be given
 # The same on two CPU cores.
 CONTINUE_SMALL = {
     **CONTINUE,
