@@ -37,7 +37,7 @@ from benchmarks.accelerator_parts import FULL, PARTS, TOY, LeftOut, Part
 from cmd_jax import files
 
 LEAST_S = 20  # of a part: less does not start a process and compile a step
-GRACE_S = 15  # for what is asked to stop
+GRACE_S = 30  # for what is asked to stop
 MEMORY_SHARE = "0.92"  # of a GPU, for a process that has it to itself
 Record = dict[str, Any]
 _FORK = multiprocessing.get_context("fork")  # the libraries are imported once, and no device is touched before
@@ -114,6 +114,8 @@ def run_cases(
     part: Part, cases: dict[str, Callable[[], Record]], names: list[str], args: argparse.Namespace, deadline: float
 ) -> None:
     """The process of a part: measures these cases, one after the other."""
+    if not part.on_device:  # it waits for what it has started, whose processes may be in sessions of their own
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.environ |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "true" if part.on_device else "false"}
     os.environ |= {"XLA_PYTHON_CLIENT_MEM_FRACTION": MEMORY_SHARE, "CMD_JAX_TEST_CACHE": str(args.out / "compiled")}
     for name in [name for name in os.environ if name.startswith("PYTEST_")]:

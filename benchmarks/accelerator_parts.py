@@ -153,7 +153,11 @@ TOY = Sizes(
     torch_cases=("cmd:24:2",),
     photos=(4, 2),
     round_s=0.01,
-    quality=[f"--set={item}" for item in (*TINY[1:], "train.batch_size=8", "train.epochs=1")],
+    quality=[
+        "--baselines=dino",
+        "--seeds=0",
+        *(f"--set={item}" for item in (*TINY[1:], "train.batch_size=8", "train.epochs=1")),
+    ],
 )
 
 
@@ -357,10 +361,15 @@ def quality(sizes: Sizes, out: Path, folder: str | None) -> dict[str, Callable[[
         if not folder:
             raise LeftOut("no --folder=PHOTOS")
         command = [sys.executable, "-m", "benchmarks.quality", f"--folder={folder}", f"--out={out / 'quality'}", *sizes.quality]
-        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"benchmarks.quality ended with code {done.returncode}")
-        return {"rows": json.loads(done.stdout.splitlines()[-1])["rows"]}
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                printed, _ = process.communicate()
+            except KeyboardInterrupt:  # it was asked to stop too, and saves what it has
+                process.wait()
+                raise
+        if process.returncode:
+            raise RuntimeError(f"benchmarks.quality ended with code {process.returncode}")
+        return {"rows": json.loads(printed.splitlines()[-1])["rows"]}
 
     return {"folder": measure}
 

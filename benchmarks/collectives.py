@@ -5,6 +5,7 @@
 
 A collective inside loops counts with the product of their trip counts, which the compiler notes. Of a conditional every branch
 counts. A sum that the program has in bfloat16, and a CPU computes in float32, counts as bfloat16: the compiler notes that too.
+Of sums that it has joined to one it keeps the first one's note, which then counts for all.
 """
 
 import math
