@@ -4,7 +4,10 @@ import argparse
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +17,8 @@ from benchmarks.accelerator_parts import PARTS, Part
 from benchmarks.kernels import Event
 from tests.conftest import QUICK_FLAGS
 from tests.programs import Programs
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.long
@@ -45,28 +50,44 @@ def test_every_part_gives_figures_on_a_cpu(tmp_path):
     assert table.count("\n| ") == sum(map(len, result["parts"].values())) + len(profile["kernels"]) + 1
 
 
-def run_part(out, limit_s, **cases):
-    accelerator.run_part(Part("part", 1, lambda *_: cases), cases, argparse.Namespace(out=out), limit_s)
+def _fail():
+    raise MemoryError("RESOURCE_EXHAUSTED: too large")
+
+
+ACTIONS = {"fail": _fail, "die": lambda: os.kill(os.getpid(), signal.SIGKILL), "sleep": lambda: time.sleep(60)}
+
+
+def main():
+    """OUT SECONDS CASE=ACTION ...: runs a part; an action that is a number is what the case finds."""
+    out, limit_s, *given = sys.argv[1:]
+    pairs = dict(case.split("=") for case in given)
+    cases = {name: ACTIONS.get(action, lambda action=action: {"x": int(action)}) for name, action in pairs.items()}
+    accelerator.run_part(Part("part", 1, lambda *_: cases), cases, argparse.Namespace(out=Path(out)), float(limit_s))
+
+
+def run_part(out, limit_s, **actions):
+    """In a process without a device's threads, as the command has it when it forks."""
+    cases = [f"{name}={action}" for name, action in actions.items()]
+    command = [sys.executable, "-m", "tests.benchmarks.test_accelerator", str(out), str(limit_s), *cases]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     return json.loads((out / "part.json").read_text())["cases"]
 
 
 def test_a_case_that_fails_costs_itself(tmp_path):
-    def fail():
-        raise MemoryError("RESOURCE_EXHAUSTED: too large")
-
-    found = run_part(tmp_path, 60, bad=fail, dead=lambda: os.kill(os.getpid(), signal.SIGKILL), good=lambda: {"x": 1})
+    found = run_part(tmp_path, 60, bad="fail", dead="die", good=1)
     assert found["bad"]["error"] == "MemoryError: RESOURCE_EXHAUSTED: too large"
     assert found["dead"] == {"error": "its process ended with code -9; see part.log"}
     assert found["good"]["x"] == 1
 
 
 def test_a_part_out_of_time_is_stopped_and_continued(tmp_path):
-    found = run_part(tmp_path, 2, first=lambda: {"x": 1}, slow=lambda: time.sleep(60), last=lambda: {"x": 3})
+    found = run_part(tmp_path, 2, first=1, slow="sleep", last=3)
     assert found["first"]["x"] == 1
     assert found["slow"] == {"out_of_time_s": 2}
     assert "last" not in found
     kept = found["first"]
-    found = run_part(tmp_path, 60, first=lambda: {"x": 9}, slow=lambda: {"x": 2}, last=lambda: {"x": 3})
+    found = run_part(tmp_path, 60, first=9, slow=2, last=3)
     assert found["first"] == kept
     assert list(found) == ["first", "slow", "last"]
     assert (found["slow"]["x"], found["last"]["x"]) == (2, 3)
@@ -93,3 +114,7 @@ def test_streams_of_a_device_come_before_threads():
     assert names(host) == [[("dot.1", "dot.1")]]
     assert names(host, gpu) == [[("gemm", "dot.1"), ("memcpy", "memcpy")]]
     assert names(host, tpu) == [[("fusion.3", "fusion.3")]]
+
+
+if __name__ == "__main__":
+    main()
