@@ -17,6 +17,7 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.timing import Timed, alternate, claim_stdout, serve, set_values, spread_of, torch_python, use_one_core
@@ -69,11 +70,12 @@ def compile_step(config: ConfigDict) -> tuple[jax.stages.Compiled, TrainState, t
     """The compiled (state, crops) -> (state, metrics), which takes the state's memory, and its first arguments."""
     network, schedules = make_network(config), make_schedules(config, IMAGES)
     optimizer = adamw(config.optim.clip_grad, lambda name: Group())
-    state = jax.jit(lambda: init_state(config, network, optimizer))()
+    state = jax.jit(lambda: init_state(config, network, optimizer, IMAGES))()
     gradients, teacher = make_gradients(config, network, schedules), make_teacher(config, network)
     update, crops = make_update(optimizer, schedules), random_crops(config)
-    keys = jax.random.split(jax.random.key(0), config.train.batch_size)
-    step = lambda state, views: update(state, *gradients(state, Crops(views), teacher(state.teacher, views[0]), keys))
+    batch = config.train.batch_size
+    keys, index = jax.random.split(jax.random.key(0), batch), jnp.arange(batch)
+    step = lambda state, views: update(state, *gradients(state, Crops(views), teacher(state.teacher, views[0]), keys, index))
     compiled = jax.jit(step, donate_argnums=0).lower(state, crops).compile()
     return_free_memory()  # as the training loop does
     return compiled, state, crops

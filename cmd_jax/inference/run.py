@@ -14,8 +14,9 @@ from cmd_jax.data.augment import normalize
 from cmd_jax.errors import WeightsError
 from cmd_jax.inference.load import Trained
 from cmd_jax.method import mil
+from cmd_jax.method.logits import l2_normalize
 from cmd_jax.models.build import Params, make_backbone
-from cmd_jax.models.heads import MILScorer, l2_normalize
+from cmd_jax.models.heads import MILScorer
 from cmd_jax.models.sizes import UNLEARNED
 from cmd_jax.models.swin import Swin
 from cmd_jax.models.vit import ViT

@@ -1,10 +1,18 @@
-"""Logits over K prototypes, of the student and of the teacher."""
+"""Unit vectors, and their logits over K prototypes, of the student and of the teacher."""
 
 import jax
+import jax.numpy as jnp
 
 from cmd_jax.method.products import product
 
 Array = jax.Array
+
+
+def l2_normalize(x: Array, eps: float = 1e-12) -> Array:
+    """x / max(|x|, eps) over the last axis, float32; the gradient at 0 is finite."""
+    x = x.astype(jnp.float32)
+    squared = jnp.sum(x * x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(squared, eps * eps))
 
 
 def student_logits(z: Array, prototypes: Array, temp: float, dtype: str = "float32") -> Array:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from cmd_jax.method.logits import l2_normalize
 from cmd_jax.method.products import product
 
 Array = jax.Array
@@ -38,12 +39,6 @@ class Relations(NamedTuple):
     teacher_temp: float
     student_temp: float
     own_share: float
-
-
-def l2_normalize(x: Array) -> Array:
-    """x / |x| over the last axis, float32; 0 stays 0, with a finite gradient."""
-    x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))
 
 
 def scaled_pools(embedding: Array, widths: tuple[int, ...]) -> Array:

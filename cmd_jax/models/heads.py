@@ -5,18 +5,12 @@ import jax
 import jax.numpy as jnp
 
 from cmd_jax.method import mil
+from cmd_jax.method.logits import l2_normalize
 from cmd_jax.models.layers import gelu
 from cmd_jax.models.sizes import Scoring
 
 Array = jax.Array
 _kernel_init = nn.initializers.lecun_normal()
-
-
-def l2_normalize(x: Array, eps: float = 1e-12) -> Array:
-    """x / max(|x|, eps) over the last axis, float32; the gradient at 0 is finite."""
-    x = x.astype(jnp.float32)
-    squared = jnp.sum(x * x, axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.maximum(squared, eps * eps))
 
 
 class MILScorer(nn.Module):

@@ -35,9 +35,7 @@ class TrainState(NamedTuple):
     bank: jax.Array | None = None
 
 
-def init_state(
-    config: ConfigDict, network: Network, optimizer: optax.GradientTransformation, train_images: int = 0
-) -> TrainState:
+def init_state(config: ConfigDict, network: Network, optimizer: optax.GradientTransformation, train_images: int) -> TrainState:
     """State before the first step: the teacher equals the student, centers and bank are zero.
 
     Args:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from cmd_jax.method import mil
-from cmd_jax.models.heads import BatchStatisticsNorm, ProjectionHead, Prototypes, l2_normalize
+from cmd_jax.method.logits import l2_normalize
+from cmd_jax.models.heads import BatchStatisticsNorm, ProjectionHead, Prototypes
 from cmd_jax.models.network import Network
 from cmd_jax.models.swin import Swin
 from cmd_jax.models.vit import ViT

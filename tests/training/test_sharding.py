@@ -107,7 +107,7 @@ def meshes():
 def parameters():
     config = config_lib.resolve(tiny(), IMAGES)
     network = make_network(config)
-    return jax.eval_shape(lambda: init_state(config, network, adamw(3.0, make_groups(config, 1)))).student
+    return jax.eval_shape(lambda: init_state(config, network, adamw(3.0, make_groups(config, 1)), IMAGES)).student
 
 
 @pytest.mark.parametrize("name", [name for of_count in MESHES.values() for name in of_count if name != "1"])

@@ -131,7 +131,7 @@ def test_key_patch_views_look_where_the_weights_lie(multi_crop, monkeypatch):
         multi_crop.views.key_patch_share = share
         config = config_lib.resolve(multi_crop, IMAGES)
         network = make_network(config)
-        state = quick(lambda: init_state(config, network, adamw(3.0, make_groups(config, 0))))()
+        state = quick(lambda: init_state(config, network, adamw(3.0, make_groups(config, 0)), IMAGES))()
         groups = quick(step_lib.make_views(config, step_lib.make_teacher(config, network)))
         return groups(state.teacher, _batch(), jax.random.key(0))
 
