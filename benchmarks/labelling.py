@@ -30,8 +30,9 @@ from cmd_jax.labelling.doubles import DETAIL, candidates, registered
 from cmd_jax.labelling.groups import group_images, grow
 from cmd_jax.labelling.look import look
 from cmd_jax.labelling.mislabels import held_out, plant
-from cmd_jax.labelling.photos import Photos, read_photos, read_thumb
+from cmd_jax.labelling.photos import Photos, read_photos
 from cmd_jax.labelling.suggest import suggest
+from cmd_jax.labelling.thumbs import read_thumb
 
 CROP, GROUPS, MAJORITY, LAST_GROUPS = 0.9, 60, 0.6, 20
 

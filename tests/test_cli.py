@@ -172,6 +172,8 @@ def test_a_folder_is_labelled_round_by_round(run, finished, photo_folder, tmp_pa
     assert "doubles: 1 exact, 0 near pairs; 1 across train and test" in done.stdout
     found = (out / "look.csv").read_text().splitlines()
     assert "exact double,train/a class/0.png,test/a class/copy.png,equal files; across train and test" in found
+    kept = out / "thumbs.parquet"
+    written = kept.stat().st_mtime_ns
     paths = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png") if path.name != "bad.png")
     names = {path: path.split("/")[1] for path in paths[::2]}
     first = "file,class\n" + "".join(f"{path},{name}\n" for path, name in names.items())
@@ -181,6 +183,8 @@ def test_a_folder_is_labelled_round_by_round(run, finished, photo_folder, tmp_pa
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "first.csv").read_text() == first
     assert "is whole" not in done.stdout
+    assert kept.stat().st_mtime_ns == written
+    kept.write_bytes(kept.read_bytes()[:-20])
     assert "beside the class folders of 18 images without a label: " in done.stdout
     suggested = (out / "suggestions.csv").read_text().splitlines()
     assert suggested[0] == "file,class,probability,unknown,nearest"
@@ -194,6 +198,7 @@ def test_a_folder_is_labelled_round_by_round(run, finished, photo_folder, tmp_pa
     done = run("label", *flags, f"--labels={tmp_path / 'second.csv'}")
     assert done.returncode == 0, done.stderr
     assert f"  {paths[0]}: {names[paths[0]]}, then Owl" in done.stdout
+    assert f"{kept} is damaged; the photographs are read again" in done.stdout
     history = (out / "history.csv").read_text().splitlines()
     assert len(history) == 1 + len(names) + 2
     assert "19 images of 4 classes are labelled, 1 are struck" in done.stdout

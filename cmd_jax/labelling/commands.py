@@ -18,6 +18,7 @@ from cmd_jax.labelling.look import look
 from cmd_jax.labelling.look import to_csv as findings_csv
 from cmd_jax.labelling.page import write_page
 from cmd_jax.labelling.photos import Photos, read_photos
+from cmd_jax.labelling.thumbs import read_kept, write_kept
 from cmd_jax.text import printable
 
 SHOWN = 5  # conflicts that are printed
@@ -32,7 +33,7 @@ def label(
     Args:
         network: that embeds.
         images: folder of the photographs.
-        out: folder of all that is written; the features in it are used again.
+        out: folder of all that is written; the features and thumbnails in it are used again.
         labels: paths of what the page saved, the oldest first.
         link: folder of links to make, see `links.make_links`; None: none.
         threshold: probability from which a suggestion is linked as if it was a label.
@@ -62,7 +63,12 @@ def label(
 
     trained = network.read(network.features)
     summary = embed_folder(trained, images, place("features.parquet"), batch_size, patch_weights=True)
-    photos = read_photos(images, place("features.parquet"), trained.config, _bad(summary.bad_list))
+    kept, unusable = read_kept(place("thumbs.parquet"))
+    lines += [unusable] if unusable else []
+    photos = read_photos(images, place("features.parquet"), trained.config, _bad(summary.bad_list), kept)
+    thumbs = dict(zip(photos.paths, photos.thumbs, strict=True))
+    if thumbs.keys() != kept.keys() or any(thumbs[path] is not kept[path] for path in thumbs):
+        write_kept(place("thumbs.parquet"), thumbs)
     looked = look(photos)
     files.write(place("look.csv"), findings_csv(looked.findings))
     lines += [*looked.lines, f"wrote {place('look.csv')}"]

@@ -1,46 +1,23 @@
 """The photographs of a folder as labelling sees them: features, key patches, thumbnails, and what doubles are found by."""
 
-import hashlib
-import io
 import os
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from cmd_jax.config import ConfigDict, token_px
-from cmd_jax.data.decode import decode_rgb, eval_corner, eval_size
+from cmd_jax.data.decode import eval_corner, eval_size
 from cmd_jax.data.folder import FolderSource
-from cmd_jax.data.listing import read_image_file
 from cmd_jax.data.sources import SPLITS
 from cmd_jax.errors import BadImage, ConfigError, DatasetError
 from cmd_jax.inference.preprocess import in_threads
 from cmd_jax.inference.store import read_meta, rows
-from cmd_jax.labelling.doubles import Look, look_of
+from cmd_jax.labelling.thumbs import Thumb, read_thumb, thumb_px
 from cmd_jax.progress import track
 from cmd_jax.text import printable
 
-PAGE_BYTES = 40e6  # of all thumbnails: what a browser opens from disk within a second or two
-THUMB_PX = (96, 256)  # least and most of the longer side
-BYTES_PER_PIXEL = 0.28  # of a thumbnail
-QUALITY = 70
 KEY_PATCHES, KEY_WEIGHT = 3, 1.5  # patches that are marked, and their least weight beside that of equal ones
-
-
-class Thumb(NamedTuple):
-    """What is kept of a photograph.
-
-    Attributes:
-        webp: the whole picture, small.
-        size: (width, height) of the photograph in pixels, upright.
-        digest: of the bytes of the file, 64 hexadecimal digits.
-        look: what doubles are found by.
-    """
-
-    webp: bytes
-    size: tuple[int, int]
-    digest: str
-    look: Look
 
 
 class Photos(NamedTuple):
@@ -70,14 +47,17 @@ class Photos(NamedTuple):
     note: str
 
 
-def read_photos(folder: str, features: str, config: ConfigDict, bad: list[tuple[str, str]]) -> Photos:
-    """Reads all photographs of a file of features once more, for their pixels.
+def read_photos(
+    folder: str, features: str, config: ConfigDict, bad: list[tuple[str, str]], kept: Mapping[str, Thumb] | None = None
+) -> Photos:
+    """Reads the photographs of a file of features once more, for their pixels.
 
     Args:
         folder: that was embedded.
         features: the file, as `embed_folder` writes it.
         config: of the network, resolved.
         bad: photographs that embedding could not read.
+        kept: of an earlier call, by path; photographs that have not changed since are not read.
     """
     meta = read_meta(features)
     columns = ["features", *(["patch_weights"] if "patch_weights" in meta.widths else [])]
@@ -86,11 +66,11 @@ def read_photos(folder: str, features: str, config: ConfigDict, bad: list[tuple[
         paths += names
         pieces.append(piece)
     arrays = {name: np.concatenate([piece[name] for piece in pieces]) for name in columns}
-    side = thumb_px(len(paths))
+    side, kept = thumb_px(len(paths)), kept or {}
 
     def load(path: str) -> Thumb | BadImage:
         try:
-            return read_thumb(os.path.join(folder, path), side)
+            return read_thumb(os.path.join(folder, path), side, kept.get(path))
         except BadImage as error:
             return error
 
@@ -104,23 +84,6 @@ def read_photos(folder: str, features: str, config: ConfigDict, bad: list[tuple[
     marks = key_patches(weights, [thumb.size for thumb in thumbs], config)
     classes, splits, note = class_folders(folder, kept)
     return Photos(folder, kept, arrays["features"][whole], marks, thumbs, classes, splits, bad, note)
-
-
-def thumb_px(count: int) -> int:
-    """The longer side of each of `count` thumbnails: as large as the page may be."""
-    return int(np.clip((PAGE_BYTES / max(count, 1) / BYTES_PER_PIXEL) ** 0.5, *THUMB_PX))
-
-
-def read_thumb(path: str, side_px: int) -> Thumb:
-    """Reads a photograph. Raises BadImage."""
-    name = printable(path)
-    encoded = read_image_file(path, name)
-    image = Image.fromarray(decode_rgb(encoded, name))
-    small = image.copy()
-    small.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
-    webp = io.BytesIO()
-    small.save(webp, "WEBP", quality=QUALITY, method=2)
-    return Thumb(webp.getvalue(), image.size, hashlib.sha256(encoded).hexdigest(), look_of(image))
 
 
 def key_patches(weights: np.ndarray, sizes: list[tuple[int, int]], config: ConfigDict) -> np.ndarray:

@@ -11,8 +11,9 @@ from axe_playwright_python.sync_playwright import Axe
 from cmd_jax.labelling.groups import Group, Tree
 from cmd_jax.labelling.look import Finding
 from cmd_jax.labelling.page import write_page
-from cmd_jax.labelling.photos import KEY_PATCHES, Photos, read_thumb
+from cmd_jax.labelling.photos import KEY_PATCHES, Photos
 from cmd_jax.labelling.suggest import suggest
+from cmd_jax.labelling.thumbs import read_thumb
 from tests.browser.test_report import ISSUES, PHONE
 
 NASTY = ("</script><script>alert(1)</script>.png", 'a, "quoted" <img src=x onerror=alert(2)>.png')
