@@ -80,8 +80,9 @@ METHODS = {
     # of CMD what is measured to help on small data (docs/results.md): the class token joined by the bag of weighed patches, and
     # regions that match by location
     "cmd_bag": _BASELINE | {"intra_image": 1.0, "intra_region": 1.0, "image_pool": "cls+mil", "region_matching": "location"},
-    # relations among images, by the class token and the bag: from pretrained weights better on birds, not on cars
-    "cmd_relation": _BASELINE | {"intra_image": 1.0, "intra_region": 0.0, "relation": 1.0, "image_pool": "cls+mil"},
+    # that and relations among images
+    "cmd_relation": _BASELINE
+    | {"intra_image": 1.0, "intra_region": 1.0, "relation": 1.0, "image_pool": "cls+mil", "region_matching": "location"},
     "esvit": _BASELINE | {"intra_image": 0.5, "intra_region": 0.5, "image_pool": "mean"},
     # what the authors' released code computes, to reproduce it (cmd_jax/method/released.py)
     "released": _BASELINE | {"intra_image": 0.5, "intra_region": 0.5, "released": 1.0, "image_pool": "mean"},
@@ -230,7 +231,7 @@ KEYS: dict[str, Key] = {
     "method.relation_weight": Key(None, WEIGHT, "of L_N, which training images a view resembles; None: by the method"),
     "method.relation_teacher_temp": Key(0.05, TEMPERATURE, "of the teacher's softmax over the other training images, for L_N"),
     "method.relation_student_temp": Key(0.1, TEMPERATURE, "of the student's softmax over all training images, for L_N"),
-    "method.relation_own_share": Key(0.5, SHARE, "of the image itself in the target of L_N; the rest is what it resembles"),
+    "method.relation_own_share": Key(0.25, SHARE, "of the image itself in the target of L_N; the rest is what it resembles"),
     "method.released_weight": Key(None, WEIGHT, "of the cross-level term of the authors' code; None: 0 but in method released"),
     "method.intra_masked_weight": Key(
         None, WEIGHT, "of L_M, iBOT's term of patches that the student does not see; None: 0 but in method ibot"

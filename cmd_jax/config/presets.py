@@ -119,7 +119,7 @@ ESVIT = REFERENCE | {
 AUTHORS = ESVIT | {"model.window": 14, "train.batch_size": 8, "method.momentum_batch_size": 8}
 
 # From pretrained weights, which say what the backbone is; the recipe is that of config/recipe.py.
-CONTINUE = MEASURED | FEW_IMAGES | {"init.weights": ""}  # to be given
+CONTINUE = MEASURED | FEW_IMAGES | {"method.name": "cmd_relation", "method.mil_temp": 1.0, "init.weights": ""}  # to be given
 # The same on two CPU cores.
 CONTINUE_SMALL = {
     **CONTINUE,

@@ -316,6 +316,31 @@ def crop_views(
     return of_batch(image_keys, canvas, size, focus, numbers, jnp.array(blur_probs), jnp.array(solarize_probs))
 
 
+LOOKS = (1.0, 0.5)  # sides of the whole image and of its centre, as shares of the image's
+
+
+def crop_looks(canvas: Array, size: Array, *, out: int, normalization: str) -> Array:
+    """The whole of every image and its centre, each resized to a square, nothing else changed.
+
+    Args:
+        canvas: [B, C, C, 3] uint8.
+        size: [B, 2] int32, height and width of the image inside its canvas.
+        out: side of a look in pixels.
+        normalization: see `normalize`.
+
+    Returns:
+        [B, L, out, out, 3] float32, normalised, in the order of LOOKS.
+    """
+    share = jnp.array(LOOKS)
+
+    def one(image: Array, size: Array, share: Array) -> Array:
+        extent = jnp.maximum(jnp.round(share * size), 1)
+        box = jnp.concatenate([jnp.floor((size - extent) / 2), extent])
+        return normalize(resized_crop(image, box, jnp.bool_(False), out), normalization)
+
+    return jax.vmap(jax.vmap(one, in_axes=(None, None, 0)), in_axes=(0, 0, None))(canvas, size, share)
+
+
 def key_points(key: Array, index: Array, weights: Array, shown: Placed, *, patch_side: float, views: ConfigDict) -> Array:
     """Samples points of the images to centre local views on, by the weights of the global views' patches.
 

@@ -303,8 +303,7 @@ def cmd_objective(
     extra: dict[str, Array] = {}
     if weights.relation:
         embeddings = jnp.concatenate([group.image_embedding for group in student], axis=1)
-        pair_weights = jnp.concatenate([pairing.image_weights for pairing in pairings], axis=1)
-        extra["relation"] = relation_term(embeddings, teacher.image_embedding, pair_weights, relations)
+        extra["relation"] = relation_term(embeddings, relations)
     if weights.intra_masked:  # of the global views alone, so apart from the terms of all views
         of_masked = groups[:1], student_prototypes, inter_teacher_weights, teacher_views, (pair_masked(masks),)
         extra["intra_masked"] = terms(*of_masked, weights=TermWeights(0.0, 1.0, 0.0, 0.0), student_temp=student_temp).loss

@@ -1,11 +1,13 @@
 """Relations: which training images an image resembles, distilled from the teacher's embeddings (L_N).
 
-A memory bank holds the teacher's last embedding of every training image. What an image resembles among them is a distribution
-over the bank, as in ReSSL (arXiv 2107.09282), but over the images themselves, without a head or prototypes: so the term is
-sharp from the first steps on pretrained weights, where new heads know nothing yet. A fixed share of the target is the image
-itself (instance discrimination, arXiv 1805.01978), the rest its neighbours, who may be of its class and on another background.
+A memory bank holds the teacher's last embeddings of every training image: of the whole and of its centre, neither augmented.
+What an image resembles among the others is a distribution over the bank, as in ReSSL (arXiv 2107.09282), but over the images
+themselves, without a head or prototypes: so the term is sharp from the first steps on pretrained weights, where new heads know
+nothing yet. A fixed share of the target is the image itself (instance discrimination, arXiv 1805.01978), the rest its
+neighbours, who may be of its class and on another background. The teacher finds them by all looks together, which are of one
+class half again as often as those by one; the student tells them from a single augmented view.
 
-Letters: B images, V student views, Q = 2 teacher views, F width of the embedding, M rows of the bank, one for a training image.
+Letters: B images, V student views, L looks at an image, F width of the embedding, M rows of the bank, one for a training image.
 """
 
 from typing import NamedTuple
@@ -25,7 +27,7 @@ class Relations(NamedTuple):
     """What L_N reads beside the embeddings of a batch.
 
     Attributes:
-        bank: [M, F], rows of `bank_rows`, 0 where an image was not seen yet; those of the batch are written.
+        bank: [M, L, F], rows of `scaled_pools`, 0 where an image was not seen yet; those of the batch are written.
         index: [B] int32, the images' rows.
         widths: of the pools that an embedding joins, F together.
         teacher_temp: of the teacher's softmax over the other images.
@@ -56,44 +58,41 @@ def scaled_pools(embedding: Array, widths: tuple[int, ...]) -> Array:
     return jnp.concatenate([first, *(OTHER_POOLS * part for part in others)], axis=-1)
 
 
-def bank_rows(teacher: Array, widths: tuple[int, ...]) -> Array:
-    """The rows that a batch leaves in the bank: means over its views of `scaled_pools`, [B, Q, F] -> [B, F] float32."""
-    return jnp.mean(scaled_pools(teacher, widths), axis=1)
-
-
 def write_rows(bank: Array, index: Array, rows: Array) -> Array:
-    """The bank [M, F] with the rows [B, F] of the images [B] in place of their old ones; what is not finite is left out."""
-    finite = jnp.all(jnp.isfinite(rows), axis=-1, keepdims=True)
-    written = jax.nn.one_hot(index, bank.shape[0]) * finite  # a product instead of a scatter, whose order is not fixed on a GPU
-    new = product("bm,bf->mf", written, jnp.where(finite, rows, 0.0))
-    return jnp.where(jnp.any(written > 0, axis=0)[:, None], new, bank)
+    """The bank [M, L, F] with the rows [B, L, F] of the images [B] in place of their old ones; what is not finite is left out."""
+    finite = jnp.all(jnp.isfinite(rows), axis=(1, 2))
+    written = jax.nn.one_hot(index, bank.shape[0]) * finite[:, None]  # not a scatter, whose order is not fixed on a GPU
+    new = product("bm,blf->mlf", written, jnp.where(finite[:, None, None], rows, 0.0))
+    return jnp.where(jnp.any(written > 0, axis=0)[:, None, None], new, bank)
 
 
-def relation_term(student: Array, teacher: Array, pair_weights: Array, relations: Relations) -> Array:
-    """L_N: sum over (q, v) of weight[q, v] * CE(r_t[q], r_s[v]), mean over B.
+def relation_term(student: Array, relations: Relations) -> Array:
+    """L_N: CE(r_t, r_s[v]), mean over the batch and the student's views.
 
-    Embeddings, as of `scaled_pools`, are compared by cosine around the bank's mean. The student's relation is
-    r_s = softmax(cos / student_temp) over the bank; the teacher's is own_share for the image's own row, and 1 - own_share times
-    softmax(cos / teacher_temp) over the others. Rows that hold no embedding yet take no part.
+    Embeddings are compared by cosine around the bank's mean. The student's relation is r_s = softmax(cos / student_temp) over
+    the means of the rows' looks; the teacher's is own_share for the image's own row, and 1 - own_share times
+    softmax(cos / teacher_temp) over the others, with the mean over the looks of the cosines of two rows. Rows that hold no
+    embedding yet take no part.
 
     Args:
         student: [B, V, F] embeddings, the only part with a gradient.
-        teacher: [B, Q, F] embeddings.
-        pair_weights: [Q, V], sum to 1.
         relations: the bank, the images' rows in it, and how they are compared.
 
     Returns:
         [] float32, nats.
     """
     bank, index, widths, teacher_temp, student_temp, own_share = relations
-    teacher, bank = jax.lax.stop_gradient((teacher, bank))
-    seen = jnp.any(bank != 0, axis=-1)  # [M]
-    mean = jnp.sum(bank, axis=0) / jnp.maximum(jnp.sum(seen), 1)
-    rows = l2_normalize(bank - mean)
-    cosines = lambda x: product("bvf,mf->bvm", l2_normalize(scaled_pools(x, widths) - mean), rows)
-    own = jax.nn.one_hot(index, bank.shape[0])[:, None]  # [B, 1, M]
-    of_others = jnp.where(seen & (own == 0), cosines(teacher) / teacher_temp, NOT_SEEN)
+    bank = jax.lax.stop_gradient(bank)
+    seen = jnp.any(bank != 0, axis=(1, 2))  # [M]
+    mean = jnp.sum(bank, axis=0) / jnp.maximum(jnp.sum(seen), 1)  # [L, F]
+    looks = l2_normalize(bank - mean)
+    of_teacher = product("blf,mlf->bm", looks[index], looks) / bank.shape[1]
+    mean_look = jnp.mean(mean, axis=0)
+    rows = l2_normalize(jnp.mean(bank, axis=1) - mean_look)
+    of_student = product("bvf,mf->bvm", l2_normalize(scaled_pools(student, widths) - mean_look), rows)
+
+    own = jax.nn.one_hot(index, bank.shape[0])  # [B, M]
+    of_others = jnp.where(seen & (own == 0), of_teacher / teacher_temp, NOT_SEEN)
     target = own_share * own + (1 - own_share) * jax.nn.softmax(of_others, axis=-1)
-    relation = jax.nn.log_softmax(jnp.where(seen, cosines(student) / student_temp, NOT_SEEN), axis=-1)
-    cross_entropy = -product("bqm,bvm->bqv", target, jnp.where(seen, relation, 0.0))
-    return jnp.sum(pair_weights * jnp.mean(cross_entropy, axis=0))
+    relation = jax.nn.log_softmax(jnp.where(seen, of_student / student_temp, NOT_SEEN), axis=-1)
+    return -jnp.mean(product("bm,bvm->bv", target, jnp.where(seen, relation, 0.0)))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.extend.core import Jaxpr, Var, jaxprs_in_params
 
 from cmd_jax.config import ConfigDict, token_px
+from cmd_jax.data.augment import LOOKS
 from cmd_jax.models.build import init_params, make_network
 from cmd_jax.models.network import Encoded
 
@@ -80,8 +81,10 @@ def model_flops(config: ConfigDict) -> float:
     whole = lambda encoded: [getattr(encoded, name) for name in read_fields(config)]
     local = lambda encoded: [getattr(encoded, name) for name in read_fields(config, local=True)]
     resting = lambda encoded: encoded.backbone["blocks"][frozen - 1]
-    teacher = forward(whole, 2, views.global_px)
-    student = teacher + forward(local, views.local_count, views.local_px)
+    teacher = of_views = forward(whole, 2, views.global_px)
+    if config.method.relation_weight:  # products with the bank do not count: they are few unless the images are millions
+        teacher += forward(lambda encoded: encoded.image_embedding, len(LOOKS), views.global_px)
+    student = of_views + forward(local, views.local_count, views.local_px)
     trained = student
     if frozen:
         trained -= forward(resting, 2, views.global_px) + forward(resting, views.local_count, views.local_px)

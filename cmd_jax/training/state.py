@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from cmd_jax.config import ConfigDict
+from cmd_jax.data.augment import LOOKS
 from cmd_jax.method.types import Centers
 from cmd_jax.models.build import Params, init_params
 from cmd_jax.models.network import Network
@@ -23,7 +24,7 @@ class TrainState(NamedTuple):
         optimizer: optax state.
         centers: of the teacher's logits.
         bad_steps: how many steps were left out because they were not finite.
-        bank: [M, F] float32, a row for each training image (`method.relations`); None without L_N.
+        bank: [M, L, F] float32, a row for each training image (`method.relations`); None without L_N.
     """
 
     step: jax.Array
@@ -53,5 +54,5 @@ def init_state(config: ConfigDict, network: Network, optimizer: optax.GradientTr
         optimizer=optimizer.init(student),
         centers=Centers(jnp.zeros(prototypes), jnp.zeros(prototypes)),
         bad_steps=BadSteps(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)),
-        bank=jnp.zeros((train_images, sum(network.pool_widths))) if config.method.relation_weight else None,
+        bank=jnp.zeros((train_images, len(LOOKS), sum(network.pool_widths))) if config.method.relation_weight else None,
     )

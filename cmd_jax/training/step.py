@@ -14,13 +14,13 @@ import optax
 from jax.sharding import PartitionSpec
 
 from cmd_jax.config import ConfigDict, token_px
-from cmd_jax.data.augment import Placed, crop_views, key_points
+from cmd_jax.data.augment import Placed, crop_looks, crop_views, key_points
 from cmd_jax.data.loader import Batch
 from cmd_jax.method.chunks import DATA, Streaming
 from cmd_jax.method.masks import draw_masks
 from cmd_jax.method.objective import Objective, cmd_objective
 from cmd_jax.method.regions import Places
-from cmd_jax.method.relations import Relations, bank_rows, write_rows
+from cmd_jax.method.relations import Relations, scaled_pools, write_rows
 from cmd_jax.method.types import Centers, PrototypePair, TermWeights, Views
 from cmd_jax.models.build import Params, with_dtype
 from cmd_jax.models.network import Encoded, Network
@@ -190,6 +190,23 @@ def make_views(
     return make
 
 
+def make_bank_rows(
+    config: ConfigDict, network: Network, shardings: Shardings | None = None
+) -> Callable[[Params, Batch], Array] | None:
+    """Builds (teacher's parameters, batch) -> rows of the bank [B, L, F]; None without L_N."""
+    if not config.method.relation_weight:
+        return None
+    teacher = make_teacher(config, network, shardings)
+    # The rows of all devices are gathered: by themselves they would be added up as a whole bank from each.
+    whole = lambda x: jax.lax.with_sharding_constraint(x, shardings.replicated) if shardings else x
+
+    def rows(params: Params, batch: Batch) -> Array:
+        looks = crop_looks(batch.canvas, batch.size, out=config.views.global_px, normalization=config.data.normalization)
+        return whole(scaled_pools(teacher(params, looks).views.image_embedding, network.pool_widths))
+
+    return rows
+
+
 def make_masks(config: ConfigDict) -> Callable[[Array], Array] | None:
     """Builds ([B] random keys, one for each image) -> [B, 2, N] bool, see `Crops`; None where the student sees all patches."""
     method = config.method
@@ -353,14 +370,14 @@ def make_train_step(
     what looks across images (L_N, KoLeo, batch statistics in the heads, Sinkhorn), which sees a part at a time.
     """
     make_crops, masks = make_views(config, make_teacher(config, network, shardings)), make_masks(config)
+    bank_rows = make_bank_rows(config, network, shardings)
     gradients = make_gradients(config, network, schedules, shardings)
     update = make_update(optimizer, schedules, frozen_parameters(config))
     parts = config.train.accumulate
-    # The rows of all devices are gathered: by themselves they would be added up as a whole bank from each.
     whole = lambda x: jax.lax.with_sharding_constraint(x, shardings.replicated) if shardings else x
 
     def write(state: TrainState, index: Array, rows: Array | None) -> TrainState:
-        return state if rows is None else state._replace(bank=write_rows(state.bank, whole(index), whole(rows)))
+        return state if rows is None else state._replace(bank=write_rows(state.bank, whole(index), rows))
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
@@ -369,7 +386,7 @@ def make_train_step(
             crops, teacher = make_crops(state.teacher, batch, jax.random.fold_in(key, 0))
             keys = lambda number: jax.vmap(functools.partial(jax.random.fold_in, jax.random.fold_in(key, number)))(batch.index)
             crops = crops._replace(masks=masks and masks(keys(2)))
-            rows = bank_rows(teacher.views.image_embedding, network.pool_widths) if config.method.relation_weight else None
+            rows = bank_rows and bank_rows(state.teacher, batch)
             return gradients(write(state, batch.index, rows), crops, teacher, keys(1), batch.index), rows
 
         if parts == 1:
@@ -385,7 +402,7 @@ def make_train_step(
                 return jax.tree.map(lambda a, b: a + b / parts, total, of_part), rows
 
             result, rows = jax.lax.scan(add, zeros, batches)
-            rows = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, x.shape[-1]), rows)
+            rows = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), rows)
         new, metrics = update(state, *result)
         return write(new, batch.index, rows), metrics
 

@@ -239,6 +239,16 @@ def test_evaluation_crop_equals_torchvision(photo, size):
     _close(jnp.clip(jnp.round(device), 0, 255)[top : top + 224, left : left + 224], expected, mean=0.3, largest=1.0)
 
 
+def test_looks_are_the_image_and_its_centre(photo):
+    height, width = photo.shape[:2]
+    canvas = np.zeros((1, 2 * max(height, width), 2 * max(height, width), 3), np.uint8)
+    canvas[0, :height, :width] = photo
+    looks = augment.crop_looks(jnp.asarray(canvas), jnp.array([[height, width]]), out=32, normalization="0,0,0/1,1,1")
+    centre = tuple(round(part * side) for part in (0.25, 0.75) for side in (width, height))
+    for look, part in zip(looks[0], (Image.fromarray(photo), Image.fromarray(photo).crop(centre)), strict=True):
+        _close(255 * look, part.resize((32, 32), Image.Resampling.BICUBIC), 0.11, 2.0)
+
+
 def test_long_images_get_a_clamped_central_crop():
     boxes = jax.vmap(lambda uniform: augment.sample_box(uniform, jnp.array([10, 400]), (0.9, 1.0)))(
         jax.random.uniform(jax.random.key(0), (20, augment.BOX_NUMBERS))

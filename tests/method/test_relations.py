@@ -5,22 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmd_jax.method.relations import Relations, bank_rows, relation_term, write_rows
+from cmd_jax.method.relations import Relations, relation_term, scaled_pools, write_rows
 
 WIDTHS = (2, 3)
 TEMPS = {"teacher_temp": 0.05, "student_temp": 0.2, "own_share": 0.4}
-PAIRS = jnp.array([[0.0, 0.25, 0.25], [0.25, 0.0, 0.25]])
 
 
 @pytest.fixture
 def embeddings():
     rng = np.random.default_rng(0)
-    bank = rng.normal(size=(7, 5))
-    bank /= np.linalg.norm(bank, axis=1, keepdims=True)
     return {
         "student": rng.normal(size=(2, 3, 5)),
-        "teacher": rng.normal(size=(2, 2, 5)),
-        "bank": bank,
+        "bank": rng.normal(size=(7, 2, 5)),
         "index": np.array([4, 1]),
     }
 
@@ -30,27 +26,30 @@ def _term(embeddings, **changes):
         name: jnp.asarray(value, jnp.int32 if name == "index" else jnp.float32)
         for name, value in (embeddings | changes).items()
     }
-    return relation_term(x["student"], x["teacher"], PAIRS, Relations(x["bank"], x["index"], WIDTHS, **TEMPS))
+    return relation_term(x["student"], Relations(x["bank"], x["index"], WIDTHS, **TEMPS))
 
 
-def _expected(student, teacher, bank, index):
-    """In float64, one pair after the other; rows of 0 take no part."""
+def _parts(x):
     unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
-    parts = lambda x: np.concatenate([unit(x[:2]), 0.7 * unit(x[2:])])
+    return np.concatenate([unit(x[..., :2]), 0.7 * unit(x[..., 2:])], axis=-1)
+
+
+def _expected(student, bank, index):
+    """In float64, one image after the other; rows of 0 take no part."""
+    unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
     softmax = lambda x: np.exp(x - x.max()) / np.exp(x - x.max()).sum()
-    seen = np.flatnonzero(np.abs(bank).sum(1))
+    seen = np.flatnonzero(np.abs(bank).sum((1, 2)))
     mean = bank[seen].mean(0)
-    rows = unit(bank[seen] - mean)
+    keys = unit(bank[seen].mean(1) - mean.mean(0))
     total = 0.0
     for b, own in enumerate(index):
         others = seen != own
-        for q in range(2):
-            target = np.where(others, 0.0, TEMPS["own_share"])
-            cosines = rows[others] @ unit(parts(teacher[b, q]) - mean)
-            target[others] = (1 - TEMPS["own_share"]) * softmax(cosines / TEMPS["teacher_temp"])
-            for v in range(3):
-                relation = softmax(rows @ unit(parts(student[b, v]) - mean) / TEMPS["student_temp"])
-                total -= float(PAIRS[q, v]) * np.sum(target * np.log(relation)) / len(index)
+        cosines = [np.mean([unit(bank[m, k] - mean[k]) @ unit(bank[own, k] - mean[k]) for k in range(2)]) for m in seen[others]]
+        target = np.where(others, 0.0, TEMPS["own_share"])
+        target[others] = (1 - TEMPS["own_share"]) * softmax(np.array(cosines) / TEMPS["teacher_temp"])
+        for v in range(3):
+            relation = softmax(keys @ unit(_parts(student[b, v]) - mean.mean(0)) / TEMPS["student_temp"])
+            total -= np.sum(target * np.log(relation)) / len(index) / 3
     return total
 
 
@@ -69,8 +68,8 @@ def test_images_not_seen_yet_take_no_part(embeddings):
 def test_first_batch_gives_finite_numbers(embeddings):
     """Nothing but the batch is in the bank; with one image there is nothing to resemble."""
     for index in ([4, 1], [4]):
-        some = {name: value[: len(index)] for name, value in embeddings.items() if name in ("student", "teacher")}
-        bank = np.zeros((7, 5))
+        some = {"student": embeddings["student"][: len(index)]}
+        bank = np.zeros((7, 2, 5))
         bank[index] = embeddings["bank"][index]
         value, gradient = jax.value_and_grad(
             lambda x, more=some | {"bank": bank, "index": index}: _term(more | {"student": x})
@@ -82,19 +81,17 @@ def test_first_batch_gives_finite_numbers(embeddings):
 def test_gradient_is_the_students_alone(embeddings):
     of = lambda name: jax.grad(lambda x: _term(embeddings | {name: x}))(jnp.asarray(embeddings[name], jnp.float32))
     assert np.any(of("student"))
-    assert not np.any(of("teacher"))
     assert not np.any(of("bank"))
 
 
 def test_rows_replace_those_of_their_images(embeddings):
     bank = jnp.asarray(embeddings["bank"], jnp.float32)
-    rows = bank_rows(jnp.asarray(embeddings["teacher"], jnp.float32), WIDTHS)
-    parts = [part / np.linalg.norm(part, axis=-1, keepdims=True) for part in np.split(embeddings["teacher"], [2], axis=-1)]
-    np.testing.assert_allclose(rows, np.concatenate([parts[0], 0.7 * parts[1]], axis=-1).mean(1), atol=1e-6)
+    rows = scaled_pools(jnp.asarray(embeddings["bank"][:2], jnp.float32), WIDTHS)
+    np.testing.assert_allclose(rows, _parts(embeddings["bank"][:2]), atol=1e-6)
     written = write_rows(bank, jnp.array([4, 1]), rows)
     expected = np.array(bank)
     expected[[4, 1]] = rows
     np.testing.assert_array_equal(written, expected)
-    broken = write_rows(bank, jnp.array([4, 1]), rows.at[0, 2].set(jnp.nan))
+    broken = write_rows(bank, jnp.array([4, 1]), rows.at[0, 1, 2].set(jnp.nan))
     expected[4] = bank[4]
     np.testing.assert_array_equal(broken, expected)
