@@ -59,7 +59,7 @@ def scaled_pools(embedding: Array, widths: tuple[int, ...]) -> Array:
 
 
 def write_rows(bank: Array, index: Array, rows: Array) -> Array:
-    """The bank [M, L, F] with the rows [B, L, F] of the images [B] in place of their old ones; what is not finite is left out."""
+    """The bank [M, L, F] with the rows [B, L, F] of the images [B] in place of their old ones, where those are finite."""
     finite = jnp.all(jnp.isfinite(rows), axis=(1, 2))
     written = jax.nn.one_hot(index, bank.shape[0]) * finite[:, None]  # not a scatter, whose order is not fixed on a GPU
     new = product("bm,blf->mlf", written, jnp.where(finite[:, None, None], rows, 0.0))
