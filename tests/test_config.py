@@ -217,8 +217,6 @@ def test_every_key_refuses_bad_values(key):
     refused = BAD_VALUES[kind] + ([] if usual is None else [None])
     if key in ("eval.knn_k", "eval.fractions", "eval.linear_lrs"):  # of any length
         refused.remove((1.0,) * 3)
-    if key == "method.mil_entropy_weight":  # of either sign
-        refused.remove(-1.0)
     for value in refused:
         config = default()
         config.data.source = "cub"
@@ -281,23 +279,10 @@ REFUSED = [
         {"optim.warmup_epochs": 200.0, "train.epochs": 100.0},
         "optim.warmup_epochs is 200.0, longer than train.epochs=100.0; use a tenth of the epochs",
     ),
-    (
-        {"method.mil_warmup_epochs": 200.0, "train.epochs": 100.0},
-        "method.mil_warmup_epochs is 200.0, longer than train.epochs=100.0",
-    ),
     ({f"method.{term}_weight": 0.0 for term in TERMS}, "all weights of the objective are 0; set method.intra_image_weight"),
     (
         {"method.mil_scorer": "mean", "method.mil_heads": 4},
         "method.mil_heads is 4, but method.mil_scorer 'mean' learns none; set it to 1, or the scorer to gated",
-    ),
-    (
-        {"method.mil_scorer": "mean", "method.mil_entropy_weight": 0.1},
-        "method.mil_entropy_weight is 0.1, but method.mil_scorer is 'mean', whose weights do not change; set it to 0 or",
-    ),
-    (
-        {"views.global_px": 16, "views.local_px": 16, "method.mil_entropy_weight": -0.1},
-        "method.mil_entropy_weight is -0.1, but a view of views.global_px=16 is one patch of 16 pixels, whose weight is 1;"
-        " set it to 0 or views.global_px to 32 or more",
     ),
     ({"model.attention": "cudnn", "model.dtype": "float32"}, "model.attention is 'cudnn', which takes no float32"),
     (

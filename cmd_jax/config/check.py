@@ -75,12 +75,9 @@ def validate(config: ConfigDict) -> None:
         raise ConfigError(
             f"eval.resize_px is {config.eval.resize_px}, less than eval.crop_px={config.eval.crop_px}; raise it to that"
         )
-    for key, remedy in (("optim.warmup_epochs", ""), ("method.mil_warmup_epochs", ", or 0 for none")):
-        epochs = flatten(config)[key]
-        if epochs is not None and config.train.epochs is not None and epochs > config.train.epochs:
-            raise ConfigError(
-                f"{key} is {epochs}, longer than train.epochs={config.train.epochs}; use a tenth of the epochs{remedy}"
-            )
+    warmup, epochs = config.optim.warmup_epochs, config.train.epochs
+    if warmup is not None and epochs is not None and warmup > epochs:
+        raise ConfigError(f"optim.warmup_epochs is {warmup}, longer than train.epochs={epochs}; use a tenth of the epochs")
     if config.train.batch_size is not None and config.train.batch_size % config.train.accumulate:
         raise ConfigError(
             f"train.accumulate is {config.train.accumulate}, which does not divide train.batch_size={config.train.batch_size}; "
@@ -187,20 +184,10 @@ def _check_class_token(config: ConfigDict) -> None:
 
 def _check_mil(config: ConfigDict) -> None:
     """Refuses what the MIL scorer cannot do."""
-    scorer, heads, weight = config.method.mil_scorer, config.method.mil_heads, config.method.mil_entropy_weight
+    scorer, heads = config.method.mil_scorer, config.method.mil_heads
     if heads > 1 and scorer in UNLEARNED:
         raise ConfigError(
             f"method.mil_heads is {heads}, but method.mil_scorer {scorer!r} learns none; set it to 1, or the scorer to gated"
-        )
-    if weight and scorer == "mean":
-        raise ConfigError(
-            f"method.mil_entropy_weight is {weight}, but method.mil_scorer is 'mean', whose weights do not change; "
-            "set it to 0 or the scorer to gated"
-        )
-    if weight and config.views.global_px and config.views.global_px <= token_px(config):
-        raise ConfigError(
-            f"method.mil_entropy_weight is {weight}, but a view of views.global_px={config.views.global_px} is one patch of "
-            f"{token_px(config)} pixels, whose weight is 1; set it to 0 or views.global_px to {2 * token_px(config)} or more"
         )
 
 

@@ -262,15 +262,6 @@ KEYS: dict[str, Key] = {
     ),
     "method.mil_heads": Key(1, whole(1, 64), "vectors w of the gated and attention scorers; each has a bag, which are joined"),
     "method.mil_hidden_dim": Key(128, WIDTH, "rows of V and U"),
-    "method.inter_direction": Key(
-        "bag_to_image", choice("bag_to_image", "image_to_bag"), "of L_S and L_T: KL(bag || image), or KL(image || bag)"
-    ),
-    "method.mil_warmup_epochs": Key(0.0, EPOCHS, "in which the weights of L_S and L_T rise linearly from 0"),
-    "method.mil_entropy_weight": Key(
-        0.0,
-        number(-1e6, 1e6),
-        "of the relative entropy of the student's MIL weights in the loss; above 0 sharpens them, below 0 spreads them",
-    ),
     "method.prototype_chunk": Key(
         None, whole(1, 2**22), "prototypes that the objective computes at a time; None: by memory and backend"
     ),
@@ -398,9 +389,6 @@ KEYS: dict[str, Key] = {
     "views.local_px": Key(None, SIDE_PX, "side of the local views; None: 3/7 of global_px, the references' 96 for 224"),
     "views.local_scale": Key((0.05, 0.4), several(SOME_SHARE, 2), "least and greatest share of the image's area"),
     "views.local_count": Key(8, whole(0, 256), "local views of an image"),
-    "views.key_patch_share": Key(
-        0.0, SHARE, "of the local views, those placed by the teacher's MIL weights in the global views; the others are random"
-    ),
     "views.jitter_prob": Key(0.8, SHARE, "of colour jitter"),
     "views.brightness": Key(0.4, number(0, 10), "strength of the jitter"),
     "views.contrast": Key(0.4, number(0, 10), "strength of the jitter"),

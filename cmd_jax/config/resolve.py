@@ -49,7 +49,13 @@ BY_WEIGHTS = (
 RENAMED = {"mesh.fsdp": "mesh.shard_state"}
 
 # Keys of earlier versions that are gone, with the value that meant what is done today.
-REMOVED = {"mesh.model": 1}
+REMOVED = {
+    "mesh.model": 1,
+    "method.inter_direction": "bag_to_image",
+    "method.mil_entropy_weight": 0.0,
+    "method.mil_warmup_epochs": 0.0,
+    "views.key_patch_share": 0.0,
+}
 
 # Below this many images the field uses fewer prototypes, a colder teacher and a faster EMA (see `resolve`).
 SMALL_DATASET = 20_000

@@ -76,14 +76,13 @@ def normalize(pixels: Array, normalization: str) -> Array:
     return detail / jnp.maximum(contrast, FLAT_CONTRAST)
 
 
-def sample_box(uniform: Array, size: Array, scale: tuple[float, float], focus: Array | None = None) -> Array:
+def sample_box(uniform: Array, size: Array, scale: tuple[float, float]) -> Array:
     """Samples the box of a random resized crop: the first of ten that fits, else a central crop of a clamped aspect ratio.
 
     Args:
         uniform: [BOX_NUMBERS] in 0..1, independent.
         size: [2] (height, width) of the image in pixels.
         scale: range of the area as a share of the image's.
-        focus: [2] (y, x) in pixels of the canvas, where the box is centred as far as it fits; None, or not finite: anywhere.
 
     Returns:
         [4] float32 (top, left, height, width), whole numbers.
@@ -106,10 +105,6 @@ def sample_box(uniform: Array, size: Array, scale: tuple[float, float], focus: A
     spare_y, spare_x = height - box_height, width - box_width
     top = jnp.where(found, jnp.floor(uniform[-2] * (spare_y + 1)), jnp.round(spare_y / 2))
     left = jnp.where(found, jnp.floor(uniform[-1] * (spare_x + 1)), jnp.round(spare_x / 2))
-    if focus is not None:
-        around = lambda point, extent, spare: jnp.clip(jnp.round(point - extent / 2), 0, spare)
-        top = jnp.where(jnp.isfinite(focus[0]), around(focus[0], box_height, spare_y), top)
-        left = jnp.where(jnp.isfinite(focus[1]), around(focus[1], box_width, spare_x), left)
     return jnp.stack([top, left, box_height, box_width])
 
 
@@ -120,15 +115,14 @@ def sample_params(
     blur_prob: Array,
     solarize_prob: Array,
     views: ConfigDict,
-    focus: Array | None = None,
 ) -> ViewParams:
-    """Samples the parameters of one view; `views` is the config's section of that name, `focus` as in `sample_box`."""
+    """Samples the parameters of one view; `views` is the config's section of that name."""
     # All numbers at once: every call of the generator is compiled for itself.
     coin, spread, (order, sigma), box = jnp.split(jax.random.uniform(key, (11 + BOX_NUMBERS,)), (5, 9, 11))
     strength = jnp.array([views.brightness, views.contrast, views.saturation, views.hue])
     low, high = views.blur_sigma
     return ViewParams(
-        box=sample_box(box, size, scale, focus),
+        box=sample_box(box, size, scale),
         flip=coin[0] < 0.5,
         jitter=coin[1] < views.jitter_prob,
         factors=(2 * spread - 1) * strength + jnp.array([1.0, 1.0, 1.0, 0.0]),
@@ -277,7 +271,6 @@ def crop_views(
     canvas: Array,
     size: Array,
     index: Array,
-    focus: Array | None = None,
     *,
     local: bool,
     views: ConfigDict,
@@ -290,7 +283,6 @@ def crop_views(
         canvas: [B, C, C, 3] uint8.
         size: [B, 2] int32, height and width of the image inside its canvas.
         index: [B] int32, the images' indices in the dataset.
-        focus: [B, V, 2] (y, x) in pixels of the canvas where views are centred as far as they fit; NaN or None: anywhere.
         local: the `views.local_count` local views, else the two global ones.
         views: the config's section of that name.
         normalization: see `normalize`.
@@ -302,18 +294,17 @@ def crop_views(
         first, out, scale = 0, views.global_px, views.global_scale
         blur_probs, solarize_probs = views.global_blur_prob, views.global_solarize_prob
 
-    def one(image_key, image, image_size, focus, number, blur, solarize):
+    def one(image_key, image, image_size, number, blur, solarize):
         view_key = jax.random.fold_in(image_key, number)
-        params = sample_params(view_key, image_size, tuple(scale), blur, solarize, views, focus)
+        params = sample_params(view_key, image_size, tuple(scale), blur, solarize, views)
         pixels = apply_params(image, params, out, views.blur_sigma[1], normalization, views.dtype)
         return Placed(pixels, params.box, params.flip)
 
     image_keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
     numbers = first + jnp.arange(len(blur_probs))
-    in_focus = None if focus is None else 0
-    of_image = jax.vmap(one, in_axes=(None, None, None, in_focus, 0, 0, 0))
-    of_batch = jax.vmap(of_image, in_axes=(0, 0, 0, in_focus, None, None, None))
-    return of_batch(image_keys, canvas, size, focus, numbers, jnp.array(blur_probs), jnp.array(solarize_probs))
+    of_image = jax.vmap(one, in_axes=(None, None, None, 0, 0, 0))
+    of_batch = jax.vmap(of_image, in_axes=(0, 0, 0, None, None, None))
+    return of_batch(image_keys, canvas, size, numbers, jnp.array(blur_probs), jnp.array(solarize_probs))
 
 
 LOOKS = (1.0, 0.5)  # sides of the whole image and of its centre, as shares of the image's
@@ -339,41 +330,6 @@ def crop_looks(canvas: Array, size: Array, *, out: int, normalization: str) -> A
         return normalize(resized_crop(image, box, jnp.bool_(False), out), normalization)
 
     return jax.vmap(jax.vmap(one, in_axes=(None, None, 0)), in_axes=(0, 0, None))(canvas, size, share)
-
-
-def key_points(key: Array, index: Array, weights: Array, shown: Placed, *, patch_side: float, views: ConfigDict) -> Array:
-    """Samples points of the images to centre local views on, by the weights of the global views' patches.
-
-    Args:
-        key: as of `crop_views`: the numbers of views go on, one for each point.
-        index: [B] int32, the images' indices in the dataset.
-        weights: [B, V, N] of the square grid's patches, row-major; rows sum to 1.
-        shown: the V global views.
-        patch_side: of a patch, a fraction of the view; the last row and column may reach beyond it.
-        views: the config's section of that name: each of the `local_count` views is placed so with the probability
-            `key_patch_share`.
-
-    Returns:
-        [B, L, 2] (y, x) in pixels of the canvas, uniform in a patch drawn by its weight in a view drawn at random; NaN for a
-        view that may lie anywhere.
-    """
-    side = math.isqrt(weights.shape[-1])
-    numbers = GLOBAL_VIEWS + views.local_count + jnp.arange(views.local_count)
-
-    def point(key: Array, weights: Array, box: Array, flip: Array) -> Array:
-        of_view, of_patch, of_place, of_use = jax.random.split(key, 4)
-        view = jax.random.randint(of_view, (), 0, weights.shape[0])
-        patch = jax.random.categorical(of_patch, jnp.log(weights[view]))
-        place = (jnp.stack([patch // side, patch % side]) + jax.random.uniform(of_place, (2,))) * patch_side
-        y, x = jnp.minimum(place, 1.0)
-        found = box[view, :2] + jnp.stack([y, jnp.where(flip[view], 1 - x, x)]) * box[view, 2:]
-        return jnp.where(jax.random.uniform(of_use) < views.key_patch_share, found, jnp.nan)
-
-    def of_image(index: Array, *image: Array) -> Array:
-        image_key = jax.random.fold_in(key, index)
-        return jax.vmap(lambda number: point(jax.random.fold_in(image_key, number), *image))(numbers)
-
-    return jax.vmap(of_image)(index, weights, shown.box, shown.flip)
 
 
 def multi_crop(

@@ -66,7 +66,7 @@ def mil_weights(scores: Array, temp: float) -> Array:
 
 
 def relative_entropy(weights: Array) -> Array:
-    """-sum_i a_i log a_i / log N: 1 is uniform, 0 a single patch; the gradient at a weight of 0 is finite.
+    """-sum_i a_i log a_i / log N: 1 is uniform, 0 a single patch.
 
     Args:
         weights: [..., N] MIL weights, sum to 1; N is 2 or more.
@@ -75,8 +75,7 @@ def relative_entropy(weights: Array) -> Array:
         [...] float32.
     """
     weights = weights.astype(jnp.float32)
-    logs = jnp.log(jnp.maximum(weights, jnp.finfo(jnp.float32).tiny))
-    return -jnp.sum(weights * logs, axis=-1) / jnp.log(weights.shape[-1])
+    return -jnp.sum(jax.scipy.special.xlogy(weights, weights), axis=-1) / jnp.log(weights.shape[-1])
 
 
 def bag_embedding(weights: Array, tokens: Array) -> Array:

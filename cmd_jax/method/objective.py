@@ -4,14 +4,13 @@ Letters: B images, V student views (the first Q = 2 are global, then the local o
 d bottleneck width, K prototypes. All terms are means over the batch and over the ordered pairs (q, v) of a teacher view q
 and a student view v != q.
 
-    L = w_ii L_I + w_ir L_R + w_is L_S + w_it L_T + w_n L_N  (+ masked, released, KoLeo and MIL entropy, which are options)
+    L = w_ii L_I + w_ir L_R + w_is L_S + w_it L_T + w_n L_N  (+ masked, released and KoLeo, which are options)
 
     L_I  intra-level, image:   CE( p_t_img[q], p_s_img[v] )                                               `image_term`
     L_R  intra-level, region:  sum_i w_i CE( p_t_reg[q, m(i)], p_s_reg[v, i] ), m(i) the matching patch   `region_term`
     L_S  inter-level, student: KL( sum_i a_s[v, i] p_s_reg[v, i] || p_s_img[v] )                          `inter_student_term`
     L_T  inter-level, teacher: KL( sum_i a_t[q, i] p_t_reg[q, i] || p_t_img[q] ), which trains the        `inter_teacher_term`
          student's scorer alone
-    L_S and L_T may also be the divergence in the other direction, KL(image || bag).
     L_N, which training images a view resembles: `relations.relation_term`.
     L_M, iBOT's (arXiv 2111.07832), is of the patches i in M_q of the global view q that the student does not see, a mean over
     the batch and q:           1 / |M_q| sum_i CE( p_t_reg[q, i], p_s_reg[q, i] )                         `pair_masked`
@@ -32,14 +31,12 @@ from cmd_jax.method.centers import sinkhorn_center, update_center
 from cmd_jax.method.chunks import Streaming
 from cmd_jax.method.koleo import koleo
 from cmd_jax.method.logits import student_logits, teacher_logits
-from cmd_jax.method.mil import relative_entropy
 from cmd_jax.method.products import product
 from cmd_jax.method.regions import Places, match_by_location, match_by_similarity
 from cmd_jax.method.relations import Relations, relation_term
 from cmd_jax.method.streamed import FOUR_TERMS, streamed_terms
 from cmd_jax.method.types import (
     Centers,
-    InterDirection,
     Pairing,
     PrototypePair,
     StudentViews,
@@ -106,11 +103,10 @@ def region_term(teacher_log_probs: Array, student_log_probs: Array, pairing: Pai
     return jnp.sum(pairing.region_weights * cross_entropy) / batch
 
 
-def bag_divergence(direction: InterDirection, mil_weights: Array, region_log_probs: Array, image_log_probs: Array) -> Array:
-    """KL(bag || image) or KL(image || bag) of the bag sum_i a_i p_i and the image distribution.
+def bag_divergence(mil_weights: Array, region_log_probs: Array, image_log_probs: Array) -> Array:
+    """KL(bag || image) of the bag sum_i a_i p_i and the image distribution: the image must cover what its patches predict.
 
     Args:
-        direction: "bag_to_image" or "image_to_bag".
         mil_weights: [..., N], a; sum to 1.
         region_log_probs: [..., N, K] log-probabilities.
         image_log_probs: [..., K] log-probabilities.
@@ -119,24 +115,18 @@ def bag_divergence(direction: InterDirection, mil_weights: Array, region_log_pro
         [...], nats.
     """
     bag_log_probs = jax.nn.logsumexp(region_log_probs, axis=-2, b=mil_weights[..., None])
-    if direction == "bag_to_image":
-        return jnp.sum(jnp.exp(bag_log_probs) * (bag_log_probs - image_log_probs), axis=-1)
-    return jnp.sum(jnp.exp(image_log_probs) * (image_log_probs - bag_log_probs), axis=-1)
+    return jnp.sum(jnp.exp(bag_log_probs) * (bag_log_probs - image_log_probs), axis=-1)
 
 
-def inter_student_term(
-    direction: InterDirection, mil_weights: Array, region_log_probs: Array, image_log_probs: Array, pairing: Pairing
-) -> Array:
+def inter_student_term(mil_weights: Array, region_log_probs: Array, image_log_probs: Array, pairing: Pairing) -> Array:
     """L_S of the student's views of one size: arguments of `bag_divergence` with leading [B, V] -> []."""
-    divergence = bag_divergence(direction, mil_weights, region_log_probs, image_log_probs)  # [B, V]
+    divergence = bag_divergence(mil_weights, region_log_probs, image_log_probs)  # [B, V]
     return jnp.sum(jnp.sum(pairing.image_weights, axis=0) * jnp.mean(divergence, axis=0))
 
 
-def inter_teacher_term(
-    direction: InterDirection, scorer_weights: Array, region_log_probs: Array, image_log_probs: Array
-) -> Array:
+def inter_teacher_term(scorer_weights: Array, region_log_probs: Array, image_log_probs: Array) -> Array:
     """L_T: arguments of `bag_divergence` with leading [B, Q] -> []; only `scorer_weights` carries a gradient."""
-    return jnp.mean(bag_divergence(direction, scorer_weights, *jax.lax.stop_gradient((region_log_probs, image_log_probs))))
+    return jnp.mean(bag_divergence(scorer_weights, *jax.lax.stop_gradient((region_log_probs, image_log_probs))))
 
 
 def plain_terms(
@@ -148,8 +138,6 @@ def plain_terms(
     *,
     weights: TermWeights,
     student_temp: float,
-    inter_scale: Array | None = None,
-    inter_direction: InterDirection = "bag_to_image",
 ) -> Terms:
     """The four terms with every distribution stored, B x V x N x K numbers; arguments of `streamed.streamed_terms`."""
     teacher = jax.lax.stop_gradient(teacher)
@@ -165,12 +153,12 @@ def plain_terms(
         if weights.intra_region:
             terms["intra_region"] += region_term(teacher_region, region, pairing)
         if weights.inter_student:
-            terms["inter_student"] += inter_student_term(inter_direction, group.mil_weights, region, image, pairing)
+            terms["inter_student"] += inter_student_term(group.mil_weights, region, image, pairing)
     if weights.inter_teacher:
-        terms["inter_teacher"] = inter_teacher_term(inter_direction, inter_teacher_weights, teacher_region, teacher_image)
+        terms["inter_teacher"] = inter_teacher_term(inter_teacher_weights, teacher_region, teacher_image)
     entropy = lambda probs: -jnp.sum(jax.scipy.special.xlogy(probs, probs), axis=-1)
     probs = jnp.exp(teacher_image)
-    loss = weights.scale_inter(inter_scale).total(terms)
+    loss = weights.total(terms)
     return Terms(loss, terms, entropy(probs), entropy(jnp.mean(probs, axis=(0, 1))))
 
 
@@ -240,8 +228,6 @@ def cmd_objective(
     center_momentum: Array | float,
     centering: Centering = "ema",
     streaming: Streaming | None = None,
-    inter_scale: Array | None = None,
-    inter_direction: InterDirection = "bag_to_image",
     places: tuple[Places, ...] | None = None,
     masks: Array | None = None,
     relations: Relations | None = None,
@@ -262,8 +248,6 @@ def cmd_objective(
         center_momentum: of the centers' moving average.
         centering: "ema" uses and updates the centers, "sinkhorn" replaces them by those of the batch.
         streaming: chunk, dtype and mesh of the streamed terms; None: `plain_terms`.
-        inter_scale: [] factor of the weights of L_S and L_T at this step; None: 1.
-        inter_direction: of L_S and L_T, "bag_to_image" is KL(bag || image), "image_to_bag" KL(image || bag).
         places: where the student's views lie, group by group, the first of them the teacher's too: regions match by location.
             None: by similarity.
         masks: [B, 2, N] bool, patches of the global views that the student did not see; read by L_M alone.
@@ -296,8 +280,6 @@ def cmd_objective(
         pairings,
         weights=weights,
         student_temp=student_temp,
-        inter_scale=inter_scale,
-        inter_direction=inter_direction,
     )
 
     extra: dict[str, Array] = {}
@@ -311,8 +293,6 @@ def cmd_objective(
         extra["released"] = released.term(student, student_prototypes, teacher_views, pairings, student_temp, whole)
     if weights.koleo:  # of each view by itself: views of one image are no neighbours
         extra["koleo"] = jnp.mean(jax.vmap(koleo, in_axes=1)(student[0].image_embedding))
-    if weights.mil_entropy:
-        extra["mil_entropy"] = jnp.mean(relative_entropy(student[0].mil_weights))
     loss = weights.total(extra, start=four.loss)
 
     if centering == "ema":

@@ -15,13 +15,6 @@ d bottleneck width, K prototypes. With D = KL(pi || q), pi = sum_i a_i sigma_i a
 t_k = log pi_k - log q_k + 1:
 
     dD/ds_ik = a_i sigma_ik (t_k - T_i),   dD/da_i = T_i = sum_k sigma_ik t_k,   dD/dx_k = q_k - pi_k
-
-In the direction "image_to_bag" D = KL(q || pi). With u_k = log q_k - log pi_k and t_k = dD/dpi_k = -q_k / pi_k the chain over
-the patches' softmax is the same; through q alone sum_k q_k du_k = sum_k dq_k = 0 leaves sum_k u_k dq_k, which needs D itself:
-
-    dD/ds_ik = a_i sigma_ik (t_k - T_i),   dD/da_i = T_i = sum_k sigma_ik t_k,   dD/dx_k = q_k (u_k - D)
-
-T_i and D are sums of the second pass, and the third needs no others: this direction takes as many passes.
 """
 
 import functools
@@ -37,7 +30,6 @@ from cmd_jax.method.chunks import DATA, Normalizer, Streaming, for_chunks, put_c
 from cmd_jax.method.products import operand, product
 from cmd_jax.method.types import (
     Centers,
-    InterDirection,
     Pairing,
     PrototypePair,
     StudentViews,
@@ -60,8 +52,6 @@ def streamed_terms(
     weights: TermWeights,
     student_temp: float,
     streaming: Streaming,
-    inter_scale: Array | None = None,
-    inter_direction: InterDirection = "bag_to_image",
 ) -> Terms:
     """The intra-level and inter-level terms, exact in value and gradient.
 
@@ -74,11 +64,9 @@ def streamed_terms(
         weights: of the terms; one of weight 0 is left out of the program. Only the first four are computed here.
         student_temp: tau_s.
         streaming: chunk, dtype and mesh.
-        inter_scale: [] factor of the weights of L_S and L_T that the program does not know when it is built; None: 1.
-        inter_direction: of L_S and L_T, KL(bag || image) or KL(image || bag).
     """
-    plan = _Plan(weights, float(student_temp), streaming, inter_direction)
-    teacher, pairings, inter_scale = lax.stop_gradient((teacher, pairings, inter_scale))
+    plan = _Plan(weights, float(student_temp), streaming)
+    teacher, pairings = lax.stop_gradient((teacher, pairings))
     # What no term reads is cut off here, so that no backward pass of zeros runs through the network.
     if not (weights.intra_region or weights.inter_student):
         student = tuple(group._replace(region_z=lax.stop_gradient(group.region_z)) for group in student)
@@ -87,7 +75,7 @@ def streamed_terms(
         student = tuple(group._replace(mil_weights=lax.stop_gradient(group.mil_weights)) for group in student)
     if not weights.inter_teacher:
         inter_teacher_weights = lax.stop_gradient(inter_teacher_weights)
-    loss, terms, *entropies = _distil(plan, student, prototypes, inter_teacher_weights, teacher, pairings, inter_scale)
+    loss, terms, *entropies = _distil(plan, student, prototypes, inter_teacher_weights, teacher, pairings)
     return Terms(loss, {name: terms[name] for name in FOUR_TERMS}, *entropies)
 
 
@@ -97,7 +85,6 @@ class _Plan(NamedTuple):
     weights: TermWeights
     student_temp: float
     streaming: Streaming
-    inter_direction: InterDirection
 
 
 class _Tile(NamedTuple):
@@ -110,18 +97,18 @@ class _Tile(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _distil(plan, student, prototypes, scorer, teacher, pairings, scale):
-    return _run(plan, student, prototypes, scorer, teacher, pairings, scale, with_gradients=False)[0]
+def _distil(plan, student, prototypes, scorer, teacher, pairings):
+    return _run(plan, student, prototypes, scorer, teacher, pairings, with_gradients=False)[0]
 
 
-def _distil_forward(plan, student, prototypes, scorer, teacher, pairings, scale):
-    return _run(plan, student, prototypes, scorer, teacher, pairings, scale, with_gradients=True)
+def _distil_forward(plan, student, prototypes, scorer, teacher, pairings):
+    return _run(plan, student, prototypes, scorer, teacher, pairings, with_gradients=True)
 
 
 def _distil_backward(plan, gradients, cotangents):
     # Terms and entropies are for the log: only the loss has a gradient.
     scaled = jax.tree.map(lambda gradient: (cotangents[0] * gradient).astype(gradient.dtype), gradients)
-    return (*scaled, None, None, None)
+    return (*scaled, None, None)
 
 
 _distil.defvjp(_distil_forward, _distil_backward)
@@ -136,10 +123,10 @@ def _run(plan, *arguments, with_gradients: bool):
     images, alike = PartitionSpec(DATA), PartitionSpec()
     pair = PrototypePair(alike, alike)
     of_teacher = TeacherViews(images, images, pair, Centers(alike, alike), alike)
-    of_pairings = tuple(Pairing(alike, images, images) for _ in arguments[-2])
+    of_pairings = tuple(Pairing(alike, images, images) for _ in arguments[-1])
     out = (alike, alike, images, alike), (images, pair, images) if with_gradients else None
     local = lambda *arguments: _Passes(plan, *arguments).run(with_gradients)
-    return plan.streaming.on_mesh(local, (images, pair, images, of_teacher, of_pairings, alike), out)(*arguments)
+    return plan.streaming.on_mesh(local, (images, pair, images, of_teacher, of_pairings), out)(*arguments)
 
 
 class _Sums(NamedTuple):
@@ -177,12 +164,9 @@ def _matching(pairing: Pairing, patches: int) -> Array:
 class _Passes:
     """The three passes over one batch."""
 
-    def __init__(self, plan, student, prototypes, scorer, teacher, pairings, scale):
+    def __init__(self, plan, student, prototypes, scorer, teacher, pairings):
         self.weights, self.streaming, self.temp = plan.weights, plan.streaming, plan.student_temp
-        self.direction = plan.inter_direction
         self.student, self.prototypes, self.scorer, self.teacher, self.pairings = student, prototypes, scorer, teacher, pairings
-        # `weights` decides which terms are computed, `weighted` is what the loss weighs them with.
-        self.weighted = plan.weights.scale_inter(scale)
         self.accumulated = jnp.promote_types(teacher.image_z.dtype, jnp.float32)
         self.product = functools.partial(product, dtype=plan.streaming.dtype)  # with prototypes, over d or K
         self.expected = plan.streaming.targets == "expected"
@@ -327,7 +311,7 @@ class _Passes:
         of_prototypes = gradients[2:] if with_gradients else ()
         terms, marginal = self.streaming.total((terms, marginal))
         of_prototypes = self.streaming.total_gradients(of_prototypes)
-        loss = self.weighted.total(terms)
+        loss = w.total(terms)
         share = marginal / (self.batch * self.teacher.image_z.shape[1])
         marginal_entropy = -jnp.sum(jax.scipy.special.xlogy(share, share))
         out = (loss, terms, sums.entropy, marginal_entropy)
@@ -352,14 +336,14 @@ class _Passes:
             sums = sums._replace(intra_region=sums.intra_region - total)
         if w.inter_student:
             parts = [
-                bags.sums(self.direction, group.mil_weights, regions, image)
+                bags.sums(group.mil_weights, regions, image)
                 for group, regions, image in zip(self.student, log_probs.student_region, log_probs.student_image, strict=True)
             ]
             add = lambda old, which: tuple(a + part[which] for a, part in zip(old, parts, strict=True))
             sums = sums._replace(student_divergence=add(sums.student_divergence, 0), student_slopes=add(sums.student_slopes, 1))
         if w.inter_teacher:
             of_teacher = log_probs.teacher_region, log_probs.teacher_image
-            divergence, slopes = bags.sums(self.direction, self.scorer, *of_teacher)
+            divergence, slopes = bags.sums(self.scorer, *of_teacher)
             sums = sums._replace(
                 teacher_divergence=sums.teacher_divergence + divergence, teacher_slopes=sums.teacher_slopes + slopes
             )
@@ -383,17 +367,12 @@ class _Passes:
                 log_regions = log_probs.student_region[index]
                 probs = jnp.exp(log_regions)
                 slope_region = w.intra_region * self.region_weights[index][..., None]  # [B, V, N, 1]
-                if w.inter_student and self.direction == "bag_to_image":
+                if w.inter_student:
                     mixture, t = bags.mixture_slope(group.mil_weights, probs, log_image)
-                    slope_image += self.weighted.inter_student * weight * (image_probs - mixture)
-                    bag = self.weighted.inter_student * weight * group.mil_weights  # [B, V, N]
+                    slope_image += w.inter_student * weight * (image_probs - mixture)
+                    bag = w.inter_student * weight * group.mil_weights  # [B, V, N]
                     slope_region = slope_region + bag[..., None] * (t[..., None, :] - sums.student_slopes[index][..., None])
                 slope_region = slope_region * probs
-                if w.inter_student and self.direction == "image_to_bag":
-                    found = sums.student_divergence[index], sums.student_slopes[index]
-                    of_logits = bags.reverse_slopes(group.mil_weights, log_regions, log_image, *found)
-                    slope_image += self.weighted.inter_student * weight * of_logits[0]
-                    slope_region += self.weighted.inter_student * (weight * group.mil_weights)[..., None] * of_logits[1]
                 if w.intra_region and not self.expected:
                     slope_region -= w.intra_region * self.matched_probs(pairing, jnp.exp(log_probs.teacher_region))
                 region_z[index] += self.product("bvnk,kd->bvnd", slope_region, of_region)
@@ -423,10 +402,10 @@ class _Passes:
                     of_region -= w.intra_region * self.matched(index, sums.region_targets)
                 of_region /= self.temp
             if w.inter_student:
-                of_weights = self.weighted.inter_student * self.image_weights[index][:, None] * sums.student_slopes[index]
+                of_weights = w.inter_student * self.image_weights[index][:, None] * sums.student_slopes[index]
             student.append(StudentViews(image_z[index] / self.temp, of_region, of_weights))
         scorer = jnp.zeros_like(self.scorer)
         if w.inter_teacher:
-            scorer = self.weighted.inter_teacher / (self.batch * self.scorer.shape[1]) * sums.teacher_slopes
+            scorer = w.inter_teacher / (self.batch * self.scorer.shape[1]) * sums.teacher_slopes
         inputs, outputs = (self.student, self.prototypes, self.scorer), (tuple(student), of_prototypes, scorer)
         return jax.tree.map(lambda gradient, x: gradient.astype(x.dtype), outputs, inputs)

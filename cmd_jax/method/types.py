@@ -4,20 +4,18 @@ Letters: B images, V student views of one size, Q = 2 teacher views, N patches o
 D backbone width, d bottleneck width, K prototypes.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 
 Array = jax.Array
-# KL(bag || image): the image must cover what its patches predict. KL(image || bag): some patch must predict as the image.
-InterDirection = Literal["bag_to_image", "image_to_bag"]
 
 
 class TermWeights(NamedTuple):
     """Weights of the loss terms: DINO is (1, 0, 0, 0), EsViT (0.5, 0.5, 0, 0), CMD (0.5, 0.5, lambda, lambda).
 
-    `relation` weighs L_N, `released` the term of the authors' code, `intra_masked` that of iBOT's masked patches, `koleo`
-    DINOv2's regulariser and `mil_entropy` the entropy of the student's MIL weights.
+    `relation` weighs L_N, `released` the term of the authors' code, `intra_masked` that of iBOT's masked patches and
+    `koleo` DINOv2's regulariser.
     """
 
     intra_image: float
@@ -27,7 +25,6 @@ class TermWeights(NamedTuple):
     released: float = 0.0
     intra_masked: float = 0.0
     koleo: float = 0.0
-    mil_entropy: float = 0.0
     relation: float = 0.0
 
     @property
@@ -41,11 +38,6 @@ class TermWeights(NamedTuple):
             if name in terms and not (isinstance(weight, int | float) and weight == 0):
                 start = start + weight * terms[name]
         return start
-
-    def scale_inter(self, scale: Array | None) -> "TermWeights":
-        """The weights of L_S and L_T times a factor [] that may be traced; those that are 0 stay 0. None: unchanged."""
-        times = lambda weight: weight if scale is None or not weight else weight * scale
-        return self._replace(inter_student=times(self.inter_student), inter_teacher=times(self.inter_teacher))
 
 
 class PrototypePair(NamedTuple):

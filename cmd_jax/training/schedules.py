@@ -39,11 +39,6 @@ def epoch_linear(start: float, end: float, warmup_epochs: int, steps_per_epoch: 
     return value
 
 
-def ramp(steps: int) -> Schedule:
-    """From 0 at step 0 to 1 at `steps`, and 1 from there on."""
-    return lambda step: jnp.minimum(step / steps, 1.0)
-
-
 def scaled_momentum(momentum: Array | float, config: ConfigDict) -> Array | float:
     """A momentum given for `method.momentum_batch_size` images, at this batch: m ^ (B / reference).
 
@@ -53,13 +48,12 @@ def scaled_momentum(momentum: Array | float, config: ConfigDict) -> Array | floa
 
 
 class Schedules(NamedTuple):
-    """Everything that changes with the step; `inter_scale`, of the weights of L_S and L_T, is None where it is always 1."""
+    """Everything that changes with the step."""
 
     learning_rate: Schedule
     weight_decay: Schedule
     teacher_momentum: Schedule
     teacher_temp: Schedule
-    inter_scale: Schedule | None = None
 
 
 def steps_per_epoch(config: ConfigDict, train_images: int) -> int:
@@ -72,7 +66,6 @@ def make_schedules(config: ConfigDict, train_images: int) -> Schedules:
     epoch = steps_per_epoch(config, train_images)
     steps = total_steps(config, train_images)
     optim, method = config.optim, config.method
-    inter_steps = round(method.mil_warmup_epochs * epoch)
     momentum = cosine(method.teacher_momentum, method.teacher_momentum_end, steps)
     return Schedules(
         learning_rate=cosine(
@@ -84,7 +77,6 @@ def make_schedules(config: ConfigDict, train_images: int) -> Schedules:
         weight_decay=cosine(optim.weight_decay, optim.weight_decay_end, steps),
         teacher_momentum=lambda step: scaled_momentum(momentum(step), config),
         teacher_temp=epoch_linear(method.warmup_teacher_temp, method.teacher_temp, method.warmup_teacher_temp_epochs, epoch),
-        inter_scale=ramp(inter_steps) if inter_steps else None,
     )
 
 

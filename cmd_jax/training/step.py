@@ -14,7 +14,7 @@ import optax
 from jax.sharding import PartitionSpec
 
 from cmd_jax.config import ConfigDict, token_px
-from cmd_jax.data.augment import Placed, crop_looks, crop_views, key_points
+from cmd_jax.data.augment import Placed, crop_looks, crop_views
 from cmd_jax.data.loader import Batch
 from cmd_jax.method.chunks import DATA, Streaming
 from cmd_jax.method.masks import draw_masks
@@ -163,10 +163,7 @@ def make_teacher(
 def make_views(
     config: ConfigDict, teacher: Callable[[Params, Array], TeacherOutputs]
 ) -> Callable[[Params, Batch, Array], tuple[Crops, TeacherOutputs]]:
-    """Builds (teacher's parameters, batch, key) -> (views of all sizes, the teacher's outputs for the global ones).
-
-    With `views.key_patch_share` local views are placed by the teacher's MIL weights, so the teacher runs between the two.
-    """
+    """Builds (teacher's parameters, batch, key) -> (views of all sizes, the teacher's outputs for the global ones)."""
     views = config.views
     patch_side = lambda view_px: token_px(config) / view_px
 
@@ -179,11 +176,7 @@ def make_views(
         outputs = teacher(params, global_views.pixels)
         groups = (global_views,)
         if views.local_count:
-            focus = None
-            if views.key_patch_share:
-                side = patch_side(views.global_px)
-                focus = key_points(key, batch.index, outputs.views.mil_weights, global_views, patch_side=side, views=views)
-            groups = (global_views, crop(focus, local=True))
+            groups = (global_views, crop(local=True))
         by_location = config.method.region_matching == "location"
         return Crops(tuple(group.pixels for group in groups), tuple(map(places, groups)) if by_location else None), outputs
 
@@ -245,7 +238,6 @@ def make_gradients(
         center_momentum=scaled_momentum(method.center_momentum, config),
         centering=method.centering,
         streaming=make_streaming(config, shardings),
-        inter_direction=method.inter_direction,
     )
     relations = functools.partial(
         Relations,
@@ -284,7 +276,6 @@ def make_gradients(
                 teacher_temp=schedules.teacher_temp(state.step),
                 places=crops.places,
                 masks=crops.masks,
-                inter_scale=schedules.inter_scale and schedules.inter_scale(state.step),
                 relations=relations(state.bank, index),
             )
             return result.loss, result
@@ -346,7 +337,6 @@ def make_update(
             "weight_decay": weight_decay,
             "teacher_momentum": momentum,
             "teacher_temp": schedules.teacher_temp(state.step),
-            **({"inter_scale": schedules.inter_scale(state.step)} if schedules.inter_scale else {}),
             "bad_steps": bad_steps.total,
             "bad_steps_in_row": bad_steps.in_row,
         }

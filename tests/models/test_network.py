@@ -176,17 +176,10 @@ def test_gated_attention_is_its_equation():
     np.testing.assert_allclose(mil.bag_embedding(cold, h), bags.reshape(2, -1), rtol=1e-5, atol=1e-6)
 
 
-def test_relative_entropy_and_gradient_equal_their_equations():
+def test_relative_entropy_equals_its_equation():
     weights = np.array([[0.25] * 4, [0.5, 0.5, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.7, 0.2, 0.1, 0.0]], np.float32)
     expected = [-sum(a * np.log(a) for a in row if a > 0) / np.log(4) for row in weights.astype(np.float64)]
     np.testing.assert_allclose(mil.relative_entropy(weights), expected, rtol=1e-6, atol=1e-7)
-    # through the softmax: dH/de_i = -a_i (log a_i + H)
-    entropy = lambda scores: jnp.sum(mil.relative_entropy(mil.mil_weights(scores, 1.0))) * np.log(4)
-    scores = np.array([0.3, -1.0, 2.0, -500.0], np.float32)  # the last weight is exactly 0
-    a = np.exp(scores.astype(np.float64) - 2.0)
-    a /= a.sum()
-    logs = np.where(a > 1e-100, np.log(np.maximum(a, 1e-100)), 0)
-    np.testing.assert_allclose(jax.grad(entropy)(scores), -a * (logs - np.sum(a * logs)), rtol=1e-5, atol=1e-7)
 
 
 def test_l2_normalize_has_a_finite_gradient_at_zero():
