@@ -30,7 +30,6 @@ BASELINES, OURS = ("dino", "esvit", "ibot"), "cmd"
 COMPARED = (*BASELINES, OURS)
 LAMBDA = ("method.inter_student_weight", "method.inter_teacher_weight")
 
-RELATION = {"method.relation_weight": 1.0, "method.intra_region_weight": 0.0, "method.mil_temp": 1.0}
 PAPER_BY_LOCATION = PAPER | {"method.region_matching": "location"}
 
 # What each changes of cmd. The second to the fifth belong to the paper's objective, which has the inter-level terms, with
@@ -44,8 +43,9 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "without_image": {"method.intra_image_weight": 0.0},
     "without_region": {"method.intra_region_weight": 0.0},
     "relation": {"method.relation_weight": 1.0},
-    "cmd_relation": RELATION,
-    "relation_own_1": RELATION | {"method.relation_own_share": 1.0},  # instance discrimination
+    "without_relation": {"method.relation_weight": 0.0},
+    "relation_own_0.5": {"method.relation_weight": 1.0, "method.relation_own_share": 0.5},
+    "relation_own_1": {"method.relation_weight": 1.0, "method.relation_own_share": 1.0},  # instance discrimination
     "without_koleo": {"method.koleo_weight": 0.0},
     "region_0.5": {"method.intra_region_weight": 0.5},
     "region_2": {"method.intra_region_weight": 2.0},
