@@ -8,9 +8,9 @@ PHOTOS holds train/CLASS/* and test/CLASS/* (evaluated with k-NN and retrieval),
 (docs/pretrained.md).
 
 Presets: "continue" (method cmd_relation, from pretrained weights at 224 px, for a GPU or TPU), "continue_small" (the same at
-112 px, for two CPU cores); from random weights, with the method cmd_bag unless they say another, "" (ViT-S/16, the DINO recipe, 100 epochs; not
-measured), "small" (ViT-micro/8 at 48 px, for two CPU cores), "small_paper_objective" ("small" with the paper's objective and
-scorer), "paper" (the paper's recipe, as in configs/cub.py: for a GPU or TPU; not measured).
+112 px, for two CPU cores); from random weights, with the method cmd_bag unless they say another: "" (ViT-S/16, the DINO recipe,
+100 epochs; not measured), "small" (ViT-micro/8 at 48 px, for two CPU cores), "small_paper_objective" ("small" with the paper's
+objective and scorer), "paper" (the paper's recipe, as in configs/cub.py: for a GPU or TPU; not measured).
 """
 
 from ml_collections import ConfigDict

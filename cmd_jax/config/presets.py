@@ -1,10 +1,10 @@
 """Values that files in `configs/` share: presets of the fine-grained datasets, and sizes for two CPU cores.
 
 "continue" and "continue_small" train cmd_relation from pretrained weights (--config.init.weights=SOURCE) with the recipe of
-config/recipe.py (docs/pretrained.md); the latter has 112 px and fewer views, for two CPU cores. "small" starts from random weights on two
-cores: TWO_CORES for 20 epochs. The others train 300 epochs, as the reference does on fine-grained data, with 2 global views of
-224 px and 8 local ones of 96 px, AdamW at 5e-4 for a batch of 256, weight decay 0.04 -> 0.4, 10 epochs of warm-up, clipping at
-3, drop path 0.1; not measured.
+config/recipe.py (docs/pretrained.md); the latter has 112 px and fewer views, for two CPU cores. "small" starts from random
+weights on two cores: TWO_CORES for 20 epochs. The others train 300 epochs, as the reference does on fine-grained data, with 2
+global views of 224 px and 8 local ones of 96 px, AdamW at 5e-4 for a batch of 256, weight decay 0.04 -> 0.4, 10 epochs of
+warm-up, clipping at 3, drop path 0.1; not measured.
 
     preset                   model          method     batch  prototypes  teacher temperature        momentum  last layer
     vit_s16                  ViT-S/16       cmd_bag    open   by data     by data                    by data   unit rows
