@@ -44,8 +44,6 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "without_region": {"method.intra_region_weight": 0.0},
     "relation": {"method.relation_weight": 1.0},
     "without_relation": {"method.relation_weight": 0.0},
-    "relation_own_0.5": {"method.relation_weight": 1.0, "method.relation_own_share": 0.5},
-    "relation_own_1": {"method.relation_weight": 1.0, "method.relation_own_share": 1.0},  # instance discrimination
     "without_koleo": {"method.koleo_weight": 0.0},
     "region_0.5": {"method.intra_region_weight": 0.5},
     "region_2": {"method.intra_region_weight": 2.0},

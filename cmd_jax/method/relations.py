@@ -3,9 +3,9 @@
 A memory bank holds the teacher's last embeddings of every training image: of the whole and of its centre, neither augmented.
 What an image resembles among the others is a distribution over the bank, as in ReSSL (arXiv 2107.09282), but over the images
 themselves, without a head or prototypes: so the term is sharp from the first steps on pretrained weights, where new heads know
-nothing yet. A fixed share of the target is the image itself (instance discrimination, arXiv 1805.01978), the rest its
-neighbours, who may be of its class and on another background. The teacher finds them by all looks together, which are of one
-class half again as often as those by one; the student tells them from a single augmented view.
+nothing yet. Each look has neighbours of its own. As far as the looks agree on them they are the target: they may be of the
+image's class and on another background. The rest of the target is the image itself (instance discrimination, arXiv 1805.01978).
+The student tells all that from a single augmented view.
 
 Letters: B images, V student views, L looks at an image, F width of the embedding, M rows of the bank, one for a training image.
 """
@@ -32,7 +32,6 @@ class Relations(NamedTuple):
         widths: of the pools that an embedding joins, F together.
         teacher_temp: of the teacher's softmax over the other images.
         student_temp: of the student's softmax over all images.
-        own_share: of the image itself in the target, in 0..1.
     """
 
     bank: Array
@@ -40,7 +39,6 @@ class Relations(NamedTuple):
     widths: tuple[int, ...]
     teacher_temp: float
     student_temp: float
-    own_share: float
 
 
 def scaled_pools(embedding: Array, widths: tuple[int, ...]) -> Array:
@@ -70,9 +68,8 @@ def relation_term(student: Array, relations: Relations) -> Array:
     """L_N: CE(r_t, r_s[v]), mean over the batch and the student's views.
 
     Embeddings are compared by cosine around the bank's mean. The student's relation is r_s = softmax(cos / student_temp) over
-    the means of the rows' looks; the teacher's is own_share for the image's own row, and 1 - own_share times
-    softmax(cos / teacher_temp) over the others, with the mean over the looks of the cosines of two rows. Rows that hold no
-    embedding yet take no part.
+    the means of the rows' looks. The teacher's is, for another image, the least over the looks of softmax(cos / teacher_temp)
+    over the others, and what is left of 1 for the image itself. Rows that hold no embedding yet take no part.
 
     Args:
         student: [B, V, F] embeddings, the only part with a gradient.
@@ -81,18 +78,20 @@ def relation_term(student: Array, relations: Relations) -> Array:
     Returns:
         [] float32, nats.
     """
-    bank, index, widths, teacher_temp, student_temp, own_share = relations
+    bank, index, widths, teacher_temp, student_temp = relations
     bank = jax.lax.stop_gradient(bank)
     seen = jnp.any(bank != 0, axis=(1, 2))  # [M]
     mean = jnp.sum(bank, axis=0) / jnp.maximum(jnp.sum(seen), 1)  # [L, F]
     looks = l2_normalize(bank - mean)
-    of_teacher = product("blf,mlf->bm", looks[index], looks) / bank.shape[1]
+    of_teacher = product("blf,mlf->blm", looks[index], looks)
     mean_look = jnp.mean(mean, axis=0)
     rows = l2_normalize(jnp.mean(bank, axis=1) - mean_look)
     of_student = product("bvf,mf->bvm", l2_normalize(scaled_pools(student, widths) - mean_look), rows)
 
     own = jax.nn.one_hot(index, bank.shape[0])  # [B, M]
-    of_others = jnp.where(seen & (own == 0), of_teacher / teacher_temp, NOT_SEEN)
-    target = own_share * own + (1 - own_share) * jax.nn.softmax(of_others, axis=-1)
+    others = (seen & (own == 0))[:, None]  # [B, 1, M]
+    of_others = jnp.where(others, of_teacher / teacher_temp, NOT_SEEN)
+    agreed = jnp.min(jnp.where(others, jax.nn.softmax(of_others, axis=-1), 0.0), axis=1)
+    target = agreed + own * (1.0 - jnp.sum(agreed, axis=-1, keepdims=True))
     relation = jax.nn.log_softmax(jnp.where(seen, of_student / student_temp, NOT_SEEN), axis=-1)
     return -jnp.mean(product("bm,bvm->bv", target, jnp.where(seen, relation, 0.0)))

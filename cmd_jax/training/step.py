@@ -244,7 +244,6 @@ def make_gradients(
         widths=network.pool_widths,
         teacher_temp=method.relation_teacher_temp,
         student_temp=method.relation_student_temp,
-        own_share=method.relation_own_share,
     )
 
     def encode(

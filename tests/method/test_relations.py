@@ -8,7 +8,7 @@ import pytest
 from cmd_jax.method.relations import Relations, relation_term, scaled_pools, write_rows
 
 WIDTHS = (2, 3)
-TEMPS = {"teacher_temp": 0.05, "student_temp": 0.2, "own_share": 0.4}
+TEMPS = {"teacher_temp": 0.05, "student_temp": 0.2}
 
 
 @pytest.fixture
@@ -44,9 +44,11 @@ def _expected(student, bank, index):
     total = 0.0
     for b, own in enumerate(index):
         others = seen != own
-        cosines = [np.mean([unit(bank[m, k] - mean[k]) @ unit(bank[own, k] - mean[k]) for k in range(2)]) for m in seen[others]]
-        target = np.where(others, 0.0, TEMPS["own_share"])
-        target[others] = (1 - TEMPS["own_share"]) * softmax(np.array(cosines) / TEMPS["teacher_temp"])
+        look = lambda m, k: unit(bank[m, k] - mean[k])
+        cosines = np.array([[look(m, k) @ look(own, k) for m in seen[others]] for k in range(2)])
+        agreed = np.minimum(*(softmax(row / TEMPS["teacher_temp"]) for row in cosines))
+        target = np.where(others, 0.0, 1 - agreed.sum())
+        target[others] = agreed
         for v in range(3):
             relation = softmax(keys @ unit(_parts(student[b, v]) - mean.mean(0)) / TEMPS["student_temp"])
             total -= np.sum(target * np.log(relation)) / len(index) / 3
