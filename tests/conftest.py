@@ -137,6 +137,15 @@ def quick_runs():
         yield
 
 
+@pytest.fixture(scope="session")
+def programs():
+    """Commands in processes of their own, whose programs are compiled quickly."""
+    from tests.programs import Programs
+
+    with Programs(XLA_FLAGS=QUICK_FLAGS) as programs:
+        yield programs
+
+
 def made_once(tmp_path_factory, name, make):
     """A directory that the first of the test processes fills, with `make(path)`, and all read."""
     root = tmp_path_factory.getbasetemp()

@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,18 +14,13 @@ import pytest
 from benchmarks import accelerator, kernels
 from benchmarks.accelerator_parts import PARTS, Part
 from benchmarks.kernels import Event
-from tests.conftest import QUICK_FLAGS
-from tests.programs import Programs
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.long
-def test_every_part_gives_figures_on_a_cpu(tmp_path):
+def test_every_part_gives_figures_on_a_cpu(programs, tmp_path):
     """A second call keeps them."""
     arguments = ("benchmarks.accelerator", "--minutes=60", f"--out={tmp_path}")
-    with Programs(XLA_FLAGS=QUICK_FLAGS) as programs:
-        first, second = (programs.run(*arguments) for _ in range(2))
+    first, second = (programs.run(*arguments) for _ in range(2))
     logs = "".join(path.read_text() for path in tmp_path.glob("*.log"))
     assert first.returncode == second.returncode == 0, first.stderr + logs
     result, again = (json.loads(done.stdout.splitlines()[-1]) for done in (first, second))
@@ -65,29 +59,28 @@ def main():
     accelerator.run_part(Part("part", 1, lambda *_: cases), cases, argparse.Namespace(out=Path(out)), float(limit_s))
 
 
-def run_part(out, limit_s, **actions):
+def run_part(programs, out, limit_s, **actions):
     """In a process without a device's threads, as the command has it when it forks."""
     cases = [f"{name}={action}" for name, action in actions.items()]
-    command = [sys.executable, "-m", "tests.benchmarks.test_accelerator", str(out), str(limit_s), *cases]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = programs.run("tests.benchmarks.test_accelerator", out, limit_s, *cases)
     assert done.returncode == 0, done.stderr
     return json.loads((out / "part.json").read_text())["cases"]
 
 
-def test_a_case_that_fails_costs_itself(tmp_path):
-    found = run_part(tmp_path, 60, bad="fail", dead="die", good=1)
+def test_a_case_that_fails_costs_itself(programs, tmp_path):
+    found = run_part(programs, tmp_path, 60, bad="fail", dead="die", good=1)
     assert found["bad"]["error"] == "MemoryError: RESOURCE_EXHAUSTED: too large"
     assert found["dead"] == {"error": "its process ended with code -9; see part.log"}
     assert found["good"]["x"] == 1
 
 
-def test_a_part_out_of_time_is_stopped_and_continued(tmp_path):
-    found = run_part(tmp_path, 2, first=1, slow="sleep", last=3)
+def test_a_part_out_of_time_is_stopped_and_continued(programs, tmp_path):
+    found = run_part(programs, tmp_path, 2, first=1, slow="sleep", last=3)
     assert found["first"]["x"] == 1
     assert found["slow"] == {"out_of_time_s": 2}
     assert "last" not in found
     kept = found["first"]
-    found = run_part(tmp_path, 60, first=9, slow=2, last=3)
+    found = run_part(programs, tmp_path, 60, first=9, slow=2, last=3)
     assert found["first"] == kept
     assert list(found) == ["first", "slow", "last"]
     assert (found["slow"]["x"], found["last"]["x"]) == (2, 3)

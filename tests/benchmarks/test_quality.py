@@ -190,39 +190,41 @@ def test_runs_are_trained_side_by_side(planned, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stopped_it_stops_the_runs_and_exits_75(photo_folder, tmp_path, number):
+def test_stopped_it_stops_the_runs_and_exits_75(programs, photo_folder, tmp_path, number):
     child = (
         "import pathlib, signal, sys, time\n"
         "signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path(sys.argv[1]).touch(), sys.exit(75)))\n"
         "print('ready', flush=True)\ntime.sleep(120)"
     )
-    code = (
-        "import sys\nfrom benchmarks import quality\nmake_plan = quality.make_plan\n"
-        f"command = [sys.executable, '-c', {child!r}, {str(tmp_path / 'asked')!r}]\n"
-        "def plan_of_children(*args):\n"
-        "    plan = make_plan(*args)\n"
-        "    return plan._replace(rows={'dino': [plan.runs[0]._replace(command=command)]})\n"
-        "quality.make_plan = plan_of_children\n"
-        f"sys.exit(quality.main({[f'--folder={photo_folder}', f'--out={tmp_path}', *SETTINGS]!r}))"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    log = tmp_path / "dino" / "seed-0.log"
+    command = [sys.executable, "-c", child, str(tmp_path / "asked")]
+    given = json.dumps([command, [f"--folder={photo_folder}", f"--out={tmp_path}", *SETTINGS]])
+    err, log = tmp_path / "err", tmp_path / "dino" / "seed-0.log"
+    process = programs.start("tests.benchmarks.test_quality", given, stdout=tmp_path / "out", stderr=err)
     deadline = time.monotonic() + 120
-    with process:
-        try:
-            while not (log.exists() and log.read_text() == "ready\n"):
-                assert process.poll() is None, process.communicate()
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-            process.send_signal(number)
-            _, stderr = process.communicate(timeout=60)
-        finally:
-            process.kill()
-    assert process.returncode == quality.STOPPED, stderr
-    assert "run again, it continues" in stderr
+    try:
+        while not (log.exists() and log.read_text() == "ready\n"):
+            assert process.poll() is None, err.read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(number)
+        assert process.wait(60) == quality.STOPPED, err.read_text()
+    finally:
+        process.send_signal(signal.SIGKILL)
+    assert "run again, it continues" in err.read_text()
     assert (tmp_path / "asked").exists()
+
+
+def main():
+    """A command in JSON and arguments: the comparison, with a single run that is this command."""
+    command, arguments = json.loads(sys.argv[1])
+    make_plan = quality.make_plan
+
+    def plan_of_one(*given):
+        whole = make_plan(*given)
+        return whole._replace(rows={"dino": [whole.runs[0]._replace(command=command)]})
+
+    quality.make_plan = plan_of_one
+    sys.exit(quality.main(arguments))
 
 
 def test_a_directory_in_use_is_refused(tmp_path):
@@ -328,3 +330,7 @@ def test_whole_comparison(photo_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(quality, "train", lambda runs, _: {run.name: 3 for run in runs})
     assert quality.main(options) == quality.FAILED
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
+
+
+if __name__ == "__main__":
+    main()

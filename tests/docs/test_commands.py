@@ -8,9 +8,7 @@ import subprocess
 
 import pytest
 
-from tests.conftest import QUICK_FLAGS
 from tests.docs.commands import ROOT, Command, commands, commands_of
-from tests.programs import Programs
 
 COMMANDS = list(dict.fromkeys((command.words, command.needs) for command in commands()))
 PROGRAMS = [words for words, needs in COMMANDS if "-m" in words and not needs]
@@ -41,16 +39,15 @@ def test_make_targets_and_extras_exist():
                 assert extra in setup["options.extras_require"], words
 
 
-def test_every_command_parses(tmp_path):
+def test_every_command_parses(programs, tmp_path):
     """Flags are known, their values are read, and the configuration is valid."""
     os.symlink(ROOT / "configs", tmp_path / "configs")
     given = [words[words.index("-m") + 1 :] for words, _ in COMMANDS if "-m" in words]
     given = [words for words in given if words[0] in PARSED]
     assert {words[0] for words in given} == PARSED
-    with Programs(tmp_path) as programs:
-        for arguments in given:
-            done = programs.run("tests.docs.parse", *arguments)
-            assert done.returncode == 0, f"{' '.join(arguments)}: {done.stderr}"
+    for arguments in given:
+        done = programs.run("tests.docs.parse", *arguments, cwd=tmp_path)
+        assert done.returncode == 0, f"{' '.join(arguments)}: {done.stderr}"
 
 
 def _flags(words):
@@ -58,7 +55,7 @@ def _flags(words):
     return tuple(word if word.startswith("--format") else word.split("=")[0] for word in words)
 
 
-def test_commands_on_a_run_work(finished, photo_folder, tmp_path):
+def test_commands_on_a_run_work(programs, finished, photo_folder, tmp_path):
     """Those that read a run, in the order of the pages, so that what one writes the next ones read.
 
     Training runs in tests/test_cli.py, and so do preparation, parity and import.
@@ -73,10 +70,9 @@ def test_commands_on_a_run_work(finished, photo_folder, tmp_path):
     first = {}
     for words in given:
         first.setdefault(_flags(words), words)
-    with Programs(tmp_path, XLA_FLAGS=QUICK_FLAGS) as programs:
-        for arguments in first.values():
-            done = programs.run(*arguments)
-            assert done.returncode == 0, f"{' '.join(arguments)}: {done.stderr}"
+    for arguments in first.values():
+        done = programs.run(*arguments, cwd=tmp_path)
+        assert done.returncode == 0, f"{' '.join(arguments)}: {done.stderr}"
 
 
 @pytest.mark.parametrize("page", sorted({command.page for command in commands()}))

@@ -1,6 +1,23 @@
-"""The counts that a test records stand below the summary, from whatever process they come."""
+"""Runs that a test can interrupt. The counts that it records stand below the summary, from whatever process they come."""
 
 import pytest
+
+from tests.conftest import QUICK_FLAGS
+from tests.faults.runs import TrainRun
+from tests.programs import Programs
+
+
+@pytest.fixture(scope="session")
+def programs():
+    """Every run here is compared with runs of the same compiler: it need not optimize."""
+    with Programs(XLA_FLAGS=QUICK_FLAGS, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0") as programs:
+        yield programs
+
+
+@pytest.fixture
+def start(programs, photo_folder, tmp_path):
+    """(work directory, epochs, flags, folder of photos) -> TrainRun, a process of its own."""
+    return lambda workdir, epochs, *flags, photos=photo_folder: TrainRun(programs, workdir, photos, tmp_path, epochs, *flags)
 
 
 def pytest_collection_modifyitems(items):

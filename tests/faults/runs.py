@@ -1,10 +1,7 @@
 """True runs of the train binary that a test interrupts, and what is compared of them afterwards."""
 
 import hashlib
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,9 +10,7 @@ import numpy as np
 
 from cmd_jax import config as config_lib
 from tests import runs
-from tests.conftest import QUICK_FLAGS
 
-ROOT = Path(__file__).parents[2]
 SAVE_EVERY, EVALUATE_EVERY = 3, 6
 PATIENCE_S = 300  # for a moment that must come
 
@@ -23,17 +18,14 @@ PATIENCE_S = 300  # for a moment that must come
 class TrainRun:
     """A process of `cmd_jax.main` in a work directory; its output lies in a directory of its own."""
 
-    def __init__(self, workdir, photos, logs, epochs, *flags):
-        self.workdir = Path(workdir)
-        self.workdir.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "cmd_jax.main", "--config=tests/faults/config.py", f"--workdir={workdir}"]
-        command += [f"--config.data.folder={photos}", f"--config.train.epochs={epochs}", *flags]
-        # Every run here is compared with runs of the same compiler: it need not optimize.
-        environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK_FLAGS}
-        environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-        self._log = Path(logs) / f"{self.workdir.name}-{time.monotonic_ns()}.log"
-        with open(self._log, "w") as log:
-            self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    def __init__(self, programs, workdir, photos, logs, epochs, *flags):
+        workdir = Path(workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        given = [f"--workdir={workdir}", f"--config.data.folder={photos}", f"--config.train.epochs={epochs}", *flags]
+        self._log = Path(logs) / f"{workdir.name}-{time.monotonic_ns()}.log"
+        self._process = programs.start(
+            "cmd_jax.main", "--config=tests/faults/config.py", *given, stdout=self._log, stderr=self._log
+        )
 
     def wait_for(self, condition, every_s=0.05):
         """Whether a moment came before the process ended. To look more often for a short one costs the run a core's time."""

@@ -8,7 +8,7 @@ import signal
 import numpy as np
 import pytest
 
-from tests.faults.runs import TrainRun, final_state, last_step
+from tests.faults.runs import final_state, last_step
 
 EPOCHS = 8
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -25,11 +25,11 @@ def small_disk(tmp_path):
     LIBC.umount2(os.fsencode(path), 2)  # MNT_DETACH
 
 
-def test_full_disk_leaves_the_last_step_intact(small_disk, photo_folder, tmp_path):
-    workdir, logs = small_disk / "run", tmp_path
-    other = TrainRun(tmp_path / "other", photo_folder, logs, EPOCHS)
+def test_full_disk_leaves_the_last_step_intact(small_disk, start, tmp_path):
+    workdir = small_disk / "run"
+    other = start(tmp_path / "other", EPOCHS)
     assert other.end() == 0, other.output()
-    run = TrainRun(workdir, photo_folder, logs, EPOCHS)
+    run = start(workdir, EPOCHS)
     assert run.wait_for(lambda: last_step(workdir) > 3), run.output()
     run.send(signal.SIGTERM)
     assert run.end() == 75, run.output()
@@ -38,12 +38,12 @@ def test_full_disk_leaves_the_last_step_intact(small_disk, photo_folder, tmp_pat
     statistics = os.statvfs(small_disk)
     ballast = small_disk / "ballast"
     ballast.write_bytes(np.random.default_rng(0).bytes(statistics.f_bavail * statistics.f_frsize - size // 2))
-    run = TrainRun(workdir, photo_folder, logs, EPOCHS)  # goes on, and its next step does not fit
+    run = start(workdir, EPOCHS)  # goes on, and its next step does not fit
     assert run.end() == 65, run.output()
     (error,) = [line for line in run.output().splitlines() if line.startswith("error: ")]
     assert re.search(rf"{workdir}.* MiB are free there", error), error
     assert final_state(workdir) == saved
     ballast.unlink()
-    run = TrainRun(workdir, photo_folder, logs, EPOCHS)
+    run = start(workdir, EPOCHS)
     assert run.end() == 0, run.output()
     assert final_state(workdir) == final_state(tmp_path / "other")

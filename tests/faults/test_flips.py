@@ -9,9 +9,8 @@ import numpy as np
 
 from cmd_jax.train_and_evaluate import prepare
 from cmd_jax.training.checkpoint import Checkpoints
-from tests.faults.runs import TrainRun
 
-FLIPS = 180
+FLIPS = 120
 
 
 def _resume(workdir, abstract):
@@ -57,13 +56,13 @@ def test_no_flipped_bit_goes_unnoticed(finished, tmp_path, record_property):
     record_property("flips", counts)
 
 
-def test_only_damaged_steps_end_with_65(finished, photo_folder, tmp_path):
+def test_only_damaged_steps_end_with_65(finished, start, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(finished[0], workdir)
     for path in (workdir / "checkpoints").rglob("*"):
         if path.is_file() and path.parent.name == "d":
             path.write_bytes(bytes(len(path.read_bytes())))
     for _ in range(2):
-        run = TrainRun(workdir, photo_folder, tmp_path, 2, "--config.eval.every_epochs=0.0")
+        run = start(workdir, 2, "--config.eval.every_epochs=0.0")
         assert run.end() == 65, run.output()
         assert "refusing to start from scratch" in run.output()

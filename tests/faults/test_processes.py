@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from tests.faults.runs import ROOT, TrainRun, last_step
+from tests.faults.runs import last_step
+from tests.programs import ROOT
 from tests.runs import free_port, lines
 
 EPOCHS = 8
@@ -21,14 +22,14 @@ def _two(*command):
     return [(*command, *cluster, f"--heartbeat_s={HEARTBEAT_S}", f"--process_id={index}") for index in range(2)]
 
 
-def test_two_processes_compute_what_one_does(photo_folder, tmp_path, record_property):
-    logs, photos = tmp_path, tmp_path / "photos"
+def test_two_processes_compute_what_one_does(start, photo_folder, tmp_path, record_property):
+    photos = tmp_path / "photos"
     shutil.copytree(photo_folder, photos)
     for name in ("train/b.class/2.png", "test/<script>/3.png"):  # replaced in training, left out of the evaluation
         (photos / name).write_bytes(b"no picture")
-    one = TrainRun(tmp_path / "one", photos, logs, EPOCHS)
+    one = start(tmp_path / "one", EPOCHS, photos=photos)
     assert one.end() == 0, one.output()
-    two = [TrainRun(tmp_path / "two", photos, logs, EPOCHS, *flags) for flags in _two()]
+    two = [start(tmp_path / "two", EPOCHS, *flags, photos=photos) for flags in _two()]
     assert [run.end() for run in two] == [0, 0], "\n".join(run.output() for run in two)
     ours, theirs = ([line for line in lines(tmp_path / name) if "loss" in line] for name in ("two", "one"))
     assert [line["step"] for line in ours] == list(range(1, STEPS + 1))
@@ -71,9 +72,9 @@ def test_slow_report_outlasts_the_heartbeat():
     assert [process.wait() for process in processes] == [0, 0]
 
 
-def test_processes_end_when_one_is_killed(photo_folder, tmp_path):
+def test_processes_end_when_one_is_killed(start, tmp_path):
     workdir = tmp_path / "run"
-    runs = [TrainRun(workdir, photo_folder, tmp_path, EPOCHS, *flags) for flags in _two()]
+    runs = [start(workdir, EPOCHS, *flags) for flags in _two()]
     assert runs[0].wait_for(lambda: last_step(workdir) > 2), runs[0].output()
     runs[1].kill()
     assert runs[0].end() not in (0, 64, 65, 70), runs[0].output()  # a launcher starts both again

@@ -9,8 +9,6 @@ import pytest
 
 from cmd_jax.errors import ConfigError
 from cmd_jax.report.compare import different_names, number_table, read_runs, write_comparison
-from tests.conftest import QUICK_FLAGS
-from tests.programs import Programs
 from tests.report.conftest import Page
 
 NASTY = "<img src=x onerror=alert(1)>"
@@ -109,10 +107,9 @@ def test_directories_without_a_run_are_refused(three, tmp_path):
         read_runs([three[0], str(tmp_path)])
 
 
-@pytest.fixture(scope="module")
-def run():
-    with Programs(XLA_FLAGS=QUICK_FLAGS) as programs:
-        yield lambda *arguments: programs.run("cmd_jax.report", *arguments)
+@pytest.fixture
+def run(programs):
+    return lambda *arguments: programs.run("cmd_jax.report", *arguments)
 
 
 def test_the_binary_compares(run, three, tmp_path):

@@ -96,8 +96,10 @@ def three_steps(tmp_path_factory):
 def workdir(three_steps, tmp_path):
     """A copy of a run with steps 2, 4 and 6."""
     shutil.copytree(three_steps, tmp_path / "run")
+    gc.freeze()  # what was there before the test is not looked at again, which would take seconds
     yield tmp_path / "run"
     gc.collect()  # reads that were given up are noticed here, where they are expected
+    gc.unfreeze()
 
 
 def _damage(workdir, step, item="teacher"):

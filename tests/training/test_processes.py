@@ -1,8 +1,5 @@
 """Several processes: what they must agree on, through the train binary itself (tests/faults has whole runs)."""
 
-import os
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,29 +11,9 @@ from jax.experimental import multihost_utils
 
 from cmd_jax.training import processes
 from cmd_jax.training.sharding import all_hardware
-from tests.programs import Programs
 from tests.runs import free_port
 
 ROOT = Path(__file__).parents[2]
-
-
-def start(*options, process, port, cwd):
-    """The train binary on one of two processes of the run."""
-    cluster = [f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2", f"--process_id={process}"]
-    command = [sys.executable, "-m", "cmd_jax.main", *options, *cluster]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    return subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def last_lines(*running):
-    """Exit code and last line of stderr of each."""
-    ended = [process.communicate() for process in running]
-    lines = [err.strip().splitlines()[-1] if err.strip() else "" for _, err in ended]
-    return [(process.returncode, line) for process, line in zip(running, lines, strict=True)]
-
-
-def data(folder):
-    return ("--distributed", "--config=configs/folder.py:small", f"--config.data.folder={folder}")
 
 
 @pytest.mark.parametrize(
@@ -51,17 +28,19 @@ def data(folder):
     ],
     ids=["configuration", "workdir", "not shared"],
 )
-def test_differing_processes_all_stop(photo_folder, tmp_path, different, message):
+def test_differing_processes_all_stop(programs, photo_folder, tmp_path, different, message):
     port, running = free_port(), []
     for process in range(2):
-        given = [option.format(process=process, tmp=tmp_path) for option in different]
-        (tmp_path / str(process)).mkdir()
-        config = [option.replace("--config=", f"--config={ROOT}/") for option in data(photo_folder)]
+        given = ["--distributed", f"--config={ROOT}/configs/folder.py:small", f"--config.data.folder={photo_folder}"]
+        given += [f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2", f"--process_id={process}"]
+        given += [option.format(process=process, tmp=tmp_path) for option in different]
         cwd = tmp_path / str(process)  # a relative path then means two directories, as on hosts that share none
-        running.append(start(*config, *given, process=process, port=port, cwd=cwd))
-    for code, line in last_lines(*running):
-        assert code == 64, line
-        assert message in line
+        cwd.mkdir()
+        running.append(programs.start("cmd_jax.main", *given, cwd=cwd, stdout=cwd / "out", stderr=cwd / "err"))
+    for process, program in enumerate(running):
+        code, err = program.wait(), (tmp_path / str(process) / "err").read_text()
+        assert code == 64, err
+        assert message in err.splitlines()[-1]
     assert not list(tmp_path.rglob("checkpoints"))
 
 
@@ -84,16 +63,15 @@ def test_smallest_device_memory_counts(monkeypatch):
     assert all_hardware().memory_bytes == 24 << 30
 
 
-def test_incomplete_cluster_flags_name_the_remedy(tmp_path):
-    with Programs() as programs:
-        for options, message in (
-            (["--distributed"], "--distributed: "),
-            (["--distributed", "--process_id=0"], "belong together; pass all three, or none on Cloud TPU and SLURM"),
-            (["--num_processes=2"], "need --distributed; add it"),
-        ):
-            done = programs.run("cmd_jax.main", "--config=configs/demo.py", f"--workdir={tmp_path}", *options)
-            assert done.returncode == 64, done.stderr
-            assert message in done.stderr.strip().splitlines()[-1]
+def test_incomplete_cluster_flags_name_the_remedy(programs, tmp_path):
+    for options, message in (
+        (["--distributed"], "--distributed: "),
+        (["--distributed", "--process_id=0"], "belong together; pass all three, or none on Cloud TPU and SLURM"),
+        (["--num_processes=2"], "need --distributed; add it"),
+    ):
+        done = programs.run("cmd_jax.main", "--config=configs/demo.py", f"--workdir={tmp_path}", *options)
+        assert done.returncode == 64, done.stderr
+        assert message in done.stderr.strip().splitlines()[-1]
 
 
 class _Here(threading.local):

@@ -26,7 +26,7 @@ from tests.training.test_step import IMAGES, _batch
 
 pytestmark = pytest.mark.long("meshes")
 ROOT = Path(__file__).parents[2]
-STEPS = 5
+STEPS = 3
 ALL_REDUCES = 2  # gradients with the bottlenecks' means that centers are made of; statistics of the metrics
 NUMBERS = ("loss", "grad_norm", "loss_inter_student", "teacher_entropy")
 # Of the step. Level 0 is left out: it gives other views, with wrong pixels where the colours of a view are clipped.
