@@ -190,12 +190,10 @@ def make_bank_rows(
     if not config.method.relation_weight:
         return None
     teacher = make_teacher(config, network, shardings)
-    # The rows of all devices are gathered: by themselves they would be added up as a whole bank from each.
-    whole = lambda x: jax.lax.with_sharding_constraint(x, shardings.replicated) if shardings else x
 
     def rows(params: Params, batch: Batch) -> Array:
         looks = crop_looks(batch.canvas, batch.size, out=config.views.global_px, normalization=config.data.normalization)
-        return whole(scaled_pools(teacher(params, looks).views.image_embedding, network.pool_widths))
+        return scaled_pools(teacher(params, looks).views.image_embedding, network.pool_widths)
 
     return rows
 
@@ -363,10 +361,11 @@ def make_train_step(
     gradients = make_gradients(config, network, schedules, shardings)
     update = make_update(optimizer, schedules, frozen_parameters(config))
     parts = config.train.accumulate
+    # The rows of all devices are gathered: by themselves they would be added up as a whole bank from each.
     whole = lambda x: jax.lax.with_sharding_constraint(x, shardings.replicated) if shardings else x
 
     def write(state: TrainState, index: Array, rows: Array | None) -> TrainState:
-        return state if rows is None else state._replace(bank=write_rows(state.bank, whole(index), rows))
+        return state if rows is None else state._replace(bank=write_rows(state.bank, whole(index), whole(rows)))
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
