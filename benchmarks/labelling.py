@@ -4,10 +4,10 @@
 
 Copies of some photographs (half the size; JPEG of quality 30; 90 % of either side, cut at random; all of it) must be found
 as doubles, and pairs of different photographs are listed for people to look at. Errors are planted in 5 % of the labels. Then
-rounds of labelling are played: the expert goes through the groups as the page sorts them. A group with a majority costs one
-action for its name, one for each wrong image that is selected, and one for each class that wrong ones are moved to; other
-groups wait until nothing else is left. After every GROUPS groups the rest is filled in again. Labelling one by one is one
-action an image. The last line is a JSON object.
+rounds of labelling are played: the expert goes through the groups as the page sorts them. A group costs one action for its
+name, one for each wrong image that is selected, and one for each class that wrong ones are moved to; or, where that is fewer,
+one for each image, each named by itself. After every ROUND actions the rest is filled in again, until 95 % of all images, named
+or filled in, are right. Labelling one by one is one action an image. The last line is a JSON object.
 """
 
 import argparse
@@ -34,7 +34,8 @@ from cmd_jax.labelling.photos import Photos, read_photos
 from cmd_jax.labelling.suggest import suggest
 from cmd_jax.labelling.thumbs import read_thumb
 
-CROP, GROUPS, MAJORITY, LAST_GROUPS = 0.9, 60, 0.6, 20
+CROP = 0.9  # of either side
+ROUND = 100  # actions between two fillings in
 
 
 class Played(NamedTuple):
@@ -105,29 +106,28 @@ def play(features: np.ndarray, truth: np.ndarray, enough: float = 0.95) -> list[
         truth: [N] texts.
         enough: the share.
     """
-    tree, labels, actions, all_left = grow(features), [None] * len(truth), 0, False
+    tree, labels, actions = grow(features), [None] * len(truth), 0
     rounds: list[Played] = []
     while True:
         suggested = suggest(features, labels) if any(labels) else None
-        accuracy = 0.0 if suggested is None else float(np.mean(suggested.classes == truth))
+        right = np.zeros(len(truth), bool) if suggested is None else suggested.classes == truth
         done = [row for row, label in enumerate(labels) if label]
-        rounds.append(Played(actions, len(done), accuracy))
-        if accuracy >= enough:
+        rounds.append(Played(actions, len(done), float(right.mean())))
+        if right.mean() >= enough:
             return rounds
-        named = 0
         for group in group_images(features, tree, done, suggested):
-            names, counts = np.unique(truth[group.rows].astype(str), return_counts=True)
-            name = group.name or names[np.argmax(counts)]
-            right = int(np.sum(truth[group.rows] == name))
-            if right < MAJORITY * len(group.rows) and not all_left:
-                continue
-            actions += (right > 0) + len(group.rows) - right + int(np.sum(names != name))
+            actions += actions_for(truth[group.rows])
+            right[group.rows] = True
             for row in group.rows:
                 labels[row] = str(truth[row])
-            named += 1
-            if named == (LAST_GROUPS if all_left else GROUPS):
+            if right.mean() >= enough or actions >= rounds[-1].actions + ROUND:
                 break
-        all_left = not named
+
+
+def actions_for(truth: np.ndarray) -> int:
+    """What it takes to name the images of a group, [n] texts: by the class that most are of, or one by one."""
+    counts = np.unique(truth.astype(str), return_counts=True)[1]
+    return min(len(truth), 1 + len(truth) - int(counts.max()) + len(counts) - 1)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Images in groups of one kind, the most telling group first: a tree of mergers, cut where it is highest.
+"""Images in groups of one kind, what to ask first at the front: a tree of mergers, cut where it is highest.
 
 Ward's criterion on unit features merges only along the graph of nearest neighbours, so that memory grows with the number of
 images and not with its square. The leaves in the tree's order, and the height of the merger between any two that lie side by
@@ -12,11 +12,12 @@ import numpy as np
 from scipy import sparse
 
 from cmd_jax.labelling.features import directions, nearest
-from cmd_jax.labelling.select import choose_images, worth
+from cmd_jax.labelling.select import choose_images
 from cmd_jax.labelling.suggest import Suggestions
 
 NEIGHBOURS = 15
-GROUP_IMAGES = 4  # mean size of a group without a suggested class
+GROUP_IMAGES, UNSURE_IMAGES = 4, 2  # mean size of a group without a suggested class: before there are labels, and after
+ALIKE = 0.7  # of the others in such a group: how many are supposed to be of one class with the first
 LIKELY = 0.5  # probability from which images are grouped by their suggested class
 
 
@@ -91,9 +92,10 @@ def group_images(
 ) -> list[Group]:
     """Groups the images that are not done, in the order in which to ask.
 
-    Without labels groups are those of a cut. With labels they are the suggested classes of images that are likely to be of
-    them, and groups of a cut of all others. First comes the group with the image that `choose_images` would ask for first: it
-    stands for many images that are uncertain and that nothing stands for yet.
+    Without labels groups are those of a cut, and first comes the one with the image that `choose_images` would ask for first:
+    it stands for many images. With labels they are the suggested classes of images that are likely to be of them, and small
+    groups of all others; first comes the one where an action is expected to put most suggestions right. What is almost surely
+    right already comes last: it counts without being asked.
 
     Args:
         features: [N, F] float.
@@ -113,10 +115,26 @@ def group_images(
         for name in np.unique(suggested.classes[known]):
             rows = known[suggested.classes[known] == name]
             groups.append(Group(rows[np.argsort(-suggested.probability[rows], kind="stable")], str(name)))
-    parts = cut(tree, max(1, len(features) // GROUP_IMAGES))
+    size = GROUP_IMAGES if suggested is None else UNSURE_IMAGES
+    parts = cut(tree, max(1, len(features) // size))
     groups += [Group(part[plain[part]], "") for part in parts if plain[part].any()]
-    weights = None if suggested is None else worth(suggested.probability)
+    if suggested is not None:
+        return sorted(groups, key=lambda group: -put_right(group, suggested.probability))
     rank = np.zeros(len(features), np.int64)
-    chosen = choose_images(features, len(features), done, weights)
+    chosen = choose_images(features, len(features), done)
     rank[chosen] = np.arange(len(chosen))
     return sorted(groups, key=lambda group: rank[group.rows].min())
+
+
+def put_right(group: Group, probability: np.ndarray) -> float:
+    """Wrong suggestions that naming a group is expected to put right, for each action.
+
+    One action is the name, a wrong image takes two (to select it, and to move it), and no group takes more than one an image.
+
+    Args:
+        group: of N images.
+        probability: [N] that the suggestions are right.
+    """
+    doubt = float(np.sum(1 - probability[group.rows]))
+    wrong = doubt if group.name else (1 - ALIKE) * (len(group.rows) - 1)
+    return doubt / min(len(group.rows), 1 + 2 * wrong)
