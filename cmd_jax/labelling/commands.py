@@ -14,7 +14,7 @@ from cmd_jax.labelling import labels as labels_lib
 from cmd_jax.labelling import links, suggest
 from cmd_jax.labelling.groups import group_images, grow
 from cmd_jax.labelling.labels import NAMED, STRUCK, Conflict, Said
-from cmd_jax.labelling.look import look
+from cmd_jax.labelling.look import look_again
 from cmd_jax.labelling.look import to_csv as findings_csv
 from cmd_jax.labelling.page import write_page
 from cmd_jax.labelling.photos import Photos, read_photos
@@ -33,7 +33,7 @@ def label(
     Args:
         network: that embeds.
         images: folder of the photographs.
-        out: folder of all that is written; the features and thumbnails in it are used again.
+        out: folder of all that is written; the features, thumbnails and findings in it are used again.
         labels: paths of what the page saved, the oldest first.
         link: folder of links to make, see `links.make_links`; None: none.
         threshold: probability from which a suggestion is linked as if it was a label.
@@ -69,7 +69,7 @@ def label(
     thumbs = dict(zip(photos.paths, photos.thumbs, strict=True))
     if thumbs.keys() != kept.keys() or any(thumbs[path] is not kept[path] for path in thumbs):
         write_kept(place("thumbs.parquet"), thumbs)
-    looked = look(photos)
+    looked = look_again(photos, place("look.json"))
     files.write(place("look.csv"), findings_csv(looked.findings))
     lines += [*looked.lines, f"wrote {place('look.csv')}"]
 

@@ -1,11 +1,15 @@
 """What is wrong with a folder before anyone labels it: doubles, leakage, outliers, unreadable files, suspected mislabels."""
 
 import csv
+import hashlib
 import io
+import json
+import os
 from typing import NamedTuple
 
 import numpy as np
 
+from cmd_jax import files
 from cmd_jax.labelling.doubles import find_doubles
 from cmd_jax.labelling.features import nearest
 from cmd_jax.labelling.mislabels import find_mislabels
@@ -14,6 +18,7 @@ from cmd_jax.text import printable
 
 CROWD = 0.1  # of the images: how many of the nearest an outlier is unlike
 DEVIATIONS = 3.5  # robust ones that an outlier's similarity lies below the median (Iglewicz and Hoaglin, 1993)
+VERSION = 1  # of what `look` makes of the same photographs
 KINDS = ("unreadable", "exact double", "near double", "outlier", "suspected mislabel")
 
 
@@ -38,6 +43,28 @@ class Looked(NamedTuple):
 
     findings: list[Finding]
     lines: list[str]
+
+
+def look_again(photos: Photos, path: str) -> Looked:
+    """`look`, or what an earlier call kept in a file: labels change nothing of it, photographs and class folders do."""
+    of = _digest(photos)
+    if os.path.exists(path):
+        try:
+            kept = json.loads(files.read(path))
+            if kept["of"] == of:
+                return Looked([Finding(*finding) for finding in kept["findings"]], kept["lines"])
+        except (ValueError, TypeError, LookupError):  # damaged
+            pass
+    looked = look(photos)
+    files.write(path, json.dumps({"of": of, **looked._asdict()}))
+    return looked
+
+
+def _digest(photos: Photos) -> str:
+    """Of all that `look` reads, 64 hexadecimal digits."""
+    files_of = [thumb.digest for thumb in photos.thumbs]
+    told = [VERSION, photos.paths, files_of, photos.classes.tolist(), photos.splits.tolist(), photos.bad, photos.note]
+    return hashlib.sha256(json.dumps(told).encode() + photos.features.tobytes()).hexdigest()
 
 
 def look(photos: Photos) -> Looked:
