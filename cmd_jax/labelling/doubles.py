@@ -19,7 +19,8 @@ NEIGHBOURS = 5  # of either kind that are compared with an image
 STAGES = ((8, 3, 0.4), (16, 4, 0.7), (32, 4, 0.8), (64, 4, 0.9))  # side, steps of Gauss and Newton, correlation that goes on
 CROP = 0.9  # of each axis that a crop is supposed to keep where the steps begin
 STARTED = 16  # side at which the starts are compared
-DETAIL = 0.85  # correlation of the fine detail of a double; copies of the birds have 0.89 and more
+FINE = (0.7, 2.0)  # deviations of Gaussians in pixels, between which fine detail lies: a small copy has no finer
+DETAIL = 0.88  # correlation of the fine detail of a double: 4,799 of 4,800 copies have 0.89 and more, different cars up to 0.86
 MIN_OVERLAP = 0.6  # of the one picture that has to lie in the other
 AT_ONCE = 512  # pairs
 
@@ -101,14 +102,15 @@ def registered(grey: np.ndarray, pairs: np.ndarray) -> np.ndarray:
             s, t = _step(first, second, s, t)
         stretch[left], shift[left] = s, t
         there, inside = _sampled(second, s, t)
-        fits = (_correlation(first, there, inside) >= enough) & (inside.mean(axis=(1, 2)) >= MIN_OVERLAP)
+        fits = _correlation(first, there, inside) >= enough
         left = left[fits]
         if not len(left):
             return detail
         if side == SIDE:
             fine = _fine(first[fits])
             moved, inside = _sampled(_fine(second[fits]), s[fits], t[fits])
-            detail[left] = _correlation(fine, moved, inside)
+            overlaps = inside.mean(axis=(1, 2)) >= MIN_OVERLAP  # coarser steps may overshoot
+            detail[left[overlaps]] = _correlation(fine, moved, inside)[overlaps]
     return detail
 
 
@@ -119,7 +121,8 @@ def _shrunk(grey: np.ndarray, side: int) -> np.ndarray:
 
 
 def _fine(pictures: np.ndarray) -> np.ndarray:
-    return pictures - ndimage.gaussian_filter(pictures, (0, 2, 2))
+    finest, rest = (ndimage.gaussian_filter(pictures, (0, deviation, deviation)) for deviation in FINE)
+    return finest - rest
 
 
 def _sampled(pictures: np.ndarray, s: np.ndarray, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -25,6 +25,7 @@ def _recompressed(picture):
 
 COPIES = {
     "rescaled": lambda picture: picture.resize((90, 80)),
+    "rescaled to fewer pixels than are compared": lambda picture: picture.resize((29, 23)),
     "recompressed": _recompressed,
     "cropped at a corner": lambda picture: picture.crop((20, 0, 200, 144)),
     "cropped in the middle": lambda picture: picture.crop((10, 8, 190, 152)).resize((120, 100)),
