@@ -54,6 +54,7 @@ REMOVED = {
     "method.inter_direction": "bag_to_image",
     "method.mil_entropy_weight": 0.0,
     "method.mil_warmup_epochs": 0.0,
+    "method.relation_own_share": 0.5,
     "views.key_patch_share": 0.0,
 }
 
