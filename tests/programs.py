@@ -2,6 +2,7 @@
 command's time."""
 
 import atexit
+import importlib
 import json
 import os
 import runpy
@@ -14,6 +15,25 @@ import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+# Also what a command imports only when it gets there: every copy would do it again.
+IMPORTED = (
+    "cmd_jax.api",
+    "cmd_jax.labelling.commands",
+    "cmd_jax.report.compare",
+    "cmd_jax.train_and_evaluate",
+    "matplotlib.figure",
+    "PIL.PngImagePlugin",
+    "plotly.offline",
+    "pyarrow.parquet",
+    "scipy.optimize",
+    "scipy.stats",
+    "sklearn.decomposition",
+    "sklearn.discriminant_analysis",
+    "sklearn.linear_model",
+    "sklearn.manifold",
+    "sklearn.model_selection",
+    "sklearn.pipeline",
+)
 
 
 class Programs:
@@ -80,10 +100,8 @@ class Program:
 
 
 def _main():
-    import cmd_jax.api
-    import cmd_jax.report.compare
-    import cmd_jax.train_and_evaluate  # noqa: F401
-
+    for name in IMPORTED:
+        importlib.import_module(name)
     for line in sys.stdin:
         question = json.loads(line)
         if len(question) == 1:
