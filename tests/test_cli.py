@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+from tests.conftest import QUICK_FLAGS
 from tests.programs import ROOT, Programs
 
 FLAGS = ("-W", "error::FutureWarning")
@@ -45,8 +46,8 @@ def _imported(importtime):
 
 @pytest.fixture(scope="module")
 def run():
-    """Takes a binary's name and its arguments, and starts no Python for them."""
-    with Programs(flags=FLAGS) as programs:
+    """Takes a binary's name and its arguments, starts no Python for them and compiles their programs quickly."""
+    with Programs(flags=FLAGS, XLA_FLAGS=QUICK_FLAGS) as programs:
         yield lambda binary, *arguments: programs.run(_module(binary), *arguments)
 
 
@@ -90,7 +91,7 @@ def test_train_and_evaluate_a_folder(run, photo_folder, tmp_path):
     folder, workdir = f"--config.data.folder={photo_folder}", f"--workdir={tmp_path / 'run'}"
     less = ("--config.views.local_count=0", "--config.eval.protocols=knn,retrieval")  # the others run in tests/evaluation
     flags = (*SMALL, *less, folder, f"--compile_cache={tmp_path / 'programs'}")
-    dry = run("main", *flags, "--dry_run")
+    dry = _start("main", *flags, "--dry_run")
     assert dry.returncode == 0, dry.stderr
     assert "24 train, 12 test images" in dry.stdout
     (program,) = (tmp_path / "programs").glob("jit_train_step*-cache")
