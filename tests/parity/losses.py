@@ -5,6 +5,7 @@ go through `method.objective` as it is.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 from unittest import mock
 
@@ -19,6 +20,7 @@ from cmd_jax.method.objective import Objective, cmd_objective
 from cmd_jax.method.regions import match_by_similarity
 from cmd_jax.method.types import Centers, PrototypePair, TermWeights, Views
 from cmd_jax.training.schedules import epoch_linear
+from tests.conftest import quick
 from tests.parity.fixture import CENTER, EXACT, GRADIENT, LOSS, SCHEDULE, Fixture
 
 Array = jax.Array
@@ -35,10 +37,13 @@ class Problem(NamedTuple):
     prototypes: PrototypePair
     meta: dict
 
-    def loss(self, centers: Centers, weights: TermWeights, temp: float, masked: bool = True) -> tuple[Objective, tuple]:
-        """The objective's result, and its gradient for the student's views; unmasked as PyTorch from 1.13 on has the term."""
+    def program(self, weights: TermWeights, masked: bool = True) -> Callable[[Centers, float], tuple[Objective, tuple]]:
+        """Takes centers and the teacher's temperature; the objective's result, and its gradient for the student's views.
 
-        @jax.jit
+        Unmasked as PyTorch from 1.13 on has the term.
+        """
+
+        @quick
         @functools.partial(jax.grad, has_aux=True)
         def gradient_of(student: tuple[Views, ...], centers: Centers, temp: float) -> tuple[Array, Objective]:
             result = cmd_objective(
@@ -58,9 +63,13 @@ class Problem(NamedTuple):
             return result.loss, result
 
         divergence = released.divergence if masked else unmasked_divergence
-        with mock.patch.object(released, "divergence", divergence):
-            gradient, result = gradient_of(self.student, centers, temp)
-        return result, gradient
+
+        def loss(centers: Centers, temp: float) -> tuple[Objective, tuple]:
+            with mock.patch.object(released, "divergence", divergence):
+                gradient, result = gradient_of(self.student, centers, temp)
+            return result, gradient
+
+        return loss
 
 
 def unmasked_divergence(inputs: Array, targets: Array) -> Array:
@@ -101,10 +110,10 @@ def check_dino(fixture: Fixture) -> None:
     teacher = views(batch_major(fixture["in_teacher"], 2, images))
     eye = jnp.eye(prototypes)
     problem = Problem(student, teacher, PrototypePair(eye, eye), meta)
-    start = jnp.asarray(fixture["in_center"][0])
+    loss, start = problem.program(DINO), jnp.asarray(fixture["in_center"][0])
     for epoch in meta["epochs_evaluated"]:
         temp = teacher_temp(meta, epoch)
-        result, gradient = problem.loss(Centers(start, start), DINO, temp)
+        result, gradient = loss(Centers(start, start), temp)
         fixture.check(f"out_epoch{epoch}_teacher_temp", np.array(temp), SCHEDULE)
         fixture.check(f"out_epoch{epoch}_loss", result.loss, LOSS)
         fixture.check(f"out_epoch{epoch}_grad_student", crop_major([group.image_z for group in gradient]), GRADIENT)
@@ -112,7 +121,7 @@ def check_dino(fixture: Fixture) -> None:
     centers = Centers(jnp.zeros(prototypes), jnp.zeros(prototypes))
     calls = fixture.find(r"out_seq_loss(\d+)") or ["0", "1"]
     for call in calls:
-        result, _ = problem.loss(centers, DINO, teacher_temp(meta, meta["epochs_evaluated"][-1]))
+        result, _ = loss(centers, teacher_temp(meta, meta["epochs_evaluated"][-1]))
         centers = result.centers
         fixture.check(f"out_seq_loss{call}", result.loss, LOSS)
         fixture.check(f"out_seq_center{call}", centers.image[None], CENTER)
@@ -161,8 +170,9 @@ def _check_gradient(fixture: Fixture, prefix: str, gradient: tuple) -> None:
 def check_esvit(fixture: Fixture) -> None:
     """Both parts, gradients, centers at every epoch, and the matching of regions."""
     problem = _region_problem(fixture, "in_s_region")
+    loss = problem.program(ESVIT)
     for epoch in fixture.meta["epochs_evaluated"]:
-        result, gradient = problem.loss(_centers(fixture), ESVIT, teacher_temp(fixture.meta, epoch))
+        result, gradient = loss(_centers(fixture), teacher_temp(fixture.meta, epoch))
         fixture.check(f"out_epoch{epoch}_loss", result.loss, LOSS)
         _check_common(fixture, f"out_epoch{epoch}", result)
         _check_gradient(fixture, f"out_epoch{epoch}", gradient)
@@ -179,13 +189,11 @@ def check_released(fixture: Fixture) -> None:
     temp = teacher_temp(fixture.meta, fixture.meta["epoch"])
     for case in fixture.find(r"in_(\w+)_s_region") or ["finite", "mixed"]:
         problem = _region_problem(fixture, f"in_{case}_s_region")
-        bags = [
-            released.student_bags(group.region_z, problem.prototypes.region, fixture.meta["student_temp"])
-            for group in problem.student
-        ]
+        bags_of = quick(lambda region_z, rows: released.student_bags(region_z, rows, fixture.meta["student_temp"]))
+        bags = [bags_of(group.region_z, problem.prototypes.region) for group in problem.student]
         stacked = np.concatenate([np.moveaxis(np.asarray(bag), 0, 1) for bag in bags])  # [V, B, K]
         fixture.check(f"out_{case}_s_region_mil", stacked, LOSS)
-        result, gradient = problem.loss(_centers(fixture), RELEASED, temp)
+        result, gradient = problem.program(RELEASED)(_centers(fixture), temp)
         if np.all(stacked > 0):
             _check_released(fixture, f"out_{case}", problem, temp, result, gradient, masked=True)
             continue
@@ -194,7 +202,7 @@ def check_released(fixture: Fixture) -> None:
         negative = [bag < 0 for bag in bags]
         _check_released(fixture, f"out_{case}_legacy", problem, temp, result, _poisoned(gradient, negative), masked=True)
         # From 1.13 on the value is NaN too, and the gradient for the image logits counts negative bags.
-        result, unmasked = problem.loss(_centers(fixture), RELEASED, temp, masked=False)
+        result, unmasked = problem.program(RELEASED, masked=False)(_centers(fixture), temp)
         of_image = tuple(group._replace(image_z=other.image_z) for group, other in zip(gradient, unmasked, strict=True))
         not_positive = [bag <= 0 for bag in bags]
         poisoned = _poisoned(of_image, not_positive)
@@ -217,17 +225,23 @@ def _check_released(
 ) -> None:
     centers, eye = _centers(fixture), problem.prototypes
     divergence = released.divergence if masked else unmasked_divergence
-    image_probs = jax.nn.softmax(teacher_logits(problem.teacher.image_z, eye.image, centers.image, temp), axis=-1)
-    teacher_bags = released.teacher_bags(problem.teacher.region_z, eye.region, centers.region, temp, chunk=eye.region.shape[0])
-    of_student = []
-    for group in problem.student:
+
+    @quick
+    def of_teacher(teacher: Views, eye: PrototypePair, centers: Centers) -> Array:
+        probs = jax.nn.softmax(teacher_logits(teacher.image_z, eye.image, centers.image, temp), axis=-1)
+        bags = released.teacher_bags(teacher.region_z, eye.region, centers.region, temp, chunk=eye.region.shape[0])
+        return released.divergence(probs, bags)
+
+    @quick
+    def of_student(group: Views, eye: PrototypePair) -> Array:
         logits = student_logits(group.image_z, eye.image, fixture.meta["student_temp"])
-        bags = released.student_bags(group.region_z, eye.region, fixture.meta["student_temp"])
-        of_student.append(divergence(logits, bags))
+        return divergence(logits, released.student_bags(group.region_z, eye.region, fixture.meta["student_temp"]))
+
     fixture.check(f"{prefix}_loss", result.loss, LOSS)
     fixture.check(f"{prefix}_part_md", result.terms["released"], LOSS)
-    fixture.check(f"{prefix}_md_teacher_terms", released.divergence(image_probs, teacher_bags), LOSS)
-    fixture.check(f"{prefix}_md_student_terms", np.concatenate(of_student), LOSS)
+    fixture.check(f"{prefix}_md_teacher_terms", of_teacher(problem.teacher, eye, centers), LOSS)
+    student_terms = [of_student(group, eye) for group in problem.student]
+    fixture.check(f"{prefix}_md_student_terms", np.concatenate(student_terms), LOSS)
     _check_common(fixture, prefix, result)
     _check_gradient(fixture, prefix, gradient)
 
@@ -267,12 +281,12 @@ def check_paper(fixture: Fixture) -> None:
         )
         return result.loss, result
 
-    gradients_of = jax.jit(jax.grad(objective, argnums=(0, 1, 2), has_aux=True))
+    gradients_of = quick(jax.grad(objective, argnums=(0, 1, 2), has_aux=True))
     gradients, result = gradients_of(student, prototypes, teacher.mil_weights)
     fixture.check("loss", result.loss, LOSS)
     for name, term in result.terms.items():
         fixture.check(f"term_{name}", term, LOSS)
-    _, uniform = jax.jit(functools.partial(objective, region_weights="uniform"))(student, prototypes, teacher.mil_weights)
+    _, uniform = quick(functools.partial(objective, region_weights="uniform"))(student, prototypes, teacher.mil_weights)
     fixture.check("term_intra_region_uniform", uniform.terms["intra_region"], LOSS)
     for level, center in result.centers._asdict().items():
         fixture.check(f"new_{level}_center", center, CENTER)

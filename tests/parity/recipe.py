@@ -10,6 +10,7 @@ from cmd_jax.evaluation.retrieval import ratio_split, retrieval
 from cmd_jax.training.optimizer import Group, adamw, clip, is_decayed, parameter_norm
 from cmd_jax.training.schedules import Schedule, cosine, epoch_linear
 from cmd_jax.training.step import ema
+from tests.conftest import quick
 from tests.parity.fixture import EXACT, GRADIENT, LOSS, MEAN_PRECISION, PARAMETER, SCHEDULE, VOTES, Fixture
 
 
@@ -58,18 +59,25 @@ def check_optimizer(fixture: Fixture) -> None:
         optimizer = adamw(meta["clip_grad"], group)
         state = optimizer.init(student)
         norms = np.full((steps, len(names)), -1.0)
+
+        @quick
+        def update(student, teacher, state, gradients, learning_rate, weight_decay, momentum, given=given, optimizer=optimizer):
+            clipped = jax.tree.map(lambda gradient: clip(gradient, meta["clip_grad"]), gradients)
+            rates = {"learning_rate": learning_rate, "weight_decay": weight_decay}
+            updates, state = optimizer.update(gradients, state, student, **rates)
+            student = optax.apply_updates(student, updates)
+            teacher = ema(teacher, given | student, momentum)
+            return student, teacher, state, clipped, jax.tree.map(parameter_norm, gradients)
+
         for step in range(steps):
             gradients = {name: jnp.asarray(fixture[f"in_grad{step}__{name}"]) for name in trained}
-            clipped = jax.tree.map(lambda gradient: clip(gradient, meta["clip_grad"]), gradients)
-            updates, state = optimizer.update(
-                gradients, state, student, learning_rate=learning_rate[step], weight_decay=weight_decay[step]
+            student, teacher, state, clipped, norm = update(
+                student, teacher, state, gradients, learning_rate[step], weight_decay[step], momentum[step]
             )
-            student = optax.apply_updates(student, updates)
-            teacher = ema(teacher, given | student, momentum[step])
             prefix = f"out_{variant}_step{step}"
             for column, name in enumerate(names):
                 if name in trained:
-                    norms[step, column] = parameter_norm(gradients[name])
+                    norms[step, column] = norm[name]
                     fixture.check(f"{prefix}_clipped__{name}", clipped[name], GRADIENT)
                 fixture.check(f"{prefix}_student__{name}", (given | student)[name], PARAMETER)
                 fixture.check(f"{prefix}_teacher__{name}", teacher[name], PARAMETER)
