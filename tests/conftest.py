@@ -139,10 +139,10 @@ def quick_runs():
 
 @pytest.fixture(scope="session")
 def programs():
-    """Commands in processes of their own, whose programs are compiled quickly."""
+    """Commands in processes of their own, whose programs are compiled quickly, and whose warnings of changes are errors."""
     from tests.programs import Programs
 
-    with Programs(XLA_FLAGS=QUICK_FLAGS) as programs:
+    with Programs(flags=("-W", "error::FutureWarning"), XLA_FLAGS=QUICK_FLAGS) as programs:
         yield programs
 
 

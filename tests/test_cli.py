@@ -9,8 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests.conftest import QUICK_FLAGS
-from tests.programs import ROOT, Programs
+from tests.programs import ROOT
 
 FLAGS = ("-W", "error::FutureWarning")
 HEAVY = {"jax", "jaxlib", "flax", "numpy", "orbax", "PIL", "sklearn", "tensorflow"}
@@ -44,11 +43,10 @@ def _imported(importtime):
     return {name.strip().split(".")[0] for name in re.findall(r"^import time:.*\|(.*)$", importtime, re.MULTILINE)}
 
 
-@pytest.fixture(scope="module")
-def run():
+@pytest.fixture
+def run(programs):
     """Takes a binary's name and its arguments, starts no Python for them and compiles their programs quickly."""
-    with Programs(flags=FLAGS, XLA_FLAGS=QUICK_FLAGS) as programs:
-        yield lambda binary, *arguments: programs.run(_module(binary), *arguments)
+    return lambda binary, *arguments: programs.run(_module(binary), *arguments)
 
 
 @pytest.mark.parametrize(
