@@ -1,5 +1,6 @@
 """The vision transformer: intermediates by name, options by their equations, position tables, stochastic depth."""
 
+import functools
 import math
 
 import jax
@@ -270,10 +271,10 @@ def _total(params, model, groups, first=0):
 EVERYTHING = OPTIONS["DINOv3"] | {"class_token": False, "pre_norm": True}
 
 
-@pytest.fixture(scope="module")
-def alone(request):
+@functools.cache
+def _alone(options):
     """Two sizes of views: (function, model, parameters, views), and what each size gives alone: (value, outputs, gradient)."""
-    everything = request.param == "everything"
+    everything = options == "everything"
     model = _vit(drop_path_rate=0.5, **(EVERYTHING if everything else OPTIONS["plain"]))
     groups = (normal(2, 2, 2, 32, 32, 3), normal(3, 2, 3, 16, 16, 3))
     params = quick(lambda: model.init(jax.random.key(0), groups, method="encode"))()
@@ -287,12 +288,11 @@ def alone(request):
 
 
 @pytest.mark.parametrize(
-    ("alone", "remat", "scan_blocks"),
+    ("options", "remat", "scan_blocks"),
     [("plain", "none", True), ("plain", "full", False), ("everything", "none", False), ("everything", "dots", True)],
-    indirect=["alone"],
 )
-def test_packed_views_give_what_each_gives_alone(alone, remat, scan_blocks):
-    (run, model, params, groups), (expected_value, expected, expected_gradient) = alone
+def test_packed_views_give_what_each_gives_alone(options, remat, scan_blocks):
+    (run, model, params, groups), (expected_value, expected, expected_gradient) = _alone(options)
     (value, together), gradient = run(params, model.clone(scan_blocks=scan_blocks, remat=remat), groups)
     np.testing.assert_allclose(value, expected_value, rtol=1e-5)
     close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, np.abs(b).max()))
