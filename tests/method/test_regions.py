@@ -7,6 +7,7 @@ import pytest
 
 from cmd_jax.data.augment import resized_crop
 from cmd_jax.method.regions import Places, match_by_location, match_by_similarity
+from tests.conftest import quick
 
 
 def test_similarity_finds_the_permutation_of_views():
@@ -74,7 +75,7 @@ def test_matching_patches_show_one_place_of_the_picture():
     size = rng.integers(60, 120, (1, 3, 2))
     box = np.concatenate([rng.integers(0, 128 - size), size], axis=-1).astype(np.float32)
     flip = np.array([[True, False, True]])
-    pixels = jax.vmap(lambda box, flip: resized_crop(picture, box, flip, patch * side))(box[0], flip[0])
+    pixels = quick(jax.vmap(lambda box, flip: resized_crop(picture, box, flip, patch * side)))(box[0], flip[0])
     shown = jnp.mean(pixels.reshape(3, side, patch, side, patch, 3), axis=(2, 4)).reshape(3, side * side, 3)[..., :2]
     student, teacher = (Places(box[:, views], flip[:, views], 1 / side) for views in (slice(2, 3), slice(0, 2)))
     match, seen = match_by_location(student, teacher, side * side, side * side)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cmd_jax.method.relations import Relations, relation_term, scaled_pools, write_rows
+from tests.conftest import quick
 
 WIDTHS = (2, 3)
 TEMPS = {"teacher_temp": 0.05, "student_temp": 0.2}
@@ -21,12 +22,24 @@ def embeddings():
     }
 
 
-def _term(embeddings, **changes):
-    x = {
-        name: jnp.asarray(value, jnp.int32 if name == "index" else jnp.float32)
-        for name, value in (embeddings | changes).items()
-    }
+def _arrays(embeddings):
+    return {name: jnp.asarray(x, jnp.int32 if name == "index" else jnp.float32) for name, x in embeddings.items()}
+
+
+def _relation_term(x):
     return relation_term(x["student"], Relations(x["bank"], x["index"], WIDTHS, **TEMPS))
+
+
+_program = quick(_relation_term)
+
+
+def _term(embeddings, **changes):
+    return _program(_arrays(embeddings | changes))
+
+
+def _term_and_gradient(embeddings, name):
+    x = _arrays(embeddings)
+    return quick(jax.value_and_grad(lambda part: _relation_term(x | {name: part})))(x[name])
 
 
 def _parts(x):
@@ -70,18 +83,16 @@ def test_images_not_seen_yet_take_no_part(embeddings):
 def test_first_batch_gives_finite_numbers(embeddings):
     """Nothing but the batch is in the bank; with one image there is nothing to resemble."""
     for index in ([4, 1], [4]):
-        some = {"student": embeddings["student"][: len(index)]}
         bank = np.zeros((7, 2, 5))
         bank[index] = embeddings["bank"][index]
-        value, gradient = jax.value_and_grad(
-            lambda x, more=some | {"bank": bank, "index": index}: _term(more | {"student": x})
-        )(jnp.asarray(some["student"], jnp.float32))
+        some = {"student": embeddings["student"][: len(index)], "bank": bank, "index": index}
+        value, gradient = _term_and_gradient(some, "student")
         assert np.isfinite(value)
         assert np.all(np.isfinite(gradient))
 
 
 def test_gradient_is_the_students_alone(embeddings):
-    of = lambda name: jax.grad(lambda x: _term(embeddings | {name: x}))(jnp.asarray(embeddings[name], jnp.float32))
+    of = lambda name: _term_and_gradient(embeddings, name)[1]
     assert np.any(of("student"))
     assert not np.any(of("bank"))
 

@@ -91,7 +91,7 @@ def test_levels_may_share_one_head():
     params, out = _encode(_network(image_pool="mean", share_mlp=True))
     assert "region_head" not in params["params"]
     head = ProjectionHead(16, 8)
-    of = lambda x: head.apply({"params": params["params"]["image_head"]}, x)
+    of = quick(lambda x: head.apply({"params": params["params"]["image_head"]}, x))
     np.testing.assert_allclose(out.image_z, of(out.image_embedding), atol=1e-6)
     np.testing.assert_allclose(out.region_z, of(out.patch_tokens), atol=1e-6)
 
