@@ -230,7 +230,7 @@ KEYS: dict[str, Key] = {
     "method.inter_teacher_weight": Key(None, WEIGHT, "of L_T, the paper's lambda; None: by the method"),
     "method.relation_weight": Key(None, WEIGHT, "of L_N, which training images a view resembles; None: by the method"),
     "method.relation_teacher_temp": Key(0.05, TEMPERATURE, "of the teacher's softmax over the other training images, for L_N"),
-    "method.relation_student_temp": Key(0.1, TEMPERATURE, "of the student's softmax over all training images, for L_N"),
+    "method.relation_student_temp": Key(0.05, TEMPERATURE, "of the student's softmax over all training images, for L_N"),
     "method.released_weight": Key(None, WEIGHT, "of the cross-level term of the authors' code; None: 0 but in method released"),
     "method.intra_masked_weight": Key(
         None, WEIGHT, "of L_M, iBOT's term of patches that the student does not see; None: 0 but in method ibot"
