@@ -14,8 +14,7 @@ from cmd_jax.models.vit import ViT
 from cmd_jax.training.step import encode_views
 from cmd_jax.weights.layouts import LAYOUTS
 from cmd_jax.weights.names import to_ours
-from tests.conftest import quick
-from tests.parity.fixture import EXACT, FORWARD, GRADIENT, Fixture
+from tests.parity.fixture import EXACT, FORWARD, GRADIENT, Fixture, compiled
 
 
 def check_vit(fixture: Fixture) -> None:
@@ -36,7 +35,7 @@ def check_vit(fixture: Fixture) -> None:
     }
     for size in sorted({*meta["sizes"], *_sizes(fixture)}):
         images = fixture.images(f"in_{size}")
-        out = quick(models["dino"].apply)({"params": params}, images)
+        out = compiled(models["dino"].apply)({"params": params}, images)
         fixture.check(f"out_{size}_cls", out["cls_token"], FORWARD)
         for index, tokens in enumerate(out["blocks"]):
             fixture.check(f"out_{size}_tokens_block{index}", tokens, FORWARD)
@@ -44,7 +43,7 @@ def check_vit(fixture: Fixture) -> None:
         fixture.check(f"out_{size}_pos_embed", out["positions"], FORWARD)
         if images.shape[1] != images.shape[2]:
             continue
-        out = quick(models["esvit"].apply)({"params": params}, images)
+        out = compiled(models["esvit"].apply)({"params": params}, images)
         fixture.check(f"out_{size}_esvit_cls", out["cls_token"], FORWARD)
         fixture.check(f"out_{size}_esvit_region", out["patch_tokens"], FORWARD)
         fixture.check(f"out_{size}_esvit_pos_embed", out["positions"], FORWARD)
@@ -72,7 +71,7 @@ def check_swin(fixture: Fixture) -> None:
     fixture.check("out_relative_position_index_stage0", index, EXACT)
     counts = {int(count) for count in fixture.find(r"out_\w+_linear_last(\d+)")} or {4}
     for size in _sizes(fixture):
-        out = quick(model.apply)({"params": params["backbone"]}, fixture.images(f"in_{size}"))
+        out = compiled(model.apply)({"params": params["backbone"]}, fixture.images(f"in_{size}"))
         fixture.check(f"out_{size}_region", out["patch_tokens"], FORWARD)
         fixture.check(f"out_{size}_pooled", last_blocks(out, 1), FORWARD)
         for count in counts:
@@ -109,9 +108,9 @@ def _check_multi_crop(fixture: Fixture, model: Swin, params: dict) -> None:
     shapes = jax.eval_shape(lambda x: network.init(jax.random.key(0), x, method="initialise"), first)["params"]
     # The reference has no MIL scorer; its weights do not reach what is compared.
     params = params | {"mil_scorer": jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes["mil_scorer"])}
-    encode = quick(lambda params, crops: encode_views(network, params, crops, None))
+    encode = compiled(lambda params, crops: encode_views(network, params, crops, None))
     views = encode(params, tuple(np.moveaxis(crops, 0, 1) for crops in groups))  # [crop, B, ...] -> [B, crop, ...]
-    image_rows, region_rows = quick(lambda params: network.apply({"params": params}, method="prototype_rows"))(params)
+    image_rows, region_rows = compiled(lambda params: network.apply({"params": params}, method="prototype_rows"))(params)
 
     def crop_major(arrays: list) -> np.ndarray:
         return np.concatenate([np.moveaxis(np.asarray(array), 0, 1).reshape(-1, array.shape[-1]) for array in arrays])
@@ -140,9 +139,9 @@ def check_head(fixture: Fixture) -> None:
             z = mlp.apply({"params": params["image_head"]}, x)
             return student_logits(z, prototypes.apply({"params": params["image_last_layer"]}), 1.0)
 
-        fixture.check(f"out_{variant}_logits", quick(logits)(params, x), FORWARD)
+        fixture.check(f"out_{variant}_logits", compiled(logits)(params, x), FORWARD)
         gradients = jax.grad(lambda params, x, logits=logits: jnp.sum(logits(params, x) * cotangent), argnums=(0, 1))
-        of_params, of_x = quick(gradients)(params, x)
+        of_params, of_x = compiled(gradients)(params, x)
         fixture.check(f"out_{variant}_grad_x", of_x, GRADIENT)
         for leaf, gradient in of_params["image_last_layer"].items():
             fixture.check(f"out_{variant}_grad_{leaf}", gradient, GRADIENT)

@@ -3,11 +3,14 @@
 import json
 import os
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from cmd_jax.weights.files import read_safetensors
+from tests.conftest import quick
 
 OUTPUTS = ("out_", "term_", "grad_", "new_")  # and "loss": the files made from equations name no direction
 WEIGHTS_SUFFIX = "_weights.safetensors"
@@ -34,6 +37,11 @@ SCHEDULE = Tolerance(1e-9, "absolute")
 VOTES = Tolerance(1e-4, "relative")
 MEAN_PRECISION = Tolerance(0.01, "absolute")  # percentage points
 EXACT = Tolerance(0.0, "absolute")
+
+
+def compiled(function: Callable) -> Callable:
+    """`jax.jit`, on a CPU compiled quickly. What the compiler of another device makes of it is compared as it is used."""
+    return quick(function) if jax.default_backend() == "cpu" else jax.jit(function)
 
 
 class Comparison(NamedTuple):

@@ -20,8 +20,7 @@ from cmd_jax.method.objective import Objective, cmd_objective
 from cmd_jax.method.regions import match_by_similarity
 from cmd_jax.method.types import Centers, PrototypePair, TermWeights, Views
 from cmd_jax.training.schedules import epoch_linear
-from tests.conftest import quick
-from tests.parity.fixture import CENTER, EXACT, GRADIENT, LOSS, SCHEDULE, Fixture
+from tests.parity.fixture import CENTER, EXACT, GRADIENT, LOSS, SCHEDULE, Fixture, compiled
 
 Array = jax.Array
 DINO = TermWeights(1.0, 0.0, 0.0, 0.0)
@@ -43,7 +42,7 @@ class Problem(NamedTuple):
         Unmasked as PyTorch from 1.13 on has the term.
         """
 
-        @quick
+        @compiled
         @functools.partial(jax.grad, has_aux=True)
         def gradient_of(student: tuple[Views, ...], centers: Centers, temp: float) -> tuple[Array, Objective]:
             result = cmd_objective(
@@ -189,7 +188,7 @@ def check_released(fixture: Fixture) -> None:
     temp = teacher_temp(fixture.meta, fixture.meta["epoch"])
     for case in fixture.find(r"in_(\w+)_s_region") or ["finite", "mixed"]:
         problem = _region_problem(fixture, f"in_{case}_s_region")
-        bags_of = quick(lambda region_z, rows: released.student_bags(region_z, rows, fixture.meta["student_temp"]))
+        bags_of = compiled(lambda region_z, rows: released.student_bags(region_z, rows, fixture.meta["student_temp"]))
         bags = [bags_of(group.region_z, problem.prototypes.region) for group in problem.student]
         stacked = np.concatenate([np.moveaxis(np.asarray(bag), 0, 1) for bag in bags])  # [V, B, K]
         fixture.check(f"out_{case}_s_region_mil", stacked, LOSS)
@@ -226,13 +225,13 @@ def _check_released(
     centers, eye = _centers(fixture), problem.prototypes
     divergence = released.divergence if masked else unmasked_divergence
 
-    @quick
+    @compiled
     def of_teacher(teacher: Views, eye: PrototypePair, centers: Centers) -> Array:
         probs = jax.nn.softmax(teacher_logits(teacher.image_z, eye.image, centers.image, temp), axis=-1)
         bags = released.teacher_bags(teacher.region_z, eye.region, centers.region, temp, chunk=eye.region.shape[0])
         return released.divergence(probs, bags)
 
-    @quick
+    @compiled
     def of_student(group: Views, eye: PrototypePair) -> Array:
         logits = student_logits(group.image_z, eye.image, fixture.meta["student_temp"])
         return divergence(logits, released.student_bags(group.region_z, eye.region, fixture.meta["student_temp"]))
@@ -281,12 +280,12 @@ def check_paper(fixture: Fixture) -> None:
         )
         return result.loss, result
 
-    gradients_of = quick(jax.grad(objective, argnums=(0, 1, 2), has_aux=True))
+    gradients_of = compiled(jax.grad(objective, argnums=(0, 1, 2), has_aux=True))
     gradients, result = gradients_of(student, prototypes, teacher.mil_weights)
     fixture.check("loss", result.loss, LOSS)
     for name, term in result.terms.items():
         fixture.check(f"term_{name}", term, LOSS)
-    _, uniform = quick(functools.partial(objective, region_weights="uniform"))(student, prototypes, teacher.mil_weights)
+    _, uniform = compiled(functools.partial(objective, region_weights="uniform"))(student, prototypes, teacher.mil_weights)
     fixture.check("term_intra_region_uniform", uniform.terms["intra_region"], LOSS)
     for level, center in result.centers._asdict().items():
         fixture.check(f"new_{level}_center", center, CENTER)

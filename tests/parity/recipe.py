@@ -10,8 +10,7 @@ from cmd_jax.evaluation.retrieval import ratio_split, retrieval
 from cmd_jax.training.optimizer import Group, adamw, clip, is_decayed, parameter_norm
 from cmd_jax.training.schedules import Schedule, cosine, epoch_linear
 from cmd_jax.training.step import ema
-from tests.conftest import quick
-from tests.parity.fixture import EXACT, GRADIENT, LOSS, MEAN_PRECISION, PARAMETER, SCHEDULE, VOTES, Fixture
+from tests.parity.fixture import EXACT, GRADIENT, LOSS, MEAN_PRECISION, PARAMETER, SCHEDULE, VOTES, Fixture, compiled
 
 
 def _values(schedule: Schedule, steps: int, every: int = 1) -> np.ndarray:
@@ -60,7 +59,7 @@ def check_optimizer(fixture: Fixture) -> None:
         state = optimizer.init(student)
         norms = np.full((steps, len(names)), -1.0)
 
-        @quick
+        @compiled
         def update(student, teacher, state, gradients, learning_rate, weight_decay, momentum, given=given, optimizer=optimizer):
             clipped = jax.tree.map(lambda gradient: clip(gradient, meta["clip_grad"]), gradients)
             rates = {"learning_rate": learning_rate, "weight_decay": weight_decay}
