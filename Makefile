@@ -4,7 +4,7 @@ RUN := .venv/bin/python
 
 # Python writes the bytecode of what is imported; that of everything else would be half of the time.
 INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
-unexport PYTHONDONTWRITEBYTECODE
+unexport PYTHONDONTWRITEBYTECODE  # which some images of containers set
 
 # Tests run in two processes: most of their time is the compiler's, which uses one core.
 WORKERS ?= 2

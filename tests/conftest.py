@@ -140,9 +140,9 @@ def quick_runs():
 @pytest.fixture(scope="session")
 def programs():
     """Commands in processes of their own, whose programs are compiled quickly, and whose warnings of changes are errors."""
-    from tests.programs import Programs
+    from tests.programs import FLAGS, Programs
 
-    with Programs(flags=("-W", "error::FutureWarning"), XLA_FLAGS=QUICK_FLAGS) as programs:
+    with Programs(flags=FLAGS, XLA_FLAGS=QUICK_FLAGS) as programs:
         yield programs
 
 

@@ -15,6 +15,7 @@ import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+FLAGS = ("-W", "error::FutureWarning")  # of Python
 # Also what a command imports only when it gets there: every copy would do it again.
 IMPORTED = (
     "cmd_jax.api",

@@ -9,9 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from tests.programs import ROOT
+from tests.programs import FLAGS, ROOT
 
-FLAGS = ("-W", "error::FutureWarning")
 HEAVY = {"jax", "jaxlib", "flax", "numpy", "orbax", "PIL", "sklearn", "tensorflow"}
 SMALL = (
     "--config=configs/folder.py:small",
