@@ -40,6 +40,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "without_student": PAPER_BY_LOCATION | {"method.inter_student_weight": 0.0},
     "without_teacher": PAPER_BY_LOCATION | {"method.inter_teacher_weight": 0.0},
     "paper_uniform": PAPER_BY_LOCATION | {"method.region_weights": "uniform"},
+    "image": {"method.intra_image_weight": 1.0},
     "without_image": {"method.intra_image_weight": 0.0},
     "without_region": {"method.intra_region_weight": 0.0},
     "relation": {"method.relation_weight": 1.0},

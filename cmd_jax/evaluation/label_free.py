@@ -26,6 +26,7 @@ from cmd_jax.metrics import Metrics, Number
 from cmd_jax.models.build import Params
 from cmd_jax.models.network import Network
 from cmd_jax.training.health import relative_entropy
+from cmd_jax.training.step import term_weights
 
 PAIR_IMAGES = 1024  # of alignment and entropies: means over images, which settle far earlier than a spectrum
 FIRST_RANK, LAST_RANK = 4, 100  # of the eigenvalues that alpha-ReQ's code fits
@@ -210,14 +211,16 @@ def cost(inputs: EvalInputs) -> Cost:
 
 
 def measure(inputs: EvalInputs) -> list[Number]:
-    """All of them, of the training images; what fewer than two images or a flat spectrum cannot say is left out."""
+    """All of them, of the training images, but what fewer than two images, a flat spectrum or an untrained head cannot say."""
     config, gallery = inputs.config, inputs.gallery.features
     chosen = gallery[spread(len(gallery), config.eval.label_free_images)]
     if len(chosen) < 2:
         return []
     inputs.poll()
     features, pooled = two_views(inputs)
-    entropy, marginal = teacher_entropies(config, inputs.network, inputs.teacher, pooled.reshape(-1, pooled.shape[-1]))
+    entropy = marginal = None
+    if term_weights(config).use_image:
+        entropy, marginal = teacher_entropies(config, inputs.network, inputs.teacher, pooled.reshape(-1, pooled.shape[-1]))
     alpha = alpha_req(chosen)
     measured = f"{inputs.features()}, {len(chosen):,} train images"
     pairs = f"two views as in training of {len(features):,} train images"

@@ -28,6 +28,11 @@ class TermWeights(NamedTuple):
     relation: float = 0.0
 
     @property
+    def use_image(self) -> bool:
+        """Whether a term reads distributions of the image level."""
+        return any((self.intra_image, self.inter_student, self.inter_teacher, self.released))
+
+    @property
     def use_regions(self) -> bool:
         """Whether a term reads distributions of regions."""
         return any((self.intra_region, self.inter_student, self.inter_teacher, self.released, self.intra_masked))

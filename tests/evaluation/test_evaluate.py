@@ -102,6 +102,17 @@ def test_k_above_the_number_of_training_images(finished, workdir):
     assert evaluation.metrics.numbers[0].protocol.startswith("k=24, all there are, T=0.07")
 
 
+def test_an_image_head_that_no_term_trains_says_nothing(finished, workdir):
+    config = config_lib.load(str(workdir / "config.json"))
+    with config.unlocked():
+        for term in ("intra_image", "inter_student", "inter_teacher"):
+            config.method[f"{term}_weight"] = 0.0
+    config_lib.save(config, str(workdir / "config.json"))
+    keys = {row.key for row in evaluate_run(str(workdir), None, protocols=("label_free",)).metrics.numbers}
+    assert keys >= {"view_rank1", "rankme", "alignment"}
+    assert not keys & {"teacher_entropy", "marginal_entropy"}
+
+
 def test_numbers_on_other_data_are_kept_apart(workdir, photo_folder, tmp_path):
     config = config_lib.load(str(workdir / "config.json"))
     config.train.best_metric = "eval_map"  # which the protocols that are asked for do not measure
