@@ -178,6 +178,15 @@ def test_method_fills_open_values_alone(name):
     assert config_lib.resolve(config, 1000).method.inter_student_weight == 0.25
 
 
+@pytest.mark.parametrize("term", TERMS)
+def test_each_term_is_an_objective_by_itself(term):
+    config = default()
+    for other in TERMS:
+        config.method[f"{other}_weight"] = float(other == term)
+    validate(config)
+    validate(config_lib.resolve(config, 1000))
+
+
 @pytest.mark.parametrize("name", ["dino", "esvit"])
 def test_references_are_evaluated_with_their_pool(name):
     config = default()
