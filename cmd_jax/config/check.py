@@ -83,8 +83,7 @@ def validate(config: ConfigDict) -> None:
             f"train.accumulate is {config.train.accumulate}, which does not divide train.batch_size={config.train.batch_size}; "
             "use a divisor of it"
         )
-    terms = ("intra_image", "intra_region", "inter_student", "inter_teacher", "relation", "released", "intra_masked")
-    if all(config.method[f"{term}_weight"] == 0 for term in terms):
+    if all(weight == 0 for name, weight in config.method.items() if name.endswith("_weight") and name != "koleo_weight"):
         raise ConfigError("all weights of the objective are 0; set method.intra_image_weight or another above 0")
 
 
