@@ -46,7 +46,7 @@ def test_configuration(workdir, tiny_config):
 
 def test_metrics_continue_after_a_checkpoint(workdir, monkeypatch):
     """What an interrupted run wrote after its checkpoint is dropped; in a bucket the file is whole after every upload."""
-    monkeypatch.setattr(metrics, "SummaryWriter", Board)
+    monkeypatch.setattr(metrics, "EventsWriter", Events)
     files.make_directory(workdir)
     for first_step, steps in ((0, (1, 2, 3)), (2, (3, 4))):
         writer = metrics.MetricsWriter(workdir, first_step)
@@ -58,7 +58,7 @@ def test_metrics_continue_after_a_checkpoint(workdir, monkeypatch):
 
 
 def test_bucket_metrics_are_uploaded_now_and_then(workdir, monkeypatch):
-    monkeypatch.setattr(metrics, "SummaryWriter", Board)
+    monkeypatch.setattr(metrics, "EventsWriter", Events)
     now = [0.0]
     monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
     files.make_directory(workdir)
@@ -73,13 +73,16 @@ def test_bucket_metrics_are_uploaded_now_and_then(workdir, monkeypatch):
     assert files.read(f"{workdir}/metrics.jsonl").count("\n") == 3
 
 
-class Board:
-    """TensorBoard's writer, which has a client of its own for buckets."""
+class Events:
+    """The writer of TensorBoard's events, which has a client of its own for buckets."""
 
-    def __init__(self, logdir, purge_step):
+    def __init__(self, file_prefix):
         pass
 
-    def add_scalar(self, name, value, step):
+    def write_event(self, event):
+        pass
+
+    def flush(self):
         pass
 
     def close(self):

@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable, Iterator
 
 import tqdm
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 from cmd_jax import files
 from cmd_jax.progress import clock
 
-REWRITE_S = 60  # between two uploads of metrics.jsonl
+REWRITE_S = 60  # between two writes of what is collected: TensorBoard's events, and metrics.jsonl in a bucket
 
 
 class MetricsWriter:
@@ -37,7 +39,7 @@ class MetricsWriter:
         text = "".join(kept)
         files.write(path, text)
         self._file = _BucketFile(path, text) if files.is_remote(path) else open(path, "a", encoding="utf-8")  # noqa: SIM115
-        self._board = SummaryWriter(os.path.join(workdir, "tb"), purge_step=first_step)
+        self._board = _Board(os.path.join(workdir, "tb"), first_step + 1 if first_step else 0)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """One line, `step` first, flushed at once; a number that is not finite is null, which every reader of JSON knows."""
@@ -47,18 +49,47 @@ class MetricsWriter:
         self._file.flush()
         if any(name.startswith("eval_") for name in metrics):
             self.evaluated.add(step)
-        for name, value in finite.items():
-            self._board.add_scalar(name, value, step)
+        self._board.write(step, finite)
 
     def close(self) -> None:
-        self._file.close()
-        self._board.close()
+        with contextlib.closing(self._board):
+            self._file.close()
 
 
 def _lines(path: str) -> list[str]:
     """Whole lines of a file; a last line cut off by a kill is left out."""
     lines = files.read(path).splitlines(keepends=True) if files.exists(path) else []
     return [line for line in lines if line.endswith("\n")]
+
+
+class _Board:
+    """TensorBoard's events of a run, on the disk or in the bucket every REWRITE_S seconds and when they are closed.
+
+    `tensorboardX.SummaryWriter` writes in a thread. A full disk ends that thread, and the training then waits for it for ever.
+
+    Args:
+        directory: of the events.
+        purge_step: TensorBoard hides what an interrupted run wrote of this step and of later ones.
+    """
+
+    def __init__(self, directory: str, purge_step: int):
+        files.make_directory(directory)
+        self._events = EventsWriter(os.path.join(directory, "events"))
+        self._add(purge_step, session_log=SessionLog(status=SessionLog.START))
+        self._written = time.monotonic()
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+        self._add(step, summary=Summary(value=values))
+        if time.monotonic() - self._written >= REWRITE_S:
+            self._events.flush()
+            self._written = time.monotonic()
+
+    def close(self) -> None:
+        self._events.close()
+
+    def _add(self, step: int, **content: Summary | SessionLog) -> None:
+        self._events.write_event(Event(wall_time=time.time(), step=step, **content))
 
 
 class _BucketFile:

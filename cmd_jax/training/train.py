@@ -170,12 +170,13 @@ def train(
             checkpoints.close()
             raise Preempted(f"stopped as asked at step {step} of {run.steps}; run again with --workdir={workdir}") from None
         finally:
-            stream.close()
-            progress.close()
-            if lock is None or lock.held():  # closing them writes what is left
-                if writer:
-                    writer.close()
-                checkpoints.close()
+            with contextlib.ExitStack() as last:  # all are closed, in the reverse order, also where one of them fails
+                if lock is None or lock.held():  # closing them writes what is left
+                    last.callback(checkpoints.close)
+                    if writer:
+                        last.callback(writer.close)
+                last.callback(progress.close)
+                last.callback(stream.close)
 
 
 def _restore_or_init(

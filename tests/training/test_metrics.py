@@ -1,6 +1,11 @@
 """Progress on a terminal and elsewhere, and the files of numbers."""
 
 import json
+import resource
+import struct
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from cmd_jax.training import metrics
 from cmd_jax.training.metrics import MetricsWriter, Progress
@@ -81,3 +86,42 @@ def test_resumed_writer_drops_later_lines(tmp_path):
     assert lines == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 2.0}, {"step": 3, "loss": 9.0}]
     MetricsWriter(str(tmp_path), 0).close()
     assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def _events(directory):
+    """The events of a directory's only file; a record is length, checksum, content, checksum."""
+    (path,) = directory.iterdir()
+    content = path.read_bytes()
+    while content:
+        (length,) = struct.unpack_from("<Q", content)
+        yield Event.FromString(content[12 : 12 + length])
+        content = content[16 + length :]
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path):
+    writer = MetricsWriter(str(tmp_path), 2)
+    writer.write(3, {"loss": 2.5, "eval_rank1": 0.25, "grad_norm": float("nan")})
+    writer.write(4, {"loss": 1.5})
+    writer.close()
+    version, start, *steps = _events(tmp_path / "tb")
+    assert version.file_version == "brain.Event:2"
+    # TensorBoard hides what an interrupted run wrote of this step and of later ones.
+    assert (start.step, start.session_log.status) == (3, SessionLog.START)
+    numbers = [(event.step, {value.tag: value.simple_value for value in event.summary.value}) for event in steps]
+    assert numbers == [(3, {"loss": 2.5, "eval_rank1": 0.25}), (4, {"loss": 1.5})]
+
+
+def test_full_disk_under_tensorboard_is_an_error(tmp_path):
+    """Not a thread that ends and is waited for."""
+    writer = MetricsWriter(str(tmp_path), 0)
+    lines = ((step, {"loss": 1.0}) for step in range(1000))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, limits[1]))  # a write past it fails as one to a full disk does
+        with pytest.raises(OSError, match="File too large"):
+            all(writer.write(*line) is None for line in lines)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    (events,) = (tmp_path / "tb").iterdir()
+    assert (tmp_path / "metrics.jsonl").stat().st_size < events.stat().st_size == 2**14
+    writer.close()
