@@ -71,6 +71,8 @@ class Checkpoints:
             read_only=read_only,
             # A step counts only with its commit file, and is renamed before it is deleted: a kill leaves no half step.
             atomicity_options=orbax_options.AtomicityOptions(mode=orbax_options.AtomicityMode.COMMIT_FILE),
+            # In the background, the writers would wait five minutes for a directory that a full disk does not let be made.
+            async_options=orbax_options.AsyncOptions(create_directories_asynchronously=False),
             todelete_subdir=None if read_only else TRASH,
         )
         if not read_only:

@@ -7,6 +7,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -271,6 +272,17 @@ def test_failed_save_leaves_other_steps_intact(workdir):
     reader = Checkpoints(str(workdir), read_only=True)
     assert reader.steps() == [2, 4, 6]
     assert _equal(reader.restore_state(_abstract(_state(6))), _state(6))
+
+
+def test_step_that_cannot_be_begun_leaves_no_thread(workdir):
+    """Orbax's writers must not wait for a directory that nobody makes: the process would end after minutes."""
+    checkpoints = Checkpoints(str(workdir))
+    (workdir / "checkpoints" / "8").symlink_to(workdir / "nowhere" / "8")
+    before = threading.enumerate()
+    with pytest.raises(SaveError, match="points/8 could not be written"):
+        checkpoints.save(_state(8), default())
+    assert [thread for thread in threading.enumerate() if thread not in before and not thread.daemon] == []
+    checkpoints.close()
 
 
 SHARDED = """
