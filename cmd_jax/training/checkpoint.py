@@ -9,7 +9,6 @@ import contextlib
 import json
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -403,7 +402,9 @@ def _first_line(error: BaseException) -> str:
 
 
 def free_space(directory: str) -> str:
-    """Describes the free space of a directory, for messages."""
+    """Describes the free space of a directory, for messages: bytes, and files where the file system limits their number."""
     if "://" in directory:
         return "its free space is not known"
-    return f"{shutil.disk_usage(directory).free / 2**20:,.1f} MiB are free there"
+    found = os.statvfs(directory)
+    files_left = f", for {found.f_favail:,} more files" if found.f_files else ""
+    return f"{found.f_bavail * found.f_frsize / 2**20:,.1f} MiB are free there{files_left}"
